@@ -1,0 +1,101 @@
+"""Checks at the boundary: early, and naming the argument, what it got and what it takes.
+
+Values are checked where they are concrete. Under a transformation (`jit`, `vmap`, …) only
+shapes and types are known, and only those are checked.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def is_concrete(*trees: Any) -> bool:
+    """Whether every leaf holds values, that is, none is being traced."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def check_ndim(name: str, array: Any, ndim: int, shape: str) -> None:
+    if array.ndim != ndim:
+        raise ValueError(f"{name} must have shape {shape}, got shape {tuple(array.shape)}")
+
+
+def check_same_length(**arrays: Any) -> None:
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        got = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        raise ValueError(f"{' and '.join(lengths)} must have one common length; {got}")
+
+
+def check_finite(name: str, tree: Any) -> None:
+    """Raises ValueError where a concrete floating-point leaf holds NaN or infinity."""
+    for leaf in jax.tree.leaves(tree):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating) or not is_concrete(leaf):
+            continue
+        if not bool(jnp.isfinite(leaf).all()):
+            bad = int(leaf.size - jnp.isfinite(leaf).sum())
+            raise ValueError(
+                f"{name} must be finite, but {bad} of its {leaf.size} values are NaN or infinite"
+            )
+
+
+def check_budget(budget: Any, num_examples: int, name: str = "budget") -> int:
+    if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)):
+        raise TypeError(
+            f"{name} must be a Python int (it is the static number of places), "
+            f"got {type(budget).__name__}"
+        )
+    if not 1 <= budget <= num_examples:
+        raise ValueError(f"{name} must be in 1..{num_examples}, got {budget}")
+    return int(budget)
+
+
+def check_positive_int(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return int(value)
+
+
+def check_fraction(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+        raise TypeError(f"{name} must be a number in (0, 1], got {type(value).__name__}")
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} must be in (0, 1], got {value}")
+    return float(value)
+
+
+def check_nonnegative(name: str, value: Any) -> None:
+    """Raises ValueError where a concrete number is negative or not finite."""
+    if is_concrete(value) and not (np.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be a finite number, at least 0, got {value}")
+
+
+def check_labels(labels: Any, *, num_examples: int, num_classes: int) -> jax.Array:
+    """Checks and returns the labels as int32[num_examples]."""
+    if num_classes < 1:
+        raise ValueError(f"there must be at least one class, got num_classes={num_classes}")
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers (class indices), got dtype {labels.dtype}")
+    if labels.shape != (num_examples,):
+        raise ValueError(
+            f"labels must have shape ({num_examples},), one for each example, "
+            f"got shape {labels.shape}"
+        )
+    if is_concrete(labels) and labels.size:
+        smallest, largest = int(labels.min()), int(labels.max())
+        if smallest < 0 or largest >= num_classes:
+            raise ValueError(
+                f"labels must be in 0..{num_classes - 1}, got values in {smallest}..{largest}"
+            )
+    return labels.astype(jnp.int32)
+
+
+def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
+    known = sorted(known)
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}")

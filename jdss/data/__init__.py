@@ -1,0 +1,17 @@
+"""Data sets as arrays, splits, and what happens to images on the device."""
+
+from jdss.data.datasets import DATASETS, Dataset, DatasetNotPreparedError, load_dataset
+from jdss.data.examples import Examples, Normalization, make_examples, training_batch
+from jdss.data.splits import stratified_split
+
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "DatasetNotPreparedError",
+    "Examples",
+    "Normalization",
+    "load_dataset",
+    "make_examples",
+    "stratified_split",
+    "training_batch",
+]

@@ -1,0 +1,133 @@
+"""Data sets by name: scikit-learn's digits (embedded), and MNIST and CIFAR through TFDS.
+
+`tensorflow_datasets.data_source` reads prepared data without TensorFlow. Preparing a data set for
+the first time does import TensorFlow: that is the extra `jdss[prepare]`.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jdss import _checks
+
+DATASETS = ("cifar10", "cifar100", "digits", "mnist")
+"""The data sets that `load_dataset` knows."""
+
+
+class DatasetNotPreparedError(RuntimeError):
+    """A data set is not prepared in the data directory; the message says what to run."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and labels in host memory.
+
+    Attributes:
+      name: what the data set is called in reports.
+      images: uint8[n, h, w, channels], or floats [n, …]: the original training set.
+      labels: int32[n], class indices in 0..num_classes-1.
+      test_images, test_labels: the test set, touched once, after the search.
+      num_classes: the number c of classes.
+    """
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    num_classes: int
+
+    def head(self, size: int | None, *, seed: int = 0) -> "Dataset":
+        """The same data set with a stratified sample of `size` training images; None keeps all."""
+        from jdss.data.splits import stratified_split
+
+        if size is None or size >= len(self.labels):
+            return self
+        _, kept = stratified_split(self.labels, size / len(self.labels), seed=seed)
+        return Dataset(
+            self.name,
+            self.images[kept],
+            self.labels[kept],
+            self.test_images,
+            self.test_labels,
+            self.num_classes,
+        )
+
+
+def load_dataset(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+    """Loads a data set by name.
+
+    Args:
+      name: "digits", "mnist", "cifar10" or "cifar100". The digits are scikit-learn's 1,797
+        handwritten digits of 8 × 8 pixels, resized to 16 × 16 so that LeNet's two convolutions
+        fit, a fifth of them held out as a test set (stratified, always the same).
+      data_dir: where `tensorflow_datasets` keeps its prepared data. None means what it means
+        there: the environment variable TFDS_DATA_DIR, or ~/tensorflow_datasets.
+
+    Raises:
+      ValueError: for an unknown name.
+      DatasetNotPreparedError: where the data is not there; the message says what to run.
+      ModuleNotFoundError: for the digits, where scikit-learn is not installed.
+    """
+    _checks.check_choice("dataset", name, DATASETS)
+    if name == "digits":
+        return _load_digits()
+    return _load_tfds(name, data_dir)
+
+
+def _load_digits() -> Dataset:
+    import jax
+    from sklearn.datasets import load_digits
+
+    from jdss.data.splits import stratified_split
+
+    digits = load_digits()
+    small = np.asarray(digits.images, np.float32) / 16  # 17 levels of grey
+    shape = (len(small), 16, 16)
+    resized = np.asarray(jax.image.resize(small, shape, "linear"))
+    images = np.round(255 * np.clip(resized, 0, 1)).astype(np.uint8)[..., None]
+    labels = digits.target.astype(np.int32)
+    train, test = stratified_split(labels, 0.2, seed=0)
+    return Dataset("digits", images[train], labels[train], images[test], labels[test], 10)
+
+
+def _load_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
+    import tensorflow_datasets as tfds
+
+    directory = None if data_dir is None else Path(data_dir).expanduser()
+    place = directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    sentence = (
+        f"{name} is not prepared in {place}: run `pip install 'jdss[prepare]'` and then "
+        f"`python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', "
+        f"data_dir='{place}', file_format='array_record').download_and_prepare()\"`, or name the "
+        "directory that holds it by data_dir or TFDS_DATA_DIR"
+    )
+    # TFDS offers to generate what is missing only by importing TensorFlow: look before asking.
+    expanded = Path(place).expanduser()
+    if not any((expanded / name).glob("*/dataset_info.json")):
+        raise DatasetNotPreparedError(sentence)
+    try:
+        builder = tfds.builder(name, data_dir=expanded)
+        arrays = [_read(builder.as_data_source(split=split)) for split in ("train", "test")]
+    except (FileNotFoundError, NotImplementedError, AssertionError) as error:
+        raise DatasetNotPreparedError(sentence) from error
+    (images, labels), (test_images, test_labels) = arrays
+    num_classes = builder.info.features["label"].num_classes
+    return Dataset(name, images, labels, test_images, test_labels, num_classes)
+
+
+def _read(source: object) -> tuple[np.ndarray, np.ndarray]:
+    size = len(source)  # type: ignore[arg-type]
+    images: np.ndarray | None = None
+    labels = np.empty(size, np.int32)
+    for start in range(0, size, 1000):
+        stop = min(start + 1000, size)
+        for offset, record in enumerate(source.__getitems__(range(start, stop))):  # type: ignore[attr-defined]
+            if images is None:
+                images = np.empty((size, *record["image"].shape), np.uint8)
+            images[start + offset] = record["image"]
+            labels[start + offset] = record["label"]
+    assert images is not None
+    return images, labels

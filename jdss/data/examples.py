@@ -1,0 +1,125 @@
+"""Examples on the device: stored as they come, normalised and augmented when a batch is taken.
+
+Images stay uint8 in device memory, a quarter of their size as floats; a batch is gathered,
+augmented and normalised inside the compiled step.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jdss import _checks
+
+AUGMENTATIONS = ("none", "crop_flip")
+_CROP_PADDING = 4  # pixels on each side, as is usual for 32 × 32 images
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Normalization:
+    """What is done to every input: uint8 is scaled to 0..1, then (input - mean) / std.
+
+    Attributes:
+      mean: float32[channels] or [].
+      std: float32, of the same shape.
+    """
+
+    mean: jax.Array
+    std: jax.Array
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        scaled = inputs.astype(jnp.float32)
+        if inputs.dtype == jnp.uint8:
+            scaled = scaled / 255
+        return (scaled - self.mean) / self.std
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Examples:
+    """Inputs and labels, and how a batch of them is prepared.
+
+    Attributes:
+      inputs: uint8[n, h, w, channels] for images, or floats [n, …].
+      labels: int32[n], class indices.
+      normalization: what is done to every input.
+      augmentation: "none", or "crop_flip" for random crops (4 pixels of zero padding) and
+        horizontal flips of training batches; static.
+    """
+
+    inputs: jax.Array
+    labels: jax.Array
+    normalization: Normalization
+    augmentation: str = field(default="none", metadata={"static": True})
+
+    def __len__(self) -> int:
+        return self.inputs.shape[0]
+
+
+def make_examples(inputs: Any, labels: Any, *, augmentation: str = "none") -> Examples:
+    """Checks arrays and makes them `Examples`; uint8 images are normalised by their own statistics.
+
+    Raises:
+      ValueError, TypeError: for lengths that disagree, inputs that are neither uint8 nor finite
+        floats, labels that are not class indices, an unknown augmentation.
+    """
+    inputs = np.asarray(inputs)
+    if inputs.ndim < 2 or not len(inputs):
+        raise ValueError(f"inputs must have shape [n, …] with n at least 1, got {inputs.shape}")
+    _checks.check_choice("augmentation", augmentation, AUGMENTATIONS)
+    if augmentation != "none" and inputs.ndim != 4:
+        raise ValueError(
+            f"augmentation {augmentation!r} takes images [n, h, w, channels], got {inputs.shape}"
+        )
+    labels = np.asarray(labels)
+    num_classes = int(labels.max()) + 1 if labels.size and labels.dtype.kind in "iu" else 1
+    labels = _checks.check_labels(labels, num_examples=len(inputs), num_classes=num_classes)
+    mean, std = np.float32(0), np.float32(1)
+    if inputs.dtype == np.uint8:
+        mean, std = _pixel_statistics(inputs)
+    elif np.issubdtype(inputs.dtype, np.floating):
+        if not np.isfinite(inputs).all():
+            raise ValueError("inputs must be finite, but some are NaN or infinite")
+        inputs = inputs.astype(np.float32)
+    else:
+        raise TypeError(f"inputs must be uint8 images or floats, got dtype {inputs.dtype}")
+    normalization = Normalization(jnp.asarray(mean), jnp.asarray(std))
+    return Examples(jnp.asarray(inputs), labels, normalization, augmentation)
+
+
+def _pixel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel, on the scale 0..1, by counting pixel values."""
+    values = np.arange(256) / 255
+    channels = images.reshape(-1, images.shape[-1]) if images.ndim == 4 else images.reshape(-1, 1)
+    counts = np.stack([np.bincount(channel, minlength=256) for channel in channels.T])
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    mean = shares @ values
+    std = np.sqrt(np.maximum(shares @ values**2 - mean**2, 1e-12))
+    if images.ndim != 4:
+        mean, std = mean[0], std[0]
+    return np.float32(mean), np.float32(std)
+
+
+def training_batch(examples: Examples, indices: jax.Array, key: jax.Array) -> jax.Array:
+    """A batch of inputs, augmented and normalised: float32[b, …] for `indices` int32[b]."""
+    inputs = examples.inputs[indices]
+    if examples.augmentation == "crop_flip":
+        inputs = _crop_and_flip(inputs, key)
+    return examples.normalization(inputs)
+
+
+def _crop_and_flip(images: jax.Array, key: jax.Array) -> jax.Array:
+    crop_key, flip_key = jax.random.split(key)
+    pad = _CROP_PADDING
+    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    corners = jax.random.randint(crop_key, (len(images), 2), 0, 2 * pad + 1)
+    flips = jax.random.bernoulli(flip_key, shape=(len(images),))
+
+    def crop(image: jax.Array, corner: jax.Array, flip: jax.Array) -> jax.Array:
+        window = jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), images.shape[1:])
+        return jnp.where(flip, window[:, ::-1], window)
+
+    return jax.vmap(crop)(padded, corners, flips)

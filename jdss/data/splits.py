@@ -1,0 +1,52 @@
+"""Stratified splits."""
+
+from typing import Any
+
+import numpy as np
+
+from jdss import _checks
+from jdss.subset import class_shares
+
+
+def stratified_split(
+    labels: Any, fraction: float = 0.1, *, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Splits examples in two, with every class in proportion in both.
+
+    Args:
+      labels: int[n], class indices.
+      fraction: the share of the second part, in (0, 1): round(fraction · n) examples, at least 1.
+      seed: the same seed gives the same split.
+
+    Returns:
+      The sorted indices int32 of the first part (the larger one by default) and of the second.
+
+    Raises:
+      TypeError, ValueError: for labels that are not integers, or fewer than two; a fraction
+        outside (0, 1).
+
+    Example:
+      >>> train, validation = stratified_split([0, 0, 0, 0, 1, 1, 1, 1], 0.25)
+      >>> len(train), len(validation)
+      (6, 2)
+    """
+    labels = np.asarray(labels)
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must be in (0, 1), got {fraction}")
+    if labels.ndim != 1 or len(labels) < 2:
+        raise ValueError(
+            f"labels must have shape (n,) with at least two examples to split, got {labels.shape}"
+        )
+    num_classes = int(labels.max()) + 1 if np.issubdtype(labels.dtype, np.integer) else 1
+    _checks.check_labels(labels, num_examples=len(labels), num_classes=num_classes)
+    size = min(max(round(fraction * len(labels)), 1), len(labels) - 1)
+    shares = class_shares(np.bincount(labels, minlength=num_classes), size)
+    generator = np.random.default_rng(seed)
+    second = np.concatenate(
+        [
+            generator.permutation(np.flatnonzero(labels == label))[:share]
+            for label, share in enumerate(shares)
+        ]
+    )
+    first = np.setdiff1d(np.arange(len(labels)), second)
+    return first.astype(np.int32), np.sort(second).astype(np.int32)

@@ -1,0 +1,323 @@
+"""Per-example gradients as linear operators.
+
+The n × p matrix of per-example gradients is never needed by itself: selection only asks it for
+weighted sums of its rows, correlations of its rows with a target, inner products between rows,
+and norms. Three operators answer these questions:
+
+- `FactoredGradients`: row i is the outer product `errors[i] ⊗ inputs[i]`, which is the exact
+  gradient of a dense layer. It costs n (c + d) numbers instead of n c d.
+- `DenseGradients`: the rows themselves, as `vmap(grad)` makes them.
+- `SummedGradients`: each row is the sum of a group of consecutive rows of another operator
+  (the mini-batch atoms of GRAD-MATCH's per-batch version), again without densifying.
+
+All three are frozen pytrees, so they pass through `jit`, `vmap` and `pmap`.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from jdss import _checks
+
+_Params = TypeVar("_Params")
+_Example = TypeVar("_Example")
+
+
+@runtime_checkable
+class Gradients(Protocol):
+    """What a selection method may ask of the per-example gradients.
+
+    `n` is the number of rows and `target` stands for an array of the shape of one row:
+    `[p]` for dense gradients, `[c, d]` for factored ones.
+    """
+
+    @property
+    def num_examples(self) -> int:
+        """The number n of rows."""
+        ...
+
+    def weighted_sum(self, weights: jax.Array) -> jax.Array:
+        """`Σ_i weights[i] g_i`, of the shape of a row, for `weights` float32[n]."""
+        ...
+
+    def correlate(self, target: jax.Array) -> jax.Array:
+        """`⟨g_i, target⟩` for every row, float32[n]."""
+        ...
+
+    def inner_products(self, other: Self) -> jax.Array:
+        """`⟨g_i, h_j⟩` for the rows h of another operator of the same kind, float32[n, m]."""
+        ...
+
+    def squared_norms(self) -> jax.Array:
+        """`‖g_i‖²` for every row, float32[n]."""
+        ...
+
+    def take(self, indices: jax.Array) -> Self:
+        """The operator of the rows `indices` int32[m], in that order."""
+        ...
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DenseGradients:
+    """Per-example gradients stored as the rows of a matrix.
+
+    Attributes:
+      matrix: float32[n, p], row i is the gradient of example i.
+    """
+
+    matrix: jax.Array
+
+    @property
+    def num_examples(self) -> int:
+        return self.matrix.shape[0]
+
+    def weighted_sum(self, weights: jax.Array) -> jax.Array:
+        return weights @ self.matrix
+
+    def correlate(self, target: jax.Array) -> jax.Array:
+        return self.matrix @ target
+
+    def inner_products(self, other: "DenseGradients") -> jax.Array:
+        return self.matrix @ other.matrix.T
+
+    def squared_norms(self) -> jax.Array:
+        return jnp.sum(self.matrix**2, axis=1)
+
+    def take(self, indices: jax.Array) -> "DenseGradients":
+        return DenseGradients(self.matrix[indices])
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class FactoredGradients:
+    """Per-example gradients of a dense layer, kept as their two factors.
+
+    Row i is `errors[i] ⊗ inputs[i]`, a matrix of shape [c, d]. Inner products factor as
+    `(e_i · e_j) (h_i · h_j)`, so a Gram block costs n² (c + d) operations instead of n² c d.
+
+    Attributes:
+      errors: float32[n, c], the derivative of example i's loss by the layer's outputs.
+      inputs: float32[n, d], the layer's inputs, with a column of ones where it has a bias.
+    """
+
+    errors: jax.Array
+    inputs: jax.Array
+
+    @property
+    def num_examples(self) -> int:
+        return self.errors.shape[0]
+
+    def weighted_sum(self, weights: jax.Array) -> jax.Array:
+        return (self.errors * weights[:, None]).T @ self.inputs
+
+    def correlate(self, target: jax.Array) -> jax.Array:
+        return jnp.sum((self.inputs @ target.T) * self.errors, axis=1)
+
+    def inner_products(self, other: "FactoredGradients") -> jax.Array:
+        return (self.errors @ other.errors.T) * (self.inputs @ other.inputs.T)
+
+    def squared_norms(self) -> jax.Array:
+        return jnp.sum(self.errors**2, axis=1) * jnp.sum(self.inputs**2, axis=1)
+
+    def take(self, indices: jax.Array) -> "FactoredGradients":
+        return FactoredGradients(self.errors[indices], self.inputs[indices])
+
+
+_Rows = TypeVar("_Rows", DenseGradients, FactoredGradients)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SummedGradients:
+    """Sums over groups of `group_size` consecutive rows of another operator.
+
+    Row b is `Σ_i g_i` over the rows `b · group_size, …, (b + 1) · group_size - 1` of `rows`.
+    Made by `sum_consecutive`, which pads a short last group with rows of zeros.
+
+    Attributes:
+      rows: the operator whose rows are summed, with m · group_size rows.
+      group_size: the number of rows a sum has; static.
+    """
+
+    rows: DenseGradients | FactoredGradients
+    group_size: int = field(metadata={"static": True})
+
+    @property
+    def num_examples(self) -> int:
+        return self.rows.num_examples // self.group_size
+
+    def weighted_sum(self, weights: jax.Array) -> jax.Array:
+        return self.rows.weighted_sum(jnp.repeat(weights, self.group_size))
+
+    def correlate(self, target: jax.Array) -> jax.Array:
+        return self._sum_groups(self.rows.correlate(target))
+
+    def inner_products(self, other: "SummedGradients") -> jax.Array:
+        products = self._sum_groups(self.rows.inner_products(other.rows))  # type: ignore[arg-type]
+        return other._sum_groups(products.T).T
+
+    def squared_norms(self) -> jax.Array:
+        def squared_norm(group: DenseGradients | FactoredGradients) -> jax.Array:
+            return jnp.sum(group.inner_products(group))  # type: ignore[arg-type]
+
+        return jax.lax.map(squared_norm, self._grouped())
+
+    def take(self, indices: jax.Array) -> "SummedGradients":
+        taken = jax.tree.map(lambda leaf: leaf[indices], self._grouped())
+        rows = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), taken)
+        return SummedGradients(rows, self.group_size)
+
+    def _grouped(self) -> DenseGradients | FactoredGradients:
+        """The rows with a leading axis for the group: leaves of shape [m, group_size, …]."""
+        return jax.tree.map(
+            lambda leaf: leaf.reshape(-1, self.group_size, *leaf.shape[1:]), self.rows
+        )
+
+    def _sum_groups(self, values: jax.Array) -> jax.Array:
+        return values.reshape(-1, self.group_size, *values.shape[1:]).sum(axis=1)
+
+
+def sum_consecutive(gradients: _Rows, group_size: int) -> SummedGradients:
+    """Sums of consecutive mini-batches of gradients, as an operator.
+
+    A short last batch is an atom like any other: it is padded with gradients of zero.
+
+    Args:
+      gradients: n rows, dense or factored.
+      group_size: the size of a mini-batch, at least 1.
+
+    Returns:
+      An operator with ceil(n / group_size) rows.
+    """
+    padding = -gradients.num_examples % group_size
+    rows = jax.tree.map(
+        lambda leaf: jnp.pad(leaf, [(0, padding)] + [(0, 0)] * (leaf.ndim - 1)), gradients
+    )
+    return SummedGradients(rows, group_size)
+
+
+def last_layer_gradients(
+    logits: jax.Array, inputs: jax.Array, labels: jax.Array
+) -> FactoredGradients:
+    """Gradients of the softmax cross-entropy by the weights and bias of the last dense layer.
+
+    For example i the gradient is `(softmax(logits_i) - onehot_i) ⊗ [inputs_i, 1]`; it is exact,
+    and it is kept as these two factors.
+
+    Args:
+      logits: float[n, c], outputs of the last dense layer.
+      inputs: float[n, d - 1], inputs of the last dense layer.
+      labels: int[n], class indices in 0..c-1.
+
+    Returns:
+      `FactoredGradients` with errors float32[n, c] and inputs float32[n, d]; the last column of
+      the inputs is the column of ones of the bias.
+
+    Raises:
+      TypeError: if the labels are not integers.
+      ValueError: if the shapes disagree, a label is outside 0..c-1, or a value is not finite.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> gradients = last_layer_gradients(jnp.zeros((2, 4)), jnp.ones((2, 3)), jnp.array([0, 3]))
+      >>> gradients.errors[1]
+      Array([ 0.25,  0.25,  0.25, -0.75], dtype=float32)
+      >>> gradients.inputs.shape
+      (2, 4)
+    """
+    logits, inputs = jnp.asarray(logits), jnp.asarray(inputs)
+    _checks.check_ndim("logits", logits, 2, "[n, c]")
+    _checks.check_ndim("inputs", inputs, 2, "[n, d - 1]")
+    _checks.check_same_length(logits=logits, inputs=inputs)
+    labels = _checks.check_labels(labels, num_examples=len(logits), num_classes=logits.shape[1])
+    _checks.check_finite("logits", logits)
+    _checks.check_finite("inputs", inputs)
+    return FactoredGradients(
+        errors=cross_entropy_errors(logits, labels), inputs=append_ones(inputs)
+    )
+
+
+def cross_entropy_errors(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """`softmax(logits_i) - onehot_i`, float32[n, c]: the cross-entropy's derivative by the logits."""
+    onehot = jax.nn.one_hot(labels, logits.shape[1], dtype=jnp.float32)
+    return jax.nn.softmax(logits.astype(jnp.float32)) - onehot
+
+
+def append_ones(inputs: jax.Array) -> jax.Array:
+    """[n, d - 1] to float32[n, d]: the layer's inputs with the constant input of its bias."""
+    ones = jnp.ones((len(inputs), 1), jnp.float32)
+    return jnp.concatenate([inputs.astype(jnp.float32), ones], axis=1)
+
+
+def per_example_gradients(
+    loss_fn: Callable[[_Params, _Example], jax.Array],
+    params: _Params,
+    examples: _Example,
+    *,
+    batch_size: int | None = None,
+) -> DenseGradients:
+    """Gradients of every example's loss by all of `params`: `vmap(grad)`, flattened.
+
+    Args:
+      loss_fn: `loss_fn(params, example) -> scalar`, the loss of one example.
+      params: a pytree of float arrays with p numbers in all.
+      examples: a pytree of arrays whose leading axis is the n examples.
+      batch_size: how many examples are differentiated at once. None takes all of them; a
+        smaller number bounds the memory of the intermediate values (the result has n × p
+        numbers in either case).
+
+    Returns:
+      `DenseGradients` with a matrix float32[n, p], the columns in the order of
+      `jax.flatten_util.ravel_pytree(params)`.
+
+    Raises:
+      ValueError: if the examples are empty or differ in length, or `batch_size` is below 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> loss = lambda w, example: 0.5 * (w @ example["x"] - example["y"]) ** 2
+      >>> examples = {"x": jnp.eye(2), "y": jnp.array([1.0, 2.0])}
+      >>> per_example_gradients(loss, jnp.zeros(2), examples).matrix
+      Array([[-1.,  0.],
+             [ 0., -2.]], dtype=float32)
+    """
+    leaves: list[Any] = jax.tree.leaves(examples)
+    lengths = {leaf.shape[0] if getattr(leaf, "ndim", 0) else 0 for leaf in leaves}
+    if len(lengths) != 1 or lengths == {0}:
+        raise ValueError(
+            "examples must be arrays of one common length, at least 1, along the first axis; "
+            f"got lengths {sorted(lengths)}"
+        )
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be None or at least 1, got {batch_size}")
+
+    def gradient(example: _Example) -> jax.Array:
+        return ravel_pytree(jax.grad(loss_fn)(params, example))[0].astype(jnp.float32)
+
+    (length,) = lengths
+    if batch_size is None or batch_size >= length:
+        return DenseGradients(jax.vmap(gradient)(examples))
+    return DenseGradients(jax.lax.map(gradient, examples, batch_size=batch_size))
+
+
+def row_shape(gradients: Gradients) -> tuple[int, ...]:
+    """The shape of one row, and so of a target: (p,) for dense gradients, (c, d) for factored."""
+    if isinstance(gradients, SummedGradients):
+        return row_shape(gradients.rows)
+    if isinstance(gradients, FactoredGradients):
+        return gradients.errors.shape[-1], gradients.inputs.shape[-1]
+    if isinstance(gradients, DenseGradients):
+        return gradients.matrix.shape[1:]
+    ones = jax.ShapeDtypeStruct((gradients.num_examples,), jnp.float32)
+    return jax.eval_shape(gradients.weighted_sum, ones).shape
+
+
+def row_size(gradients: Gradients) -> int:
+    """The number p of entries of one row."""
+    return math.prod(row_shape(gradients))

@@ -1,0 +1,259 @@
+"""Result files: one run (a strategy and its seeds) a JSON file, with where it came from.
+
+Times are in seconds, energy in joules, accuracies are fractions of 1. A file names no host, no
+user and no absolute path, so that it can be published as it is.
+"""
+
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+REQUIRED_KEYS = (
+    "command",
+    "commit",
+    "versions",
+    "hardware",
+    "seeds",
+    "scale",
+    "dataset",
+    "strategy",
+    "trials",
+    "ledger",
+)
+"""What every result file has."""
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "optuna", "numpy", "jdss")
+_CHECKOUT = Path(__file__).resolve().parents[2]
+# From the root with two or more components (so that "1/2" and "and/or" are not paths), from a
+# drive, or inside a URL of a file or of SQLite.
+_ABSOLUTE_PATH = re.compile(
+    r"(?:(?<![\w.~:/\\-])|(?<=:///)|(?<=file://))"
+    r"(?:/(?=[^\s'\"/]+/)|[A-Za-z]:[\\/])[^\s'\",;]+"
+)
+
+
+def environment() -> dict[str, Any]:
+    """Where a run happened: its command, commit, versions and hardware, ready for a result.
+
+    Returns:
+      `command`: the command line, as one would type it in the checkout.
+      `commit`: of the checkout that holds this package, with "-dirty" where tracked files other
+        than results differ from it; None outside a checkout.
+      `versions`: of Python and the packages that shape a result; None for one not installed.
+      `hardware`: platform, cpu, cores (available to this process), memory_bytes, jax_backend,
+        and devices (kind and count).
+    """
+    return {
+        "command": _command(sys.orig_argv),
+        "commit": _commit(_CHECKOUT),
+        "versions": _versions(),
+        "hardware": _hardware(),
+    }
+
+
+def write_result(path: str | os.PathLike[str], result: Mapping[str, Any]) -> None:
+    """Writes a result file, whole or not at all; an earlier file stays until the new one is ready.
+
+    Floats are kept to nine significant digits, which tell any two float32 values apart. Absolute
+    paths inside texts are cut down to their last component.
+
+    Args:
+      path: of the file; its directories are created.
+      result: a mapping with at least `REQUIRED_KEYS`. NumPy and JAX values are taken as well.
+
+    Raises:
+      ValueError: where keys are missing, or a number is NaN or infinite (it is named; a failed
+        trial's value is None).
+      TypeError: where a value has no JSON form.
+    """
+    path = Path(path)
+    missing = [key for key in REQUIRED_KEYS if key not in result]
+    if missing:
+        raise ValueError(f"result for {path.name} lacks {', '.join(missing)}")
+    text = json.dumps(_plain(result, ""), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_results(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Reads every `*.json` of a directory (not of those below it), sorted by file name.
+
+    Raises:
+      FileNotFoundError: where there is no such directory.
+      ValueError: for a file that cannot be read or is incomplete, naming it.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"no directory of results at {directory}")
+    return [_read_result(path) for path in sorted(directory.glob("*.json"))]
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable result file: {error}") from error
+    if not isinstance(result, dict):
+        raise ValueError(f"{path} is not a result file: it holds no JSON object")
+    missing = [key for key in REQUIRED_KEYS if key not in result]
+    if missing:
+        raise ValueError(f"{path} is not a complete result file: it lacks {', '.join(missing)}")
+    return result
+
+
+def _plain(value: Any, where: str) -> Any:
+    """The JSON form of a value; `where` is its place in the result, for error messages."""
+    if hasattr(value, "tolist"):  # NumPy and JAX, scalars and arrays
+        value = value.tolist()
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where} is {value}; a result holds finite numbers or None")
+        return float(f"{value:.9g}")
+    if isinstance(value, (str, os.PathLike)):
+        return _without_paths(os.fspath(value))
+    if isinstance(value, Mapping):
+        return {
+            str(key): _plain(item, f"{where}.{key}" if where else str(key))
+            for key, item in value.items()
+        }
+    if isinstance(value, Sequence):
+        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    raise TypeError(f"{where} has no JSON form: {type(value).__name__}")
+
+
+def _without_paths(text: str) -> str:
+    """Cuts absolute paths down to ".../" and their last component."""
+    whole = _last_component(text) if _is_absolute(text) else text
+    return _ABSOLUTE_PATH.sub(lambda match: _last_component(match.group()), whole)
+
+
+def _is_absolute(text: str) -> bool:
+    return text.startswith(("/", "\\\\")) or re.match(r"[A-Za-z]:[\\/]", text) is not None
+
+
+def _last_component(path: str) -> str:
+    return ".../" + re.split(r"[\\/]", path.rstrip("/\\"))[-1]
+
+
+def _command(argv: Sequence[str]) -> str:
+    """The command line of a process, without the paths of this machine.
+
+    Args:
+      argv: as in `sys.orig_argv`: the interpreter, its options, the program and its arguments.
+    """
+    program, *arguments = argv
+    words = [Path(program).name, *arguments]
+    if words[0].startswith("python"):
+        words[0] = "python"
+        script = Path(arguments[0]) if arguments else Path()
+        # A console script (`jdss`) is run by the interpreter beside which it is installed.
+        if script.is_absolute() and script.parent.name in ("bin", "Scripts"):
+            words = [script.stem if script.suffix == ".exe" else script.name, *arguments[1:]]
+    return shlex.join(_portable_argument(word) for word in words)
+
+
+def _portable_argument(argument: str) -> str:
+    option, equals, value = argument.rpartition("=")
+    if not _is_absolute(value):
+        return _without_paths(argument)
+    try:
+        value = Path(value).relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        value = _last_component(value)
+    return f"{option}{equals}{value}"
+
+
+def _commit(checkout: Path) -> str | None:
+    """HEAD of a checkout, "-dirty" where its tracked files differ; results are not counted."""
+
+    def git(*arguments: str) -> str:
+        # Inside a git hook these variables name another repository.
+        env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+        command = ["git", "-C", str(checkout), *arguments]
+        run = subprocess.run(
+            command, env=env, capture_output=True, text=True, check=True, timeout=30
+        )
+        return run.stdout.strip()
+
+    try:
+        # An installed package may lie in the checkout of somebody else's project.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != checkout:
+            return None
+        commit = git("rev-parse", "HEAD")
+        results = ":(exclude)experiments/results"
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", results)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("-dirty" if changes else "")
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def _hardware() -> dict[str, Any]:
+    import jax
+
+    kinds = [device.device_kind for device in jax.local_devices()]
+    return {
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "cores": _cores(),
+        "memory_bytes": _memory_bytes(),
+        "jax_backend": jax.default_backend(),
+        "devices": [{"kind": kind, "count": kinds.count(kind)} for kind in sorted(set(kinds))],
+    }
+
+
+def _cores() -> int | None:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def _cpu_model() -> str | None:
+    try:
+        if sys.platform == "darwin":
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(
+                command, capture_output=True, text=True, check=True
+            ).stdout.strip()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return platform.processor() or platform.machine() or None
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None

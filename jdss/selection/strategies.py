@@ -1,0 +1,80 @@
+"""Strategies by name, as `fit` and `tune` take them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from jdss import _checks
+from jdss.selection.grad_match import grad_match
+from jdss.selection.uniform import uniform
+from jdss.subset import Select
+
+LIFTINGS = ("all", "per_class", "per_batch")
+"""How a method is applied: to everything at once, to each class, or to mini-batch sums."""
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How subsets are chosen during training.
+
+    Attributes:
+      name: what it is called in reports.
+      select: the selection method, or None for training on everything.
+      needs_gradients: whether `select` reads the gradients or only their number.
+      lifting: one of `LIFTINGS`.
+      options: what else `select` is given.
+    """
+
+    name: str
+    select: Select | None
+    needs_gradients: bool
+    lifting: str
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+STRATEGIES: Mapping[str, Strategy] = {
+    "full": Strategy("full", None, needs_gradients=False, lifting="all"),
+    "grad_match": Strategy("grad_match", grad_match, needs_gradients=True, lifting="per_class"),
+    "uniform": Strategy("uniform", uniform, needs_gradients=False, lifting="all"),
+}
+"""The strategies that `fit` and `tune` know by name, with the lifting each has by default."""
+
+
+def get_strategy(
+    selection: str | Select,
+    *,
+    lifting: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Strategy:
+    """A strategy by name, or made of a function of the selection protocol.
+
+    Args:
+      selection: a name in `STRATEGIES`, or `select(gradients, budget, *, key, …) -> Subset`.
+      lifting: "all", "per_class" or "per_batch"; None means the strategy's own ("all" for a
+        function).
+      options: passed to the method.
+
+    Raises:
+      ValueError: for an unknown name or lifting, with the known ones.
+      TypeError: where `selection` is neither a name nor a function.
+    """
+    if callable(selection):
+        name = getattr(selection, "__name__", type(selection).__name__)
+        strategy = Strategy(name, selection, needs_gradients=True, lifting="all")
+    elif isinstance(selection, str):
+        _checks.check_choice("selection", selection, STRATEGIES)
+        strategy = STRATEGIES[selection]
+    else:
+        raise TypeError(
+            f"selection must be a name or a function, got {type(selection).__name__}"
+        )
+    if lifting is not None:
+        _checks.check_choice("lifting", lifting, LIFTINGS)
+    return Strategy(
+        strategy.name,
+        strategy.select,
+        strategy.needs_gradients,
+        lifting or strategy.lifting,
+        dict(options or {}),
+    )

@@ -1,0 +1,333 @@
+"""What selection returns, and lifting a selection method to classes and to mini-batches.
+
+A selection method is a function of the protocol
+
+    select(gradients, budget, *, key=None, mask=None, count=None, **options) -> Subset
+
+`budget` is static; `mask` bool[n] marks padding with False; `count` int32, at most `budget` and
+possibly traced, is the number of places to fill. Places from `count` on hold weight 0.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jdss import _checks
+from jdss.gradients import Gradients, sum_consecutive
+
+Select = Callable[..., "Subset"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Subset:
+    """A weighted subset of n examples.
+
+    Attributes:
+      indices: int32[k], the chosen examples: distinct where the budget allows, never padding.
+      weights: float32[k], finite and non-negative, one for each index.
+      num_selected: int32[], how many places the method itself filled. They come first; the
+        remaining places were filled up as the method's docstring says.
+    """
+
+    indices: jax.Array
+    weights: jax.Array
+    num_selected: jax.Array
+
+
+def fill_places(
+    chosen: jax.Array,
+    num_selected: jax.Array,
+    num_examples: int,
+    *,
+    mask: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Replaces the places of `chosen` from `num_selected` on by distinct unused examples.
+
+    Args:
+      chosen: int32[k], of which the first `num_selected` are distinct examples.
+      num_selected: int32[], how many places to keep.
+      num_examples: n.
+      mask: bool[n], False for examples that may not be used. None allows all.
+      key: where given, the unused examples are drawn at random; otherwise the lowest come first.
+
+    Returns:
+      int32[k]. Where fewer than k examples are allowed, all of them are there and then repeat.
+    """
+    mask = jnp.ones(num_examples, bool) if mask is None else mask
+    places = jnp.arange(len(chosen))
+    kept = places < num_selected
+    used = jnp.zeros(num_examples, bool).at[chosen].max(kept)
+    preference = jnp.arange(num_examples) if key is None else jax.random.permutation(key, num_examples)
+    # Unused examples first, then used ones (for when they must repeat), never the padding.
+    rank = jnp.where(used, num_examples, 0) + jnp.where(mask, 0, 2 * num_examples) + preference
+    unused_first = jnp.argsort(rank)
+    refill = unused_first[(places - num_selected) % jnp.maximum(mask.sum(), 1)]
+    return jnp.where(kept, chosen, refill).astype(jnp.int32)
+
+
+def class_shares(class_sizes: np.ndarray, budget: int) -> np.ndarray:
+    """Divides a budget among classes in proportion to their sizes, by the largest remainder.
+
+    Every class that has an example gets at least one place where the budget allows, no class
+    gets more than it has, and the shares sum to the budget exactly. Where the budget is smaller
+    than the number of classes that have an example, the largest classes get one each.
+
+    Args:
+      class_sizes: int[c], the number of examples in each class.
+      budget: places in all, in 1..sum(class_sizes).
+
+    Returns:
+      int[c], the places of each class.
+
+    Example:
+      >>> class_shares(np.array([50, 30, 1, 0]), 8)
+      array([4, 3, 1, 0])
+    """
+    class_sizes = np.asarray(class_sizes)
+    present = class_sizes > 0
+    if budget < present.sum():
+        largest_first = np.argsort(-class_sizes, kind="stable")
+        shares = np.zeros_like(class_sizes)
+        shares[largest_first[:budget]] = 1
+        return shares
+    quotas = budget * class_sizes / class_sizes.sum()
+    shares = np.maximum(np.floor(quotas).astype(class_sizes.dtype), present)
+    # The places still missing go, one each, to the largest remainders; where the guaranteed
+    # single places overshot, places are taken back from the smallest remainders.
+    while shares.sum() != budget:
+        missing = budget - shares.sum()
+        remainders = quotas - shares
+        if missing > 0:
+            remainders[shares >= class_sizes] = -np.inf
+            order = np.argsort(-remainders, kind="stable")
+            open_classes = int((shares < class_sizes).sum())
+            shares[order[: min(missing, open_classes)]] += 1
+        else:
+            remainders[shares <= 1] = np.inf
+            shares[np.argmin(remainders)] -= 1
+    return shares
+
+
+def per_class(select: Select, labels: Any, num_classes: int) -> Select:
+    """Lifts a selection method to one independent problem for each class.
+
+    The classes' problems are small and of one padded shape, so the method is compiled once for
+    all of them. Shares are proportional to the class sizes, by the largest remainder; a class
+    that has an example gets at least one place where the budget allows; the places sum to the
+    budget exactly (see `class_shares`).
+
+    Args:
+      select: a method of the protocol.
+      labels: int[n], concrete class indices in 0..num_classes-1.
+      num_classes: the number of classes, at least 1.
+
+    Returns:
+      `lifted(gradients, budget, *, key=None, mask=None, class_options=None, **options)`, a method
+      of the protocol but for `count`, which it refuses. `options` are passed to `select` for
+      every class; `class_options` maps option names to pytrees of arrays with a leading axis of
+      `num_classes`, of which each class gets its own entry. `mask` must be concrete.
+
+    Raises:
+      TypeError, ValueError: if the labels are traced, are not integers, are outside
+        0..num_classes-1, or are not as many as the gradients.
+
+    Example:
+      >>> import jdss
+      >>> gradients = jdss.DenseGradients(jnp.eye(6))
+      >>> subset = jdss.per_class(jdss.grad_match, [0, 0, 0, 0, 1, 1], 2)(gradients, 3)
+      >>> subset.indices
+      Array([0, 1, 4], dtype=int32)
+    """
+    if not _checks.is_concrete(labels):
+        raise TypeError("labels must be concrete: the shares of the classes are static")
+    labels = np.asarray(labels)
+    labels = np.asarray(
+        _checks.check_labels(labels, num_examples=len(labels), num_classes=num_classes)
+    )
+
+    def lifted(
+        gradients: Gradients,
+        budget: int,
+        *,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        count: jax.Array | None = None,
+        class_options: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Subset:
+        if count is not None:
+            raise TypeError("count is not taken by a per-class selection: give a smaller budget")
+        num_examples = gradients if isinstance(gradients, int) else gradients.num_examples
+        if num_examples != len(labels):
+            raise ValueError(
+                f"labels and gradients must have one common length; labels has {len(labels)}, "
+                f"gradients has {num_examples}"
+            )
+        allowed = np.ones(len(labels), bool)
+        if mask is not None:
+            if not _checks.is_concrete(mask):
+                raise TypeError("mask must be concrete in a per-class selection")
+            allowed = np.asarray(mask, bool)
+        budget = _checks.check_budget(budget, int(allowed.sum()))
+        if not isinstance(gradients, int) and _checks.is_concrete(gradients):
+            _checks.check_finite("gradients", gradients)
+        sizes = np.bincount(labels[allowed], minlength=num_classes)
+        shares = class_shares(sizes, budget)
+        width = int(sizes.max())
+        members = np.zeros((num_classes, width), np.int32)
+        for label in range(num_classes):
+            members[label, : sizes[label]] = np.flatnonzero(allowed & (labels == label))
+        static, traced = _split_options(options)
+        subset = _select_in_classes(
+            select,
+            gradients,
+            int(shares.max()),
+            jnp.asarray(members),
+            jnp.asarray(np.arange(width) < sizes[:, None]),
+            jnp.asarray(shares, jnp.int32),
+            None if key is None else jax.random.split(key, num_classes),
+            traced,
+            dict(class_options or {}),
+            static,
+        )
+        # The classes' places, those that the method itself filled first.
+        places = np.flatnonzero(np.arange(shares.max()) < shares[:, None])
+        filled = (jnp.arange(shares.max()) < subset.num_selected[:, None]).ravel()[places]
+        order = jnp.asarray(places)[jnp.argsort(~filled, stable=True)]
+        return Subset(
+            indices=subset.indices.ravel()[order],
+            weights=subset.weights.ravel()[order],
+            num_selected=filled.sum(dtype=jnp.int32),
+        )
+
+    return lifted
+
+
+def _split_options(options: Mapping[str, Any]) -> tuple[tuple[tuple[str, Any], ...], dict]:
+    """Options that shape the computation (static) and those that are values in it (traced)."""
+    is_static = {
+        name: value is None or callable(value) or isinstance(value, (bool, int, str))
+        for name, value in options.items()
+    }
+    static = tuple(sorted((name, options[name]) for name in options if is_static[name]))
+    return static, {name: options[name] for name in options if not is_static[name]}
+
+
+@partial(jax.jit, static_argnames=("select", "budget", "static"))
+def _select_in_classes(
+    select: Select,
+    gradients: Gradients | int,
+    budget: int,
+    members: jax.Array,  # int32[c, m], the examples of each class, padded
+    mask: jax.Array,  # bool[c, m], False for padding
+    counts: jax.Array,  # int32[c], places of each class
+    keys: jax.Array | None,  # [c] keys
+    traced: dict[str, Any],
+    class_options: dict[str, Any],
+    static: tuple[tuple[str, Any], ...],
+) -> Subset:
+    def select_in_class(arguments: tuple) -> Subset:
+        members, mask, count, key, class_options = arguments
+        own = gradients.take(members) if hasattr(gradients, "take") else len(members)
+        subset = select(
+            own, budget, key=key, mask=mask, count=count, **dict(static), **traced, **class_options
+        )
+        return Subset(members[subset.indices], subset.weights, subset.num_selected)
+
+    arguments = (members, mask, counts, keys, class_options)
+    # One class after another on a CPU, where a batched while loop would compute both sides of
+    # every branch and copy its whole state each step; all at once on an accelerator.
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(select_in_class, arguments)
+    return jax.vmap(lambda *arguments: select_in_class(arguments))(*arguments)
+
+
+def per_batch(select: Select, batch_size: int) -> Select:
+    """Lifts a selection method to mini-batches: its atoms are sums over consecutive batches.
+
+    ceil(budget / batch_size) of the ceil(n / batch_size) batches are chosen, whole, and the
+    subset is cut to the budget. The sums are never densified: they stay sums of the rows. A
+    short last batch is an atom like any other; what it lacks is filled with unused examples at
+    weight 0. Every example carries the weight of its batch.
+
+    Args:
+      select: a method of the protocol.
+      batch_size: examples in a batch, at least 1.
+
+    Returns:
+      `lifted(gradients, budget, *, key=None, mask=None, count=None, **options)`, a method of the
+      protocol. Masked examples add nothing to their batch's sum and are never returned.
+
+    Example:
+      >>> import jdss
+      >>> gradients = jdss.DenseGradients(jnp.eye(6).at[4:].mul(3.0))
+      >>> subset = jdss.per_batch(jdss.grad_match, 2)(gradients, 2)
+      >>> subset.indices
+      Array([4, 5], dtype=int32)
+    """
+    batch_size = _checks.check_positive_int("batch_size", batch_size)
+
+    def lifted(
+        gradients: Any,
+        budget: int,
+        *,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        count: jax.Array | None = None,
+        **options: Any,
+    ) -> Subset:
+        is_size = isinstance(gradients, int)
+        num_examples = gradients if is_size else gradients.num_examples
+        budget = _checks.check_budget(budget, num_examples)
+        if not is_size:
+            _checks.check_finite("gradients", gradients)
+        allowed = jnp.ones(num_examples, bool) if mask is None else mask
+        count = jnp.asarray(budget if count is None else count, jnp.int32)
+        num_batches = -(-num_examples // batch_size)
+        padding = num_batches * batch_size - num_examples
+        valid = jnp.pad(allowed, (0, padding)).reshape(num_batches, batch_size)
+        if is_size:
+            atoms = num_batches
+        else:
+            masked = jax.tree.map(
+                lambda leaf: jnp.where(allowed.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0),
+                gradients,
+            )
+            atoms = sum_consecutive(masked, batch_size)
+        batches = select(
+            atoms,
+            -(-budget // batch_size),
+            key=key,
+            mask=valid.any(axis=1),
+            count=-(-count // batch_size),
+            **options,
+        )
+        # Every place of a chosen batch, without those that are padding or masked: a stable sort
+        # moves these behind the others, and unused examples take their place.
+        members = batches.indices[:, None] * batch_size + jnp.arange(batch_size)
+        weights = jnp.broadcast_to(batches.weights[:, None], members.shape).ravel()
+        by_method = jnp.arange(len(batches.indices)) < batches.num_selected
+        real = valid[batches.indices].ravel()
+        chosen = real & jnp.repeat(by_method, batch_size)
+        order = jnp.argsort(jnp.where(chosen, 0, jnp.where(real, 1, 2)), stable=True)[:budget]
+        num_real = jnp.minimum(real.sum(), count)
+        indices = fill_places(
+            jnp.where(real, members.ravel(), 0)[order],
+            jnp.minimum(real.sum(), budget),
+            num_examples,
+            mask=allowed,
+        )
+        return Subset(
+            indices=indices,
+            weights=jnp.where(jnp.arange(budget) < num_real, weights[order], 0.0),
+            num_selected=jnp.minimum(chosen.sum(), count).astype(jnp.int32),
+        )
+
+    return lifted

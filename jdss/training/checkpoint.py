@@ -1,0 +1,53 @@
+"""Saving a trained model with Orbax, and loading it back."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from flax import linen as nn
+
+from jdss.training.state import TrainState
+
+
+def save_model(path: str | os.PathLike[str], state: TrainState) -> None:
+    """Saves the variables of a trained model in a new directory, as an Orbax checkpoint.
+
+    Raises:
+      FileExistsError: where `path` is there already: nothing computed is overwritten.
+    """
+    directory = Path(path).absolute()
+    if directory.exists():
+        raise FileExistsError(f"path must not exist yet, but {path} does")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory, state.variables)
+
+
+def load_model(
+    path: str | os.PathLike[str], model: nn.Module, input_shape: tuple[int, ...]
+) -> dict[str, Any]:
+    """Loads the variables that `save_model` saved, for `model.apply(variables, inputs)`.
+
+    Args:
+      path: the directory.
+      model: the module that was trained.
+      input_shape: the shape of one example, for example (28, 28, 1).
+
+    Raises:
+      FileNotFoundError: where `path` is not there.
+      ValueError: where it holds the variables of another model.
+    """
+    directory = Path(path).absolute()
+    if not directory.is_dir():
+        raise FileNotFoundError(f"path must be a directory made by save_model, got {path}")
+    like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *input_shape)))
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), dict(like)
+    )
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored: dict[str, Any] = checkpointer.restore(directory, target)
+    return restored

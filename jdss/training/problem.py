@@ -1,0 +1,101 @@
+"""What is trained on: examples on the device, and which of them train and which validate."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jdss import _checks, parallel
+from jdss.data.datasets import Dataset
+from jdss.data.examples import Examples, make_examples
+from jdss.data.splits import stratified_split
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The original training set on the device, and its split.
+
+    Training and validation examples are one array and two lists of indices, so that trials and
+    retraining, which uses both, share one compiled training step.
+
+    Attributes:
+      examples: all of them, replicated over the devices.
+      train: int32[n], the examples trained on.
+      validation: int32[m], the examples that score a trial; m may be 0.
+      num_classes: the number c of classes.
+    """
+
+    examples: Examples
+    train: np.ndarray
+    validation: np.ndarray
+    num_classes: int
+
+    @property
+    def train_labels(self) -> np.ndarray:
+        return np.asarray(self.examples.labels)[self.train]
+
+    @property
+    def chunk_size(self) -> int:
+        """Examples in a chunk of a forward pass: a power of two, little of it wasted on padding."""
+        smallest = len(self.validation) or len(self.train)
+        return int(2 ** np.clip(np.ceil(np.log2(smallest)), 6, 10))
+
+    def on_everything(self) -> "Problem":
+        """The same problem for retraining: training and validation examples together."""
+        return Problem(
+            self.examples,
+            np.arange(len(self.examples), dtype=np.int32),
+            np.zeros(0, np.int32),
+            self.num_classes,
+        )
+
+
+def make_problem(
+    data: Dataset | tuple[Any, Any],
+    *,
+    validation: tuple[Any, Any] | float | None = None,
+    augmentation: str = "none",
+    seed: int = 0,
+) -> Problem:
+    """Checks data, places it on the devices, and splits it.
+
+    Args:
+      data: a `Dataset`, of which the training part is used, or (inputs, labels).
+      validation: (inputs, labels); or the fraction of `data` to hold out, stratified by class;
+        or None for no validation set.
+      augmentation: see `Examples`.
+      seed: of the split.
+
+    Raises:
+      ValueError, TypeError: see `make_examples`; for a validation fraction outside (0, 1), or
+        validation inputs of another shape or dtype.
+    """
+    inputs, labels = _pair("data", (data.images, data.labels) if isinstance(data, Dataset) else data)
+    _checks.check_same_length(inputs=inputs, labels=labels)
+    size = len(inputs)
+    train, held_out = np.arange(size, dtype=np.int32), np.zeros(0, np.int32)
+    if isinstance(validation, (int, float)):
+        train, held_out = stratified_split(labels, float(validation), seed=seed)
+    elif validation is not None:
+        more_inputs, more_labels = _pair("validation", validation)
+        _checks.check_same_length(validation_inputs=more_inputs, validation_labels=more_labels)
+        if more_inputs.shape[1:] != inputs.shape[1:] or more_inputs.dtype != inputs.dtype:
+            raise ValueError(
+                f"validation inputs must be like those of data, {inputs.dtype}"
+                f"{list(inputs.shape[1:])} each, got {more_inputs.dtype}"
+                f"{list(more_inputs.shape[1:])}"
+            )
+        inputs = np.concatenate([inputs, more_inputs])
+        labels = np.concatenate([labels, more_labels])
+        held_out = np.arange(size, len(inputs), dtype=np.int32)
+    examples = make_examples(inputs, labels, augmentation=augmentation)
+    num_classes = data.num_classes if isinstance(data, Dataset) else int(labels.max()) + 1
+    return Problem(parallel.replicate(examples), train, held_out, num_classes)
+
+
+def _pair(name: str, value: Any) -> tuple[np.ndarray, np.ndarray]:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(
+            f"{name} must be a pair (inputs, labels) of arrays, got {type(value).__name__}"
+        )
+    return np.asarray(value[0]), np.asarray(value[1])

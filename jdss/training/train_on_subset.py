@@ -1,0 +1,205 @@
+"""The function that a trial calls: training on a fixed weighted subset, compiled once.
+
+All steps of a stretch run in one compiled loop under `pmap`. What a search varies is traced:
+the hyper-parameters, the number of steps, the subset and, since its places of weight 0 are not
+visited, also the subset's size. Only the batch size, a shape, compiles anew.
+"""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jdss import _checks, parallel
+from jdss.data.examples import Examples, training_batch
+from jdss.models.last_layer import mode_arguments
+from jdss.subset import Subset
+from jdss.training.hyperparameters import Hyperparameters
+from jdss.training.optimizers import apply_gradients
+from jdss.training.shuffle import shuffled
+from jdss.training.state import TrainState
+
+
+class TrainMetrics(NamedTuple):
+    """What a stretch of training reports.
+
+    Attributes:
+      loss: float32[], the mean over the steps of each batch's weighted mean loss; NaN where no
+        step was made.
+      num_steps: int32[], the steps made: fewer than asked for where the loss was not finite.
+      diverged: bool[], whether the loss of a step was NaN or infinite. Training stops there.
+    """
+
+    loss: jax.Array
+    num_steps: jax.Array
+    diverged: jax.Array
+
+
+def steps_per_epoch(size: Any, batch_size: int) -> Any:
+    """ceil(size / batch_size): a batch that is left over is a smaller batch, never dropped."""
+    return -(-size // batch_size)
+
+
+def train_on_subset(
+    state: TrainState,
+    data: Examples,
+    subset: Subset,
+    hyperparameters: Hyperparameters,
+    key: jax.Array,
+    *,
+    num_steps: int | jax.Array | None = None,
+) -> tuple[TrainState, TrainMetrics]:
+    """Trains on a fixed weighted subset: pure, `pmap`ped, compiled once for each batch size.
+
+    The loss of a batch B is the weighted mean `Σ_{i∈B} w_i ℓ_i / Σ_{i∈B} w_i` of the softmax
+    cross-entropy. An epoch visits every place of positive weight once, in a new random order, in
+    ceil(size / batch_size) batches. With several devices every batch is split over them, and
+    the gradients are those of the whole batch; BatchNorm sees each device's share and its
+    running statistics are averaged.
+
+    Args:
+      state: the state of training; its memory is given up (donated).
+      data: the stored examples.
+      subset: indices int32[k] into them and weights float32[k]. Places of weight 0 are not
+        visited, so subsets of different sizes, padded to one k, share a compilation.
+      hyperparameters: see `jdss.Hyperparameters`; `epochs` is not used here.
+      key: a PRNG key for the order of the examples, augmentation and dropout.
+      num_steps: how many updates; may be traced. None means one epoch.
+
+    Returns:
+      The new state, and `TrainMetrics`.
+
+    Raises:
+      ValueError: for shapes that disagree; where values are concrete, also for indices outside
+        the data, weights that are negative or not finite, and a subset without weight.
+
+    Example:
+      >>> import jdss
+      >>> images, labels = jnp.ones((8, 16, 16, 1)), jnp.arange(8) % 2
+      >>> data = jdss.make_examples(images, labels)
+      >>> state = jdss.init_state(jdss.models.LeNet(2), images, jax.random.key(0))
+      >>> subset = jdss.uniform(8, 4, key=jax.random.key(1))
+      >>> hyper = jdss.hyperparameters(batch_size=2)
+      >>> state, metrics = jdss.train_on_subset(state, data, subset, hyper, jax.random.key(2))
+      >>> int(state.step)
+      2
+    """
+    if subset.indices.shape != subset.weights.shape or subset.indices.ndim != 1:
+        raise ValueError(
+            "subset must have indices and weights of one shape (k,), got "
+            f"{subset.indices.shape} and {subset.weights.shape}"
+        )
+    if num_steps is None:
+        num_steps = steps_per_epoch((subset.weights > 0).sum(), hyperparameters.batch_size)
+    if _checks.is_concrete(subset):
+        _check_subset(subset, len(data))
+    return _train(state, data, subset, hyperparameters, key, jnp.asarray(num_steps, jnp.int32))
+
+
+def _check_subset(subset: Subset, num_examples: int) -> None:
+    good = (subset.indices >= 0) & (subset.indices < num_examples)
+    if not bool(good.all()):
+        raise ValueError(f"subset.indices must be in 0..{num_examples - 1}")
+    if not bool((jnp.isfinite(subset.weights) & (subset.weights >= 0)).all()):
+        raise ValueError("subset.weights must be finite and non-negative")
+    if not bool((subset.weights > 0).any()):
+        raise ValueError("subset.weights must have a positive weight: there is nothing to visit")
+
+
+class _Loop(NamedTuple):
+    state: TrainState
+    taken: jax.Array  # int32[], steps made
+    loss: jax.Array  # float32[], of the last step
+    total: jax.Array  # float32[], sum of the steps' losses
+
+
+def _run(
+    device: jax.Array,
+    state: TrainState,
+    data: Examples,
+    subset: Subset,
+    hyper: Hyperparameters,
+    key: jax.Array,
+    num_steps: jax.Array,
+) -> tuple[TrainState, TrainMetrics]:
+    capacity = len(subset.indices)
+    visited = subset.weights > 0
+    size = visited.sum(dtype=jnp.int32)
+    places = jnp.flatnonzero(visited, size=capacity, fill_value=0)
+    epoch_steps = steps_per_epoch(size, hyper.batch_size)
+    share = -(-hyper.batch_size // jax.lax.axis_size(parallel.AXIS))  # of a batch, on one device
+    in_batch = device * share + jnp.arange(share)
+
+    def step(loop: _Loop) -> _Loop:
+        epoch, batch = loop.taken // epoch_steps, loop.taken % epoch_steps
+        position = batch * hyper.batch_size + in_batch
+        counts = (in_batch < hyper.batch_size) & (position < size)
+        # Positions past the end wrap around, at weight 0, so that BatchNorm sees real examples.
+        order = shuffled(position % size, size, jax.random.fold_in(key, epoch))
+        chosen = places[order]
+        weights = jnp.where(counts, subset.weights[chosen], 0.0)
+        step_key = jax.random.fold_in(jax.random.fold_in(key, -1 - loop.taken), device)
+        state, loss = _update(loop.state, data, subset.indices[chosen], weights, hyper, step_key)
+        return _Loop(state, loop.taken + 1, loss, loop.total + loss)
+
+    def goes_on(loop: _Loop) -> jax.Array:
+        return (loop.taken < num_steps) & jnp.isfinite(loop.loss)
+
+    zero = jnp.zeros((), jnp.float32)
+    loop = jax.lax.while_loop(goes_on, step, _Loop(state, jnp.int32(0), zero, zero))
+    return loop.state, TrainMetrics(
+        loss=loop.total / loop.taken,
+        num_steps=loop.taken,
+        diverged=~jnp.isfinite(loop.loss),
+    )
+
+
+def _update(
+    state: TrainState,
+    data: Examples,
+    indices: jax.Array,
+    weights: jax.Array,
+    hyper: Hyperparameters,
+    key: jax.Array,
+) -> tuple[TrainState, jax.Array]:
+    """One step on this device's share of a batch; gradients are summed over the devices."""
+    augmentation_key, dropout_key = jax.random.split(key)
+    inputs = training_batch(data, indices, augmentation_key)
+    labels = data.labels[indices]
+    total_weight = jax.lax.psum(weights.sum(), parallel.AXIS)
+
+    def weighted_loss(params: Any) -> tuple[jax.Array, Any]:
+        logits, model_state = state.model.apply(
+            {"params": params, **state.model_state},
+            inputs,
+            **mode_arguments(state.model, train=True),
+            rngs={"dropout": dropout_key},
+            mutable=list(state.model_state),
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            logits.astype(jnp.float32), labels
+        )
+        return jnp.sum(weights * losses) / total_weight, model_state
+
+    (loss, model_state), gradients = jax.value_and_grad(weighted_loss, has_aux=True)(state.params)
+    loss, gradients = jax.lax.psum((loss, gradients), parallel.AXIS)
+    params, slots = apply_gradients(
+        state.optimizers, state.params, state.optimizer_slots, gradients, hyper
+    )
+    new_state = replace(
+        state,
+        params=params,
+        model_state=jax.lax.pmean(model_state, parallel.AXIS) if model_state else model_state,
+        optimizer_slots=slots,
+        step=state.step + 1,
+    )
+    return new_state, loss
+
+
+_train = parallel.parallel(
+    _run,
+    in_axes=(parallel.REPLICATED,) * 6,
+    donate=(0,),
+)

@@ -1,0 +1,196 @@
+"""A trial of the search: train a model on adaptively selected subsets, score it on validation."""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optuna
+from flax import linen as nn
+
+from jdss.data.datasets import Dataset, load_dataset
+from jdss.reporting.energy import EnergyMeter
+from jdss.reporting.ledger import Ledger
+from jdss.subset import Select
+from jdss.training.fit import (
+    OnEpoch,
+    Schedule,
+    TrainingDivergedError,
+    make_schedule,
+    train_adaptively,
+)
+from jdss.training.hyperparameters import DEFAULTS, hyperparameters
+from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
+from jdss.training.problem import Problem, make_problem
+from jdss.tuning.sampling import INTERRUPTED, trial_index
+from jdss.tuning.space import Space, check_space, default_space, suggest
+
+ModelFactory = Callable[..., nn.Module]
+
+LEDGER, FAILURE, HYPERPARAMETERS, WORKER = (
+    "jdss:ledger",
+    "jdss:failure",
+    "jdss:hyperparameters",
+    "jdss:worker",
+)
+"""User attributes that every trial carries."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A callable for `study.optimize`; made by `jdss.objective`.
+
+    A trial that diverges is recorded as failed, with its reason in the user attribute
+    "jdss:failure": pass `catch=(jdss.TrainingDivergedError,)` to `study.optimize` for the search
+    to go on.
+
+    Attributes:
+      problem: the data, on the devices.
+      model: the module, or a function from architectural hyper-parameters to one.
+      space: the search space.
+      schedule: when and how subsets are selected.
+      optimizers: the family of optimizers.
+      seed: with a trial's index in the search, decides on everything random in the trial.
+      meter: measures energy; it must have been started.
+      on_epoch: called after every stretch of training.
+    """
+
+    problem: Problem
+    model: nn.Module | ModelFactory
+    space: Space
+    schedule: Schedule
+    optimizers: Mapping[str, OptimizerFactory]
+    seed: int
+    meter: EnergyMeter | None = None
+    on_epoch: OnEpoch = lambda entry: None
+
+    def __call__(self, trial: optuna.Trial) -> float:
+        """Runs a trial and returns its validation accuracy, as a fraction."""
+        ledger, start = Ledger(), self.meter.read() if self.meter else None
+        trial.set_user_attr(WORKER, this_worker())
+        try:
+            with ledger.measure_rest():
+                values = suggest(trial, self.space)
+                trial.set_user_attr(HYPERPARAMETERS, values)
+                result = train_adaptively(
+                    self.problem,
+                    build_model(self.model, values),
+                    self.schedule,
+                    training_hyperparameters(values, self.optimizers),
+                    self.trial_key(trial_index(trial.study, trial)),
+                    ledger=ledger,
+                    optimizers=self.optimizers,
+                    on_epoch=self.on_epoch,
+                )
+        except TrainingDivergedError as error:
+            trial.set_user_attr(FAILURE, str(error))
+            raise
+        except KeyboardInterrupt:
+            trial.set_user_attr(INTERRUPTED, "stopped by the keyboard")
+            raise
+        finally:
+            end = self.meter.read() if self.meter else None
+            ledger.joules = end.joules - start.joules if start and end else None
+            trial.set_user_attr(LEDGER, ledger.as_dict())
+        assert result.validation_accuracy is not None
+        return result.validation_accuracy
+
+    def trial_key(self, index: int) -> jax.Array:
+        """The PRNG key of the trial at a place in the search."""
+        return jax.random.fold_in(jax.random.key(self.seed), index)
+
+
+def objective(
+    model: nn.Module | ModelFactory,
+    data: Dataset | tuple[Any, Any] | str,
+    *,
+    space: Space | None = None,
+    validation: tuple[Any, Any] | float = 0.1,
+    selection: str | Select = "grad_match",
+    fraction: float = 0.05,
+    select_every: int = 10,
+    warm_start: float = 0.5,
+    lifting: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    augmentation: str = "none",
+    optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
+    data_dir: str | None = None,
+    seed: int = 0,
+) -> Objective:
+    """An objective for a study of your own: validation accuracy after training on subsets.
+
+    Args:
+      model: a Flax module; or a function `model(**architecture)` of those hyper-parameters of
+        the space that are not training's own.
+      data: a `Dataset`, (inputs, labels), or the name of a data set.
+      space: a mapping from names to Optuna distributions, or a function of a trial; None means
+        `jdss.default_space()`.
+      validation: the fraction held out to score trials, or (inputs, labels).
+      selection, fraction, select_every, warm_start, lifting, options, augmentation, optimizers:
+        as in `jdss.fit`.
+      data_dir: where `tensorflow_datasets` keeps its data, for data given by name.
+      seed: decides on everything random, together with each trial's number.
+
+    Returns:
+      A callable for `study.optimize`; maximise it.
+
+    Raises:
+      ValueError, TypeError: for bad arguments, naming them.
+
+    Example:
+      >>> import jdss, numpy as np, optuna
+      >>> images = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 1), np.uint8)
+      >>> space = {"learning_rate": optuna.distributions.FloatDistribution(0.01, 0.1),
+      ...          "epochs": optuna.distributions.IntDistribution(1, 2)}
+      >>> objective = jdss.objective(jdss.models.LeNet(4), (images, np.arange(64) % 4),
+      ...                            space=space, fraction=0.25)
+      >>> optuna.logging.set_verbosity(optuna.logging.ERROR)
+      >>> study = optuna.create_study(direction="maximize")
+      >>> study.optimize(objective, n_trials=1)
+      >>> 0 <= study.best_value <= 1
+      True
+    """
+    space = check_space(default_space() if space is None else space)
+    schedule = make_schedule(
+        selection,
+        fraction=fraction,
+        select_every=select_every,
+        warm_start=warm_start,
+        lifting=lifting,
+        options=options,
+    )
+    if validation is None:
+        raise TypeError("validation must be a fraction or (inputs, labels): it scores the trials")
+    if isinstance(data, str):
+        data = load_dataset(data, data_dir=data_dir)
+    problem = make_problem(data, validation=validation, augmentation=augmentation, seed=seed)
+    return Objective(problem, model, space, schedule, optimizers, seed)
+
+
+def build_model(model: nn.Module | ModelFactory, values: Mapping[str, Any]) -> nn.Module:
+    """The module of a trial: as given, or made of the architectural hyper-parameters."""
+    architecture = {name: value for name, value in values.items() if name not in DEFAULTS}
+    if isinstance(model, nn.Module):
+        if architecture:
+            raise ValueError(
+                f"space has hyper-parameters that training does not know, "
+                f"{', '.join(map(repr, architecture))}: give model as a function of them"
+            )
+        return model
+    return model(**architecture)
+
+
+def training_hyperparameters(
+    values: Mapping[str, Any], optimizers: Mapping[str, OptimizerFactory]
+) -> Any:
+    """Training's own share of a trial's hyper-parameters, checked."""
+    own = {name: value for name, value in values.items() if name in DEFAULTS}
+    return hyperparameters(own, optimizers=tuple(optimizers))
+
+
+def this_worker() -> dict[str, Any]:
+    """Which process runs a trial, for telling later whether it is still there."""
+    return {"host": platform.node(), "pid": os.getpid(), "since": time.time()}

@@ -1,0 +1,88 @@
+"""Search spaces: a mapping from names to Optuna distributions, or a function of a trial."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+Space = Mapping[str, BaseDistribution] | Callable[[optuna.Trial], Mapping[str, Any]]
+
+
+def default_space(
+    *, epochs: tuple[int, int] = (10, 20), batch_sizes: tuple[int, ...] = (32, 64, 128)
+) -> dict[str, BaseDistribution]:
+    """The paper's five hyper-parameters: it names them but gives no ranges, so these are ours.
+
+    Args:
+      epochs: the fewest and the most epochs.
+      batch_sizes: the batch sizes to choose from; each costs one compilation.
+    """
+    return {
+        "learning_rate": FloatDistribution(1e-3, 0.3, log=True),
+        "momentum": FloatDistribution(0.5, 0.95),
+        "optimizer": CategoricalDistribution(("sgd", "nesterov", "adam", "adamw")),
+        "epochs": IntDistribution(*epochs),
+        "batch_size": CategoricalDistribution(batch_sizes),
+    }
+
+
+def check_space(space: Any) -> Space:
+    """Checks that a search space is a mapping to distributions, or a function of a trial.
+
+    Raises:
+      TypeError, ValueError: where it is neither, is empty, or holds something else.
+    """
+    if callable(space):
+        return space
+    if not isinstance(space, Mapping):
+        raise TypeError(
+            "space must map names to Optuna distributions, or be a function of a trial, got "
+            f"{type(space).__name__}"
+        )
+    if not space:
+        raise ValueError("space must have at least one hyper-parameter, got none")
+    for name, distribution in space.items():
+        if not isinstance(distribution, BaseDistribution):
+            raise TypeError(
+                f"space[{name!r}] must be an Optuna distribution, such as "
+                f"optuna.distributions.FloatDistribution(1e-3, 0.1, log=True); got {distribution!r}"
+            )
+    return space
+
+
+def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
+    """The trial's hyper-parameters, by name."""
+    if callable(space):
+        return dict(space(trial))
+    return {name: _suggest(trial, name, distribution) for name, distribution in space.items()}
+
+
+def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, FloatDistribution):
+        return trial.suggest_float(
+            name, distribution.low, distribution.high, log=distribution.log, step=distribution.step
+        )
+    if isinstance(distribution, IntDistribution):
+        return trial.suggest_int(
+            name, distribution.low, distribution.high, log=distribution.log, step=distribution.step
+        )
+    if isinstance(distribution, CategoricalDistribution):
+        return trial.suggest_categorical(name, distribution.choices)
+    raise TypeError(f"space[{name!r}] has an unknown kind of distribution: {distribution!r}")
+
+
+def describe_space(space: Space) -> dict[str, Any]:
+    """The space in JSON, as result files and studies hold it."""
+    if callable(space):
+        return {"function": getattr(space, "__qualname__", type(space).__qualname__)}
+    return {
+        name: json.loads(optuna.distributions.distribution_to_json(distribution))
+        for name, distribution in space.items()
+    }

@@ -1,0 +1,368 @@
+"""The search over cheap trials, and the retraining of the winner on everything."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+import optuna
+from flax import linen as nn
+
+from jdss import _checks
+from jdss.data.datasets import Dataset, load_dataset
+from jdss.progress import progress_bar
+from jdss.reporting.energy import Energy, EnergyMeter
+from jdss.reporting.ledger import Ledger
+from jdss.subset import Select
+from jdss.training.checkpoint import save_model
+from jdss.training.fit import FitResult, TrainingDivergedError, make_schedule, train_adaptively
+from jdss.training.forward import compute_accuracy
+from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
+from jdss.training.problem import Problem, make_problem
+from jdss.training.state import TrainState
+from jdss.tuning.objective import (
+    FAILURE,
+    HYPERPARAMETERS,
+    LEDGER,
+    ModelFactory,
+    Objective,
+    build_model,
+    training_hyperparameters,
+)
+from jdss.tuning.resuming import (
+    check_same_search,
+    describe_trial,
+    finished_trials,
+    retry_interrupted,
+)
+from jdss.tuning.sampling import default_startup_trials, make_sampler
+from jdss.tuning.space import Space, check_space, default_space, describe_space
+
+_RETRAINING_KEY = 2**31 - 1  # apart from every trial's index
+
+
+class SearchFailedError(RuntimeError):
+    """Every trial of a search failed; the message says why the last one did."""
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """The winner, trained on the whole original training set.
+
+    Attributes:
+      state: the trained state; `state.variables` is what `model.apply` takes.
+      test_accuracy: as a fraction; None where there is no test set.
+      history: as in `FitResult`.
+      ledger: where its seconds went.
+    """
+
+    state: TrainState
+    test_accuracy: float | None
+    history: list[dict[str, Any]]
+    ledger: Ledger
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What a search found, and what it cost.
+
+    Attributes:
+      best_hyperparameters: of the trial with the best validation accuracy.
+      best_value: that validation accuracy, as a fraction.
+      trials: every finished trial: number, state, value, hyperparameters, failure and ledger.
+      retraining: the retrained model; None where it was not asked for.
+      ledger: where all the seconds went: the trials' lines, those of loading, and retraining.
+      energy: of search and retraining in this process; None where it is not measured.
+      study: the Optuna study.
+      search: what was searched, and how, as result files say it.
+    """
+
+    best_hyperparameters: dict[str, Any]
+    best_value: float
+    trials: list[dict[str, Any]]
+    retraining: Retraining | None
+    ledger: Ledger
+    energy: Energy | None
+    study: optuna.Study
+    search: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """What result files hold of it: trials, retraining and the ledger, in JSON's types."""
+        search_seconds = sum(sum(trial["ledger"]["seconds"].values()) for trial in self.trials)
+        compiling = sum(trial["ledger"]["seconds"]["compiling"] for trial in self.trials)
+        ledger = {
+            "seconds": dict(self.ledger.seconds),
+            "total_seconds": self.ledger.total_seconds,
+            "search_seconds": search_seconds,
+            "search_compiling_seconds": compiling,
+            "retraining_seconds": None,
+            "retraining_compiling_seconds": None,
+            "energy": None if self.energy is None else vars(self.energy),
+        }
+        retraining = None
+        if self.retraining is not None:
+            ledger["retraining_seconds"] = self.retraining.ledger.total_seconds
+            ledger["retraining_compiling_seconds"] = self.retraining.ledger.seconds["compiling"]
+            retraining = {
+                "hyperparameters": self.best_hyperparameters,
+                "test_accuracy": self.retraining.test_accuracy,
+                "ledger": self.retraining.ledger.as_dict(),
+            }
+        return {
+            "strategy": self.search["strategy"],
+            "search": {name: self.search[name] for name in self.search if name != "strategy"},
+            "best": {"hyperparameters": self.best_hyperparameters, "value": self.best_value},
+            "trials": self.trials,
+            "retraining": retraining,
+            "ledger": ledger,
+        }
+
+
+def tune(
+    model: nn.Module | ModelFactory,
+    data: Dataset | tuple[Any, Any] | str,
+    *,
+    space: Space | None = None,
+    selection: str | Select = "grad_match",
+    fraction: float = 0.05,
+    trials: int = 10,
+    sampler: str | optuna.samplers.BaseSampler = "tpe",
+    n_startup_trials: int | None = None,
+    pruner: optuna.pruners.BasePruner | None = None,
+    storage: str | optuna.storages.BaseStorage | None = None,
+    study_name: str | None = None,
+    validation: tuple[Any, Any] | float = 0.1,
+    test: tuple[Any, Any] | None = None,
+    select_every: int = 10,
+    warm_start: float = 0.5,
+    lifting: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    augmentation: str = "none",
+    optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
+    retrain: bool = True,
+    save_to: str | os.PathLike[str] | None = None,
+    data_dir: str | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> TuneResult:
+    """Searches for hyper-parameters on subsets, then retrains the best on everything.
+
+    With a `storage` and a `study_name` the search can be interrupted and resumed: finished
+    trials are kept, a trial that was cut off is run again with its hyper-parameters, and, one
+    process at a time, the resumed search is the one that would have been without interruption.
+
+    Args:
+      model: a Flax module; or a function `model(**architecture)` of those hyper-parameters of
+        the space that are not training's own.
+      data: a `Dataset`, (inputs, labels), or the name of a data set.
+      space: a mapping from names to Optuna distributions, or a function of a trial; None means
+        `jdss.default_space()`.
+      selection: "grad_match", "uniform", "full", or a function of the selection protocol.
+      fraction: the share of the training examples in a subset, in (0, 1].
+      trials: how many trials in all, those of a resumed study included.
+      sampler: "tpe", "random", or an Optuna sampler.
+      n_startup_trials: trials that TPE draws at random first; None means two fifths of `trials`,
+        at most ten.
+      pruner: an Optuna pruner for the study.
+      storage: an Optuna storage or its URL, such as "sqlite:///search.db"; None keeps the study
+        in memory.
+      study_name: the study's name in the storage.
+      validation: the fraction held out to score trials (stratified), or (inputs, labels).
+      test: (inputs, labels), looked at once, after retraining; None means the `Dataset`'s own.
+      select_every, warm_start, lifting, options, augmentation, optimizers: as in `jdss.fit`.
+      retrain: whether to retrain the best on the training and validation examples together.
+      save_to: a new directory for the retrained model (see `jdss.load_model`).
+      data_dir: where `tensorflow_datasets` keeps its data, for data given by name.
+      seed: decides on everything random.
+      progress: whether to show progress bars.
+
+    Returns:
+      A `TuneResult`.
+
+    Raises:
+      ValueError, TypeError: for bad arguments, naming them.
+      SearchFailedError: where every trial failed.
+      FileExistsError: where `save_to` is there already; looked at first, not last.
+    """
+    space = check_space(default_space() if space is None else space)
+    trials = _checks.check_positive_int("trials", trials)
+    schedule = make_schedule(
+        selection,
+        fraction=fraction,
+        select_every=select_every,
+        warm_start=warm_start,
+        lifting=lifting,
+        options=options,
+    )
+    if n_startup_trials is None:
+        n_startup_trials = default_startup_trials(trials)
+    used_sampler = make_sampler(sampler, seed=seed, n_startup_trials=n_startup_trials)
+    if validation is None:
+        raise TypeError("validation must be a fraction or (inputs, labels): it scores the trials")
+    if save_to is not None and os.path.exists(save_to):
+        raise FileExistsError(f"save_to must not exist yet, but {os.fspath(save_to)} does")
+    if study_name is None and storage is not None:
+        raise ValueError("study_name must be given with a storage: it is what a search resumes by")
+
+    ledger = Ledger()
+    with ledger.measure("loading"):
+        if isinstance(data, str):
+            data = load_dataset(data, data_dir=data_dir)
+        if test is None and isinstance(data, Dataset):
+            test = (data.test_images, data.test_labels)
+        problem = make_problem(data, validation=validation, augmentation=augmentation, seed=seed)
+    search = {
+        "strategy": schedule.describe(),
+        "sampler": sampler if isinstance(sampler, str) else type(sampler).__name__,
+        "n_startup_trials": n_startup_trials if sampler == "tpe" else None,
+        "space": describe_space(space),
+        "seed": seed,
+        "examples": [len(problem.train), len(problem.validation)],
+    }
+    study = optuna.create_study(
+        storage=storage,
+        study_name=study_name,
+        sampler=used_sampler,
+        pruner=pruner,
+        direction="maximize",
+        load_if_exists=True,
+    )
+    check_same_search(study, search)
+    retry_interrupted(study)
+
+    with EnergyMeter() as meter:
+        run_trial = Objective(problem, model, space, schedule, optimizers, seed, meter)
+        _run_trials(study, run_trial, trials, progress=progress)
+        finished = [
+            describe_trial(trial, trial.user_attrs.get(LEDGER)) for trial in finished_trials(study)
+        ]
+        for trial in finished:
+            ledger.add(trial["ledger"])
+        best = _best_trial(study)
+        best_hyperparameters = dict(best.user_attrs[HYPERPARAMETERS])
+        retraining = None
+        if retrain:
+            retraining = _retrain(run_trial, best_hyperparameters, test, progress=progress)
+            compiling = retraining.ledger.seconds["compiling"]
+            ledger.seconds["compiling"] += compiling
+            ledger.seconds["retraining"] += retraining.ledger.total_seconds - compiling
+            if save_to is not None:
+                save_model(save_to, retraining.state)
+        energy = meter.read()
+    return TuneResult(
+        best_hyperparameters=best_hyperparameters,
+        best_value=float(best.value),  # type: ignore[arg-type]
+        trials=finished,
+        retraining=retraining,
+        ledger=ledger,
+        energy=energy,
+        study=study,
+        search=search,
+    )
+
+
+def _run_trials(study: optuna.Study, objective: Objective, trials: int, *, progress: bool) -> None:
+    """Runs what is missing of a search, with a bar for the trials and one for the epochs."""
+    with (
+        _quiet_optuna() if progress else nullcontext(),
+        progress_bar(trials, objective.schedule.strategy.name, enabled=progress) as outer,
+        progress_bar(1, "trial", enabled=progress, position=1) as inner,
+    ):
+
+        def show(study: optuna.Study, trial: Any = None) -> None:
+            del trial
+            complete = study.get_trials(
+                deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)
+            )
+            best = max((trial.value for trial in complete if trial.value is not None), default=None)
+            outer.advance(len(finished_trials(study)), best=best)
+
+        def on_epoch(entry: Mapping[str, Any]) -> None:
+            inner.advance(
+                entry["epoch"], entry["epochs"], phase=entry["phase"], loss=entry["loss"]
+            )
+
+        def run_trial(trial: optuna.Trial) -> float:
+            inner.restart(f"trial {trial.number}")
+            return replace(objective, on_epoch=on_epoch)(trial)
+
+        show(study)
+        missing = trials - len(finished_trials(study))
+        if missing > 0:
+            study.optimize(
+                run_trial, n_trials=missing, catch=(TrainingDivergedError,), callbacks=[show]
+            )
+
+
+@contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    """Optuna's line for every trial would tear the progress bars, which say the same."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def _best_trial(study: optuna.Study) -> optuna.trial.FrozenTrial:
+    try:
+        return study.best_trial
+    except ValueError:
+        failures = [
+            trial.user_attrs[FAILURE]
+            for trial in study.get_trials(deepcopy=False)
+            if FAILURE in trial.user_attrs
+        ]
+        raise SearchFailedError(
+            f"all {len(failures)} trials of the search failed; the last one because "
+            f"{failures[-1] if failures else 'it was interrupted'}"
+        ) from None
+
+
+def _retrain(
+    objective: Objective,
+    values: Mapping[str, Any],
+    test: tuple[Any, Any] | None,
+    *,
+    progress: bool,
+) -> Retraining:
+    """Full training with the best hyper-parameters; the test set is looked at here and only here."""
+    everything = objective.problem.on_everything()
+    hyper = training_hyperparameters(values, objective.optimizers)
+    ledger = Ledger()
+    start = objective.meter.read() if objective.meter else None
+    with progress_bar(int(hyper.epochs), "retraining", enabled=progress) as bar:
+        with ledger.measure_rest():
+            result = train_adaptively(
+                everything,
+                build_model(objective.model, values),
+                make_schedule("full"),
+                hyper,
+                objective.trial_key(_RETRAINING_KEY),
+                ledger=ledger,
+                optimizers=objective.optimizers,
+                on_epoch=lambda entry: bar.advance(entry["epoch"], loss=entry["loss"]),
+            )
+            accuracy = None if test is None else _test(result, everything, test, ledger)
+    end = objective.meter.read() if objective.meter else None
+    ledger.joules = end.joules - start.joules if start and end else None
+    return Retraining(result.state, accuracy, result.history, ledger)
+
+
+def _test(
+    result: FitResult, problem: Problem, test: tuple[Any, Any], ledger: Ledger
+) -> float:
+    """Accuracy on the test set, normalised as the training set was."""
+    with ledger.measure("evaluating"):
+        examples = replace(
+            problem.examples,
+            inputs=jax.numpy.asarray(test[0]),
+            labels=jax.numpy.asarray(test[1], jax.numpy.int32),
+        )
+        return compute_accuracy(
+            result.state, examples, np.arange(len(test[1])), chunk_size=problem.chunk_size
+        )
