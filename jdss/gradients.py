@@ -244,7 +244,7 @@ def last_layer_gradients(
 
 
 def cross_entropy_errors(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """`softmax(logits_i) - onehot_i`, float32[n, c]: the cross-entropy's derivative by the logits."""
+    """`softmax(logits_i) - onehot_i` float32[n, c], the cross-entropy derived by the logits."""
     onehot = jax.nn.one_hot(labels, logits.shape[1], dtype=jnp.float32)
     return jax.nn.softmax(logits.astype(jnp.float32)) - onehot
 

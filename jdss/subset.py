@@ -64,7 +64,9 @@ def fill_places(
     places = jnp.arange(len(chosen))
     kept = places < num_selected
     used = jnp.zeros(num_examples, bool).at[chosen].max(kept)
-    preference = jnp.arange(num_examples) if key is None else jax.random.permutation(key, num_examples)
+    preference = (
+        jnp.arange(num_examples) if key is None else jax.random.permutation(key, num_examples)
+    )
     # Unused examples first, then used ones (for when they must repeat), never the padding.
     rank = jnp.where(used, num_examples, 0) + jnp.where(mask, 0, 2 * num_examples) + preference
     unused_first = jnp.argsort(rank)

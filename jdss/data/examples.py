@@ -77,7 +77,7 @@ def make_examples(inputs: Any, labels: Any, *, augmentation: str = "none") -> Ex
     labels = np.asarray(labels)
     num_classes = int(labels.max()) + 1 if labels.size and labels.dtype.kind in "iu" else 1
     labels = _checks.check_labels(labels, num_examples=len(inputs), num_classes=num_classes)
-    mean, std = np.float32(0), np.float32(1)
+    mean, std = np.zeros((), np.float32), np.ones((), np.float32)
     if inputs.dtype == np.uint8:
         mean, std = _pixel_statistics(inputs)
     elif np.issubdtype(inputs.dtype, np.floating):
@@ -100,7 +100,7 @@ def _pixel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     std = np.sqrt(np.maximum(shares @ values**2 - mean**2, 1e-12))
     if images.ndim != 4:
         mean, std = mean[0], std[0]
-    return np.float32(mean), np.float32(std)
+    return mean.astype(np.float32), std.astype(np.float32)
 
 
 def training_batch(examples: Examples, indices: jax.Array, key: jax.Array) -> jax.Array:

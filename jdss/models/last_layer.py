@@ -26,7 +26,7 @@ class LastLayer(NamedTuple):
     inputs: jax.Array
 
 
-def mode_arguments(model: nn.Module, *, train: bool) -> dict[str, bool]:
+def mode_arguments(model: nn.Module, *, train: bool) -> dict[str, Any]:
     """How the module's call is told whether it trains: by `train`, `deterministic`, or not."""
     parameters = inspect.signature(type(model).__call__).parameters
     if "train" in parameters:
@@ -49,7 +49,9 @@ def apply_last_layer(model: nn.Module, variables: Any, inputs: jax.Array) -> Las
     """
     calls: list[tuple[nn.Dense, jax.Array, jax.Array]] = []
 
-    def catch(call: Any, arguments: Any, keywords: Any, context: nn.module.InterceptorContext) -> Any:
+    def catch(
+        call: Any, arguments: Any, keywords: Any, context: nn.module.InterceptorContext
+    ) -> Any:
         result = call(*arguments, **keywords)
         if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
             calls.append((context.module, arguments[0], result))

@@ -136,9 +136,9 @@ def compile_seconds() -> float:
     return _CLOCK.seconds
 
 
-def _listen(event: str, duration: float, **_: Any) -> None:
+def _listen(event: str, duration_secs: float, **_: str | int) -> None:
     if event.startswith("/jax/core/compile/"):
-        _CLOCK.record(duration)
+        _CLOCK.record(duration_secs)
 
 
 jax.monitoring.register_event_duration_secs_listener(_listen)

@@ -214,6 +214,8 @@ def _versions() -> dict[str, str | None]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
+    # Of the code that runs, which a checkout may hold without having it installed.
+    versions["jdss"] = getattr(sys.modules["jdss"], "__version__", versions["jdss"])
     return versions
 
 

@@ -66,9 +66,7 @@ def get_strategy(
         _checks.check_choice("selection", selection, STRATEGIES)
         strategy = STRATEGIES[selection]
     else:
-        raise TypeError(
-            f"selection must be a name or a function, got {type(selection).__name__}"
-        )
+        raise TypeError(f"selection must be a name or a function, got {type(selection).__name__}")
     if lifting is not None:
         _checks.check_choice("lifting", lifting, LIFTINGS)
     return Strategy(

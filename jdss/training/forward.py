@@ -67,7 +67,7 @@ def _passes(
     A short last chunk is filled up by repetition, so that every chunk has the same shape.
     """
     chunk_size += -chunk_size % parallel.num_devices()
-    applied = replace(state, optimizer_slots=(), step=())  # what the forward function depends on
+    applied = replace(state, optimizer_slots=())  # the forward function depends on the rest
     for start in range(0, len(indices), chunk_size):
         chunk = np.asarray(indices[start : start + chunk_size], np.int32)
         full = np.resize(chunk, chunk_size)

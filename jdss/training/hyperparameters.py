@@ -1,4 +1,4 @@
-"""The hyper-parameters of one training run, as a pytree whose only static part is the batch size."""
+"""The hyper-parameters of a training run: a pytree whose only static part is the batch size."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -57,7 +57,7 @@ def adamw(hyper: "Hyperparameters") -> optax.GradientTransformation:
         optax.adamw(
             hyper.learning_rate,
             b1=hyper.momentum,
-            weight_decay=hyper.weight_decay,  # type: ignore[arg-type]
+            weight_decay=hyper.weight_decay,
         )
     )
 

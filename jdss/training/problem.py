@@ -70,7 +70,9 @@ def make_problem(
       ValueError, TypeError: see `make_examples`; for a validation fraction outside (0, 1), or
         validation inputs of another shape or dtype.
     """
-    inputs, labels = _pair("data", (data.images, data.labels) if isinstance(data, Dataset) else data)
+    inputs, labels = _pair(
+        "data", (data.images, data.labels) if isinstance(data, Dataset) else data
+    )
     _checks.check_same_length(inputs=inputs, labels=labels)
     size = len(inputs)
     train, held_out = np.arange(size, dtype=np.int32), np.zeros(0, np.int32)

@@ -178,9 +178,7 @@ def _update(
             rngs={"dropout": dropout_key},
             mutable=list(state.model_state),
         )
-        losses = optax.softmax_cross_entropy_with_integer_labels(
-            logits.astype(jnp.float32), labels
-        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
         return jnp.sum(weights * losses) / total_weight, model_state
 
     (loss, model_state), gradients = jax.value_and_grad(weighted_loss, has_aux=True)(state.params)

@@ -50,7 +50,9 @@ def make_sampler(sampler: str | BaseSampler, *, seed: int, n_startup_trials: int
     if isinstance(sampler, BaseSampler):
         return sampler
     if not isinstance(sampler, str):
-        raise TypeError(f"sampler must be a name or an Optuna sampler, got {type(sampler).__name__}")
+        raise TypeError(
+            f"sampler must be a name or an Optuna sampler, got {type(sampler).__name__}"
+        )
     _checks.check_choice("sampler", sampler, SAMPLERS)
     make = SAMPLERS[sampler]
     return SeededPerTrial(lambda trial_seed: make(trial_seed, n_startup_trials), seed)

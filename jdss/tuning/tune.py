@@ -274,16 +274,12 @@ def _run_trials(study: optuna.Study, objective: Objective, trials: int, *, progr
 
         def show(study: optuna.Study, trial: Any = None) -> None:
             del trial
-            complete = study.get_trials(
-                deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)
-            )
+            complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
             best = max((trial.value for trial in complete if trial.value is not None), default=None)
             outer.advance(len(finished_trials(study)), best=best)
 
         def on_epoch(entry: Mapping[str, Any]) -> None:
-            inner.advance(
-                entry["epoch"], entry["epochs"], phase=entry["phase"], loss=entry["loss"]
-            )
+            inner.advance(entry["epoch"], entry["epochs"], phase=entry["phase"], loss=entry["loss"])
 
         def run_trial(trial: optuna.Trial) -> float:
             inner.restart(f"trial {trial.number}")
@@ -330,32 +326,32 @@ def _retrain(
     *,
     progress: bool,
 ) -> Retraining:
-    """Full training with the best hyper-parameters; the test set is looked at here and only here."""
+    """Full training with the best hyper-parameters; only here is the test set looked at."""
     everything = objective.problem.on_everything()
     hyper = training_hyperparameters(values, objective.optimizers)
     ledger = Ledger()
     start = objective.meter.read() if objective.meter else None
-    with progress_bar(int(hyper.epochs), "retraining", enabled=progress) as bar:
-        with ledger.measure_rest():
-            result = train_adaptively(
-                everything,
-                build_model(objective.model, values),
-                make_schedule("full"),
-                hyper,
-                objective.trial_key(_RETRAINING_KEY),
-                ledger=ledger,
-                optimizers=objective.optimizers,
-                on_epoch=lambda entry: bar.advance(entry["epoch"], loss=entry["loss"]),
-            )
-            accuracy = None if test is None else _test(result, everything, test, ledger)
+    with (
+        progress_bar(int(hyper.epochs), "retraining", enabled=progress) as bar,
+        ledger.measure_rest(),
+    ):
+        result = train_adaptively(
+            everything,
+            build_model(objective.model, values),
+            make_schedule("full"),
+            hyper,
+            objective.trial_key(_RETRAINING_KEY),
+            ledger=ledger,
+            optimizers=objective.optimizers,
+            on_epoch=lambda entry: bar.advance(entry["epoch"], loss=entry["loss"]),
+        )
+        accuracy = None if test is None else _test(result, everything, test, ledger)
     end = objective.meter.read() if objective.meter else None
     ledger.joules = end.joules - start.joules if start and end else None
     return Retraining(result.state, accuracy, result.history, ledger)
 
 
-def _test(
-    result: FitResult, problem: Problem, test: tuple[Any, Any], ledger: Ledger
-) -> float:
+def _test(result: FitResult, problem: Problem, test: tuple[Any, Any], ledger: Ledger) -> float:
     """Accuracy on the test set, normalised as the training set was."""
     with ledger.measure("evaluating"):
         examples = replace(

@@ -1,0 +1,113 @@
+"""What the experiments share: one search a strategy and seed, each under the same conditions."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import optuna
+from flax import linen as nn
+from rich.console import Console
+
+import jdss
+from jdss import reporting
+
+
+def compare(
+    model: nn.Module,
+    dataset: jdss.Dataset,
+    *,
+    scale: Mapping[str, Any],
+    strategies: Sequence[str],
+    seeds: Sequence[int],
+    space: Mapping[str, optuna.distributions.BaseDistribution],
+    trials: int,
+    fraction: float,
+    out: Path,
+    loading_seconds: float,
+    storage: str | None = None,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Searches and retrains with every strategy, and writes one result file a strategy and seed.
+
+    Every strategy gets the same data, split, space, sampler seed, number of trials and code; and
+    every one starts with nothing compiled, so that none profits from another's compilation.
+
+    Args:
+      model: the network.
+      dataset: the data.
+      scale: what result files say of the scale: name, reduced and description.
+      strategies: their names.
+      seeds: one whole search each.
+      space: the search space.
+      trials: trials a search.
+      fraction: the share of the training examples in a subset.
+      out: the directory for result files and figures.
+      loading_seconds: what reading the data took; each strategy's ledger shows it.
+      storage: where searches are kept to be resumed, as Optuna takes it; None does not keep them.
+      progress: whether to show progress bars.
+
+    Returns:
+      The results, as in the files.
+    """
+    results = []
+    for seed in seeds:
+        for strategy in strategies:
+            jax.clear_caches()
+            found = jdss.tune(
+                model,
+                dataset,
+                space=space,
+                selection=strategy,
+                fraction=fraction,
+                trials=trials,
+                seed=seed,
+                storage=storage,
+                study_name=f"{dataset.name}-{scale['name']}-{strategy}-{seed}",
+                progress=progress,
+            )
+            record = _record(found, model, dataset, scale, seed, loading_seconds)
+            reporting.write_result(out / f"{strategy}-seed{seed}.json", record)
+            results.append(record)
+    report(out, Console())
+    return results
+
+
+def _record(
+    found: jdss.TuneResult,
+    model: nn.Module,
+    dataset: jdss.Dataset,
+    scale: Mapping[str, Any],
+    seed: int,
+    loading_seconds: float,
+) -> dict[str, Any]:
+    train, validation = found.search["examples"]
+    record = {
+        **reporting.environment(),
+        "seeds": {"search": seed},
+        "scale": dict(scale),
+        "dataset": {
+            "name": dataset.name,
+            "train": train,
+            "validation": validation,
+            "test": len(dataset.test_labels),
+        },
+        "model": type(model).__name__,
+        **found.as_dict(),
+    }
+    record["ledger"]["seconds"]["loading"] += loading_seconds
+    record["ledger"]["total_seconds"] += loading_seconds
+    return record
+
+
+def report(out: Path, console: Console) -> None:
+    """Prints the tables and draws the figures, from the result files in a directory alone."""
+    results = reporting.read_results(out)
+    console.print(reporting.comparison_table(results, by_column=True))
+    console.print(reporting.ledger_table(results))
+    if any(result["strategy"]["name"] == "full" for result in results):
+        drawn = [
+            *reporting.accuracy_against_time(results, out / "accuracy_against_time"),
+            *reporting.speedups(results, out / "speedups"),
+        ]
+        console.print("figures:", ", ".join(str(path) for path in drawn))

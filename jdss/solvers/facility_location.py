@@ -1,0 +1,506 @@
+"""Facility location: the k examples that represent all n best, by greedy maximisation.
+
+The value of a set A of examples is `f(A) = Σ_i max_{j ∈ A} s_ij`, where s_ij says how well j
+represents i. With `best_i = max_{j ∈ A} s_ij`, adding j gains
+
+    gain_j = Σ_i max(s_ij - best_i, 0),
+
+and the greedy algorithm, which always adds the largest gain, reaches at least 1 - 1/e of the best
+value that k examples can have (Nemhauser, Wolsey and Fisher, 1978). Here are
+
+- the exact greedy algorithm, evaluated lazily (Minoux, 1978). Gains only shrink as A grows, so an
+  old gain is an upper bound on the present one. The largest bounds are evaluated together, a
+  batch at a time, until the best exact gain beats every bound that is left;
+- stochastic greedy (Mirzasoleiman et al., "Lazier than lazy greedy", AAAI 2015), which at each
+  step takes the best of a random sample.
+
+Each works over a similarity matrix and over the distances between gradients. The latter need no
+n × n matrix: the greedy algorithm only asks how similar all examples are to a batch of
+candidates, and that is computed from the gradients whenever it is asked for.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jdss import _checks
+from jdss.gradients import DenseGradients, FactoredGradients, Gradients
+from jdss.subset import fill_places
+
+METRICS = ("euclidean", "squared_euclidean")
+
+MAX_MATRIX_EXAMPLES = 16_384
+"""Up to this n the n × n similarities are stored: at most 1 GiB, and much faster than anew."""
+
+_BATCH = 32  # Candidates evaluated together: 32 n floats where their columns are in memory.
+_BLOCK = 256  # Candidates whose columns are made together when all n are asked for.
+_LANES = 64  # Partial sums of a column's sum, which is faster and more exact than one.
+
+
+class Cover(NamedTuple):
+    """A greedy choice of k out of n examples, and which of them represents each example.
+
+    Attributes:
+      indices: int32[k], the chosen examples in greedy order.
+      nearest: int32[n], the place (0..k-1) of the chosen example that is most similar to each
+        example; the lowest place among equals.
+      num_selected: int32[], how many places the greedy algorithm filled. The remaining ones hold
+        distinct unused examples, where there are any.
+    """
+
+    indices: jax.Array
+    nearest: jax.Array
+    num_selected: jax.Array
+
+
+def facility_location(
+    similarity: Any,
+    budget: int,
+    *,
+    key: jax.Array | None = None,
+    epsilon: float | None = None,
+    symmetric: bool | None = None,
+    mask: Any = None,
+    count: Any = None,
+) -> jax.Array:
+    """The examples that represent all others best, by greedy facility location.
+
+    The order is that of the plain greedy algorithm, ties going to the lowest index. Once all
+    gains are zero, the lowest unused indices follow.
+
+    Args:
+      similarity: float[n, n]; `similarity[i, j]` says how well j represents i. A constant added
+        to all entries changes nothing.
+      budget: the number k of places, static, in 1..n.
+      key: a PRNG key, for stochastic greedy.
+      epsilon: where given, stochastic greedy: each step takes the best of `(n / k) log(1 / ε)`
+        random candidates, and is in expectation within ε of the guarantee of the exact one;
+        0.01 is usual. None asks for the exact greedy algorithm.
+      symmetric: whether the matrix equals its transpose. If it does, no transposed copy is made.
+        None finds out (up to rounding) where the matrix is concrete, and copies where it is not.
+      mask: bool[n], False for padding, which is neither chosen nor represented. None allows all.
+      count: int32[] at most k, the places to fill by greedy choice. None fills all.
+
+    Returns:
+      int32[k], the examples in the order of choice; distinct, unless `mask` allows fewer than k.
+
+    Raises:
+      TypeError: if the budget is not an int, or `epsilon` comes without a key.
+      ValueError: if the matrix is not square or not finite, the budget is outside 1..n, or
+        `epsilon`, `mask` or `count` is not as above.
+
+    Example:
+      >>> points = jnp.array([0.0, 0.1, 0.2, 5.0, 5.1])
+      >>> facility_location(-jnp.abs(points[:, None] - points[None, :]), 2)
+      Array([2, 3], dtype=int32)
+    """
+    similarity = jnp.asarray(similarity, jnp.float32)
+    if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1]:
+        raise ValueError(f"similarity must be square, [n, n], got shape {similarity.shape}")
+    num_examples = len(similarity)
+    budget = _checks.check_budget(budget, num_examples)
+    mask, count = _check_mask_and_count(mask, count, num_examples, budget)
+    num_candidates = _check_candidates(epsilon, key, num_examples, budget)
+    if _checks.is_concrete(similarity):
+        largest, asymmetry = _measure(similarity)
+        if not bool(jnp.isfinite(asymmetry)):
+            _checks.check_finite("similarity", similarity)
+        if symmetric is None:
+            symmetric = bool(asymmetry <= 1e-6 * largest)
+    return _cover_matrix(
+        similarity, key, mask, count, budget, num_candidates, bool(symmetric)
+    ).indices
+
+
+def facility_location_of_gradients(
+    gradients: Gradients,
+    budget: int,
+    *,
+    metric: str = "euclidean",
+    key: jax.Array | None = None,
+    epsilon: float | None = None,
+    matrix: bool | None = None,
+    mask: Any = None,
+    count: Any = None,
+) -> Cover:
+    """Greedy facility location over the negative distances between gradients.
+
+    Args:
+      gradients: n rows, with `inner_products`, `squared_norms` and `take`.
+      budget: the number k of places, static, in 1..n.
+      metric: "euclidean", `s_ij = -‖g_i - g_j‖`, or "squared_euclidean", its square.
+      key, epsilon, mask, count: as for `facility_location`.
+      matrix: whether to store the n × n similarities. Without them memory is a few hundred
+        columns of n floats beside the gradients. None stores them where
+        `n <= MAX_MATRIX_EXAMPLES`.
+
+    Returns:
+      A `Cover`: the chosen examples, and which of them represents each example.
+
+    Raises:
+      TypeError, ValueError: as for `facility_location`, and for an unknown metric.
+
+    Example:
+      >>> gradients = DenseGradients(jnp.array([[0.0], [0.1], [0.2], [5.0], [5.1]]))
+      >>> facility_location_of_gradients(gradients, 2).nearest
+      Array([0, 0, 0, 1, 1], dtype=int32)
+    """
+    num_examples = gradients.num_examples
+    budget = _checks.check_budget(budget, num_examples)
+    _checks.check_choice("metric", metric, METRICS)
+    _checks.check_finite("gradients", gradients)
+    mask, count = _check_mask_and_count(mask, count, num_examples, budget)
+    num_candidates = _check_candidates(epsilon, key, num_examples, budget)
+    if matrix is None:
+        matrix = num_examples <= MAX_MATRIX_EXAMPLES
+    return _cover_gradients(
+        gradients, key, mask, count, budget, num_candidates, metric, bool(matrix)
+    )
+
+
+@partial(jax.jit, static_argnames=("budget", "num_candidates", "symmetric"))
+def _cover_matrix(
+    similarity: jax.Array,
+    key: jax.Array | None,
+    mask: jax.Array,
+    count: jax.Array,
+    budget: int,
+    num_candidates: int | None,
+    symmetric: bool,
+) -> Cover:
+    # A candidate's column is read as a row: contiguous, so many times faster.
+    rows = similarity if symmetric else similarity.T
+    return _cover(_stored(rows, mask), key, mask, count, budget, num_candidates)
+
+
+@partial(jax.jit, static_argnames=("budget", "num_candidates", "metric", "matrix"))
+def _cover_gradients(
+    gradients: Gradients,
+    key: jax.Array | None,
+    mask: jax.Array,
+    count: jax.Array,
+    budget: int,
+    num_candidates: int | None,
+    metric: str,
+    matrix: bool,
+) -> Cover:
+    distances = _squared_distances(gradients, mask)
+
+    def columns(candidates: jax.Array) -> jax.Array:
+        squared = distances(candidates)
+        # An example's distance to itself is zero, whatever the rounding of the others.
+        itself = candidates[:, None] == jnp.arange(len(mask))
+        squared = jnp.where(itself, 0.0, jnp.maximum(squared, 0.0))
+        return -jnp.sqrt(squared) if metric == "euclidean" else -squared
+
+    if matrix:
+        rows = _in_blocks(columns, len(mask)).reshape(-1, len(mask))
+        return _cover(_stored(rows, mask), key, mask, count, budget, num_candidates)
+    return _cover(_on_demand(columns, mask), key, mask, count, budget, num_candidates)
+
+
+# Similarities, stored or made on demand ------------------------------------------------------
+
+
+class _Similarities(NamedTuple):
+    """What the greedy algorithm asks. `best` float32[n] is what every example has already.
+
+    Attributes:
+      column: j -> float32[n], the similarity of every example to j.
+      gains: (candidates int32[b], best) -> float32[b].
+      all_gains: best -> float32[n], the gains of all examples.
+    """
+
+    column: Callable[[jax.Array], jax.Array]
+    gains: Callable[[jax.Array, jax.Array | None], jax.Array]
+    all_gains: Callable[[jax.Array | None], jax.Array]
+
+
+def _stored(rows: jax.Array, mask: jax.Array) -> _Similarities:
+    """Similarities in a matrix whose row j < n is the column of candidate j."""
+
+    def column(j: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_index_in_dim(rows, j, keepdims=False)
+
+    def gains(candidates: jax.Array, best: jax.Array | None) -> jax.Array:
+        def gain(j: jax.Array) -> jax.Array:
+            return _sum(_improvement(column(j), best, mask))
+
+        # On a CPU the sum of a row where it lies beats gathering the rows first.
+        if jax.default_backend() == "cpu":
+            return jax.lax.map(gain, candidates)
+        return jax.vmap(gain)(candidates)
+
+    def all_gains(best: jax.Array | None) -> jax.Array:
+        return jnp.sum(_improvement(rows, best, mask), axis=1)[: len(mask)]
+
+    return _Similarities(column, gains, all_gains)
+
+
+def _on_demand(columns: Callable[[jax.Array], jax.Array], mask: jax.Array) -> _Similarities:
+    """Similarities that `columns`, int32[b] -> float32[b, n], computes whenever it is asked."""
+
+    def gains(candidates: jax.Array, best: jax.Array | None) -> jax.Array:
+        return _sum(_improvement(columns(candidates), best, mask))
+
+    def all_gains(best: jax.Array | None) -> jax.Array:
+        return _in_blocks(lambda block: gains(block, best), len(mask)).ravel()[: len(mask)]
+
+    return _Similarities(lambda j: columns(j[None])[0], gains, all_gains)
+
+
+def _in_blocks(function: Callable[[jax.Array], jax.Array], num_examples: int) -> jax.Array:
+    """`function` of all examples, a block at a time; the last one is filled up with the last."""
+    block = min(_BLOCK, num_examples)
+    num_blocks = -(-num_examples // block)
+    examples = jnp.minimum(jnp.arange(num_blocks * block), num_examples - 1)
+    return jax.lax.map(function, examples.reshape(num_blocks, block))
+
+
+def _improvement(columns: jax.Array, best: jax.Array | None, mask: jax.Array) -> jax.Array:
+    """What candidates of similarities [..., n] add for each example; None: there is nothing yet.
+
+    For padding `best` is infinite, so that nothing can be added.
+    """
+    if best is None:
+        return jnp.where(mask, columns, 0.0)
+    return jnp.maximum(columns - best, 0.0)
+
+
+def _sum(values: jax.Array) -> jax.Array:
+    """Sums over the last axis."""
+    whole = values.shape[-1] // _LANES * _LANES
+    lanes = values[..., :whole].reshape(*values.shape[:-1], -1, _LANES).sum(axis=-2)
+    return lanes.sum(axis=-1) + values[..., whole:].sum(axis=-1)
+
+
+def _squared_distances(gradients: Gradients, mask: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """The function int32[b] -> float32[b, n], `‖g_j - g_i‖²` of candidates j and examples i.
+
+    `‖a‖² + ‖b‖² - 2 a·b` loses the small distances between large vectors to rounding. Vectors are
+    therefore centred first, which changes no distance. Outer products cannot be centred, but
+    their factors can: with p = ‖e‖², q = ‖h‖², D = ‖e_i - e_j‖² and D' = ‖h_i - h_j‖²,
+
+        ‖e_i⊗h_i - e_j⊗h_j‖² = ½ [(p_i - p_j)(q_i - q_j) + D (q_i + q_j) + D' (p_i + p_j) - D D'],
+
+    in which every term is small for examples that are close to each other.
+    """
+    if isinstance(gradients, FactoredGradients):
+        errors, inputs = _rescale(gradients.errors, mask), _rescale(gradients.inputs, mask)
+        p, q = jnp.sum(errors**2, axis=1), jnp.sum(inputs**2, axis=1)
+        between_errors = _vector_distances(errors, mask)
+        between_inputs = _vector_distances(inputs, mask)
+
+        def factored(candidates: jax.Array) -> jax.Array:
+            d_errors, d_inputs = between_errors(candidates), between_inputs(candidates)
+            p_candidates, q_candidates = p[candidates, None], q[candidates, None]
+            return 0.5 * (
+                (p_candidates - p) * (q_candidates - q)
+                + d_errors * (q_candidates + q)
+                + d_inputs * (p_candidates + p)
+                - d_errors * d_inputs
+            )
+
+        return factored
+    if isinstance(gradients, DenseGradients):
+        return _vector_distances(_rescale(gradients.matrix, mask), mask)
+
+    squared_norms = gradients.squared_norms()
+
+    def general(candidates: jax.Array) -> jax.Array:
+        products = gradients.take(candidates).inner_products(gradients)
+        return squared_norms[candidates, None] + squared_norms - 2 * products
+
+    return general
+
+
+def _vector_distances(vectors: jax.Array, mask: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    mean = vectors.sum(axis=0) / jnp.maximum(mask.sum(), 1)
+    centred = jnp.where(mask[:, None], vectors - mean, 0.0)
+    norms = jnp.sum(centred**2, axis=1)
+
+    def squared_distances(candidates: jax.Array) -> jax.Array:
+        products = centred[candidates] @ centred.T
+        return jnp.maximum(norms[candidates, None] + norms - 2 * products, 0.0)
+
+    return squared_distances
+
+
+def _rescale(vectors: jax.Array, mask: jax.Array) -> jax.Array:
+    """Divides by a power of two, which is exact, so that no square under- or overflows.
+
+    Padding becomes zero, whatever it held.
+    """
+    vectors = jnp.where(mask[:, None], vectors, 0.0)
+    _, exponent = jnp.frexp(jnp.max(jnp.abs(vectors)))
+    return jnp.ldexp(vectors, -exponent)
+
+
+# The greedy algorithms -----------------------------------------------------------------------
+
+
+class _Progress(NamedTuple):
+    best: jax.Array  # float32[n], the largest similarity to a chosen example; ∞ for padding
+    nearest: jax.Array  # int32[n], the place of that chosen example
+    indices: jax.Array  # int32[k]
+
+    def choose(self, place: jax.Array, j: jax.Array, column: jax.Array) -> "_Progress":
+        nearer = column > self.best
+        return _Progress(
+            jnp.where(nearer, column, self.best),
+            jnp.where(nearer, place, self.nearest),
+            self.indices.at[place].set(j),
+        )
+
+
+def _cover(
+    similarities: _Similarities,
+    key: jax.Array | None,
+    mask: jax.Array,
+    count: jax.Array,
+    budget: int,
+    num_candidates: int | None,
+) -> Cover:
+    num_examples = len(mask)
+    num_selected = jnp.minimum(count, mask.sum()).astype(jnp.int32)
+    if num_candidates is None:
+        progress = _lazy_greedy(similarities, mask, num_selected, budget)
+    else:
+        assert key is not None
+        progress = _stochastic_greedy(similarities, key, mask, num_selected, budget, num_candidates)
+    indices = fill_places(progress.indices, num_selected, num_examples, mask=mask)
+    return Cover(indices, progress.nearest, num_selected)
+
+
+def _start(
+    similarities: _Similarities, first: jax.Array, mask: jax.Array, budget: int
+) -> _Progress:
+    # Before the first choice there is no best: its gain is the sum of the column, and the
+    # constant that would make all similarities positive is not needed.
+    return _Progress(
+        best=jnp.where(mask, similarities.column(first), jnp.inf),
+        nearest=jnp.zeros(len(mask), jnp.int32),
+        indices=jnp.zeros(budget, jnp.int32).at[0].set(first),
+    )
+
+
+def _best_of(candidates: jax.Array, gains: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest gain, and the lowest of the candidates that have it."""
+    gain = gains.max()
+    ties = jnp.where(gains == gain, candidates, jnp.iinfo(jnp.int32).max)
+    return gain, ties.min()
+
+
+def _lazy_greedy(
+    similarities: _Similarities, mask: jax.Array, num_selected: jax.Array, budget: int
+) -> _Progress:
+    first = jnp.argmax(jnp.where(mask, similarities.all_gains(None), -jnp.inf)).astype(jnp.int32)
+    progress = _start(similarities, first, mask, budget)
+    if budget == 1:
+        return progress
+    # The first choice changes every gain, so all of them are computed again, at streaming speed.
+    bounds = jnp.where(mask, similarities.all_gains(progress.best), -jnp.inf)
+    bounds = bounds.at[first].set(-jnp.inf)
+    batch_size = min(_BATCH, len(mask) - 1)
+
+    def choose(place: jax.Array, state: tuple) -> tuple:
+        progress, bounds = state
+
+        def evaluate_batch(search: tuple) -> tuple:
+            bounds, gain, winner, _ = search
+            # Without the barrier XLA no longer recognises top_k, and sorts everything.
+            largest, order = jax.lax.optimization_barrier(jax.lax.top_k(bounds, batch_size + 1))
+            candidates = order[:-1]
+            gains = similarities.gains(candidates, progress.best)
+            gains = jnp.where(largest[:-1] > -jnp.inf, gains, -jnp.inf)
+            bounds = bounds.at[candidates].set(gains)
+            batch_gain, batch_winner = _best_of(candidates, gains)
+            better = (batch_gain > gain) | ((batch_gain == gain) & (batch_winner < winner))
+            gain = jnp.where(better, batch_gain, gain)
+            winner = jnp.where(better, batch_winner, winner)
+            # top_k puts the lowest index first among equals: whatever it left out either has a
+            # smaller bound than its last entry, or the same bound and a higher index.
+            resolved = (gain > largest[-1]) | ((gain == largest[-1]) & (winner <= order[-1]))
+            return bounds, gain, winner, resolved
+
+        nobody = (jnp.float32(-jnp.inf), jnp.int32(len(mask)), jnp.bool_(False))
+        bounds, _, winner, _ = jax.lax.while_loop(
+            lambda search: ~search[-1], evaluate_batch, (bounds, *nobody)
+        )
+        progress = progress.choose(place, winner, similarities.column(winner))
+        return progress, bounds.at[winner].set(-jnp.inf)
+
+    progress, _ = jax.lax.fori_loop(1, num_selected, choose, (progress, bounds))
+    return progress
+
+
+def _stochastic_greedy(
+    similarities: _Similarities,
+    key: jax.Array,
+    mask: jax.Array,
+    num_selected: jax.Array,
+    budget: int,
+    num_candidates: int,
+) -> _Progress:
+    def draw(place: Any, available: jax.Array, best: jax.Array | None) -> jax.Array:
+        """The best of the available examples with the highest of random priorities."""
+        priorities = jax.random.uniform(jax.random.fold_in(key, place), mask.shape)
+        drawn, candidates = jax.lax.top_k(jnp.where(available, priorities, -1.0), num_candidates)
+        gains = similarities.gains(candidates, best)
+        return _best_of(candidates, jnp.where(drawn >= 0, gains, -jnp.inf))[1]
+
+    def choose(place: jax.Array, state: tuple) -> tuple:
+        progress, available = state
+        winner = draw(place, available, progress.best)
+        progress = progress.choose(place, winner, similarities.column(winner))
+        return progress, available.at[winner].set(False)
+
+    first = draw(0, mask, None)
+    progress = _start(similarities, first, mask, budget)
+    state = progress, mask.at[first].set(False)
+    return jax.lax.fori_loop(1, num_selected, choose, state)[0]
+
+
+# Checks --------------------------------------------------------------------------------------
+
+
+@jax.jit
+def _measure(similarity: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest entry and the largest difference to the transpose; NaN where not finite."""
+    return jnp.max(jnp.abs(similarity)), jnp.max(jnp.abs(similarity - similarity.T))
+
+
+def _check_mask_and_count(
+    mask: Any, count: Any, num_examples: int, budget: int
+) -> tuple[jax.Array, jax.Array]:
+    mask = jnp.ones(num_examples, bool) if mask is None else jnp.asarray(mask)
+    if mask.shape != (num_examples,):
+        raise ValueError(f"mask must have shape ({num_examples},), got shape {mask.shape}")
+    if mask.dtype != bool:
+        raise TypeError(f"mask must be an array of bool, got dtype {mask.dtype}")
+    count = budget if count is None else count
+    if _checks.is_concrete(count) and not 0 <= count <= budget:
+        raise ValueError(f"count must be in 0..{budget} (the budget), got {count}")
+    return mask, jnp.asarray(count, jnp.int32)
+
+
+def _check_candidates(
+    epsilon: float | None, key: jax.Array | None, num_examples: int, budget: int
+) -> int | None:
+    """The candidates of a step of stochastic greedy; None for the exact algorithm."""
+    if epsilon is None:
+        return None
+    if not _checks.is_concrete(epsilon):
+        raise TypeError(
+            "epsilon must be concrete, as it decides how many candidates there are; "
+            "bind it with functools.partial"
+        )
+    if not 0 < epsilon < 1:
+        raise ValueError(f"epsilon must be in (0, 1), got {epsilon}")
+    if key is None:
+        raise TypeError("key must be a PRNG key (jax.random.key(seed)) for stochastic greedy")
+    return min(num_examples, math.ceil(num_examples / budget * math.log(1 / epsilon)))

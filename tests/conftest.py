@@ -1,0 +1,32 @@
+"""Small problems that several tests train on."""
+
+import flax.linen as nn
+import numpy as np
+import pytest
+
+
+class Perceptron(nn.Module):
+    """A small network whose output is that of its last dense layer."""
+
+    num_classes: int = 3
+    width: int = 8
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(self.width)(x.reshape(len(x), -1)))
+        return nn.Dense(self.num_classes)(x)
+
+
+@pytest.fixture(scope="session")
+def blobs():
+    """Three well separated clouds of points: inputs float32[300, 4] and labels int32[300]."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(300) % 3
+    centres = 3 * generator.normal(size=(3, 4))
+    inputs = centres[labels] + generator.normal(size=(300, 4))
+    return inputs.astype(np.float32), labels.astype(np.int32)
+
+
+@pytest.fixture(scope="session")
+def perceptron():
+    return Perceptron()

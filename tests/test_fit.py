@@ -1,0 +1,155 @@
+"""Adaptive training: the schedule, the strategies, and what `fit` refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jdss
+
+HYPER = {"learning_rate": 0.1, "epochs": 8, "batch_size": 16}
+
+
+def fit(model, data, **options):
+    options = {"hyperparameters": HYPER, "fraction": 0.2, "progress": False, **options}
+    return jdss.fit(model, data, **options)
+
+
+@pytest.mark.parametrize("selection", ["grad_match", "uniform", "full"])
+def test_every_strategy_learns_separable_classes(perceptron, blobs, selection):
+    result = fit(perceptron, blobs, validation=0.2, selection=selection)
+    assert result.validation_accuracy > 0.9
+
+
+def test_warm_start_is_counted_in_steps_and_the_rest_trains_on_subsets(perceptron, blobs):
+    result = fit(perceptron, blobs, warm_start=0.5, select_every=2)
+    phases = [(entry["phase"], entry["epoch"], entry["steps"]) for entry in result.history]
+    # κTk/B = 0.5 · 8 · 60 / 16 = 15 steps on everything, then four epochs of ceil(60 / 16) steps.
+    assert phases == [("warm_start", 4, 15), *[("subset", epoch, 4) for epoch in (5, 6, 7, 8)]]
+    assert int(result.state.step) == 15 + 4 * 4
+
+
+def test_without_warm_start_every_epoch_is_on_a_subset(perceptron, blobs):
+    result = fit(perceptron, blobs, warm_start=0.0)
+    assert [entry["phase"] for entry in result.history] == ["subset"] * 8
+
+
+def test_full_training_visits_everything_in_every_epoch(perceptron, blobs):
+    result = fit(perceptron, blobs, selection="full")
+    assert int(result.state.step) == 8 * -(-300 // 16)
+    assert result.subset is None
+
+
+def test_a_subset_is_selected_every_r_epochs_with_the_current_gradients(perceptron, blobs):
+    seen = []
+
+    def first_examples(gradients, budget, *, key=None, mask=None, count=None):
+        seen.append(np.asarray(gradients.errors))
+        return jdss.Subset(jnp.arange(budget), jnp.ones(budget), jnp.int32(budget))
+
+    result = fit(perceptron, blobs, selection=first_examples, select_every=3, warm_start=0.0)
+    assert len(seen) == 3  # before epochs 1, 4 and 7
+    assert not np.allclose(seen[0], seen[1])
+    assert result.subset.indices.tolist() == list(range(60))
+
+
+def test_grad_match_chooses_from_every_class_and_fills_the_budget(perceptron, blobs):
+    result = fit(perceptron, blobs)
+    chosen = np.asarray(result.subset.indices)
+    assert len(set(chosen.tolist())) == 60
+    assert np.bincount(blobs[1][chosen]).tolist() == [20, 20, 20]
+
+
+def test_the_same_seed_gives_the_same_model_and_another_seed_another(perceptron, blobs):
+    one, same, other = (fit(perceptron, blobs, seed=seed) for seed in (3, 3, 4))
+    leaves = [jax.tree.leaves(result.state.params) for result in (one, same, other)]
+    assert all(np.array_equal(a, b) for a, b in zip(leaves[0], leaves[1], strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(leaves[0], leaves[2], strict=True))
+
+
+def test_the_ledger_has_a_line_for_what_was_done_and_none_for_what_was_not(perceptron, blobs):
+    lines = fit(perceptron, blobs, validation=0.2).ledger.seconds
+    assert all(
+        lines[line] > 0 for line in ("warm_start", "gradients", "solving", "training", "evaluating")
+    )
+    full = fit(perceptron, blobs, selection="full").ledger.seconds
+    assert full["gradients"] == full["solving"] == full["warm_start"] == full["evaluating"] == 0
+
+
+def test_a_diverging_run_ends_at_once_and_says_where(perceptron, blobs):
+    with pytest.raises(jdss.TrainingDivergedError, match=r"epoch 1 of 8 \(full, step \d+ of 19\)"):
+        fit(
+            perceptron,
+            blobs,
+            selection="full",
+            hyperparameters={**HYPER, "learning_rate": 1e30},
+        )
+
+
+def test_validation_arrays_of_ones_own_are_not_trained_on(perceptron, blobs):
+    inputs, labels = blobs
+    garbage = (1e3 * np.ones((50, 4), np.float32), np.zeros(50, np.int32))
+    plain = fit(perceptron, (inputs, labels), selection="full")
+    validated = fit(perceptron, (inputs, labels), selection="full", validation=garbage)
+    for a, b in zip(
+        jax.tree.leaves(plain.state.params), jax.tree.leaves(validated.state.params), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_lifting_per_batch_and_over_everything_are_options(perceptron, blobs):
+    for lifting in ("all", "per_batch"):
+        result = fit(perceptron, blobs, lifting=lifting, options={})
+        assert len(set(result.subset.indices.tolist())) == 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"fraction": 0.0}, r"fraction must be in \(0, 1\], got 0.0"),
+        ({"fraction": 1.5}, "fraction must be in"),
+        ({"selection": "gradmatch"}, "selection must be one of 'full', 'grad_match', 'uniform'"),
+        ({"select_every": 0}, "select_every must be at least 1"),
+        ({"warm_start": 2.0}, "warm_start must be in"),
+        ({"lifting": "per_pixel"}, "lifting must be one of 'all', 'per_batch', 'per_class'"),
+        ({"validation": 1.0}, r"fraction must be in \(0, 1\)"),
+        ({"hyperparameters": {"epoch": 3}}, "must be one of .*'epochs'"),
+        ({"hyperparameters": {"optimizer": "sdg"}}, "optimizer must be one of 'adam'"),
+        ({"hyperparameters": {"learning_rate": -1.0}}, "learning_rate must be"),
+        ({"hyperparameters": {"batch_size": 0}}, "batch_size must be at least 1"),
+        ({"augmentation": "mixup"}, "augmentation must be one of 'crop_flip', 'none'"),
+        ({"augmentation": "crop_flip"}, "takes images"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(perceptron, blobs, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fit(perceptron, blobs, **arguments)
+
+
+def test_bad_data_is_refused_by_name(perceptron, blobs):
+    inputs, labels = blobs
+    with pytest.raises(ValueError, match="inputs has 300, labels has 299"):
+        fit(perceptron, (inputs, labels[:-1]))
+    with pytest.raises(ValueError, match="inputs must be finite"):
+        fit(perceptron, (np.where(inputs == inputs.max(), np.nan, inputs), labels))
+    with pytest.raises(TypeError, match="labels must be integers"):
+        fit(perceptron, (inputs, labels.astype(np.float32)))
+    with pytest.raises(ValueError, match=r"labels must be in 0..2, got values in -1..2"):
+        fit(perceptron, (inputs, np.where(labels == 0, -1, labels)))
+    with pytest.raises(TypeError, match=r"data must be a pair \(inputs, labels\)"):
+        fit(perceptron, inputs)
+    with pytest.raises(TypeError, match="inputs must be uint8 images or floats"):
+        fit(perceptron, (inputs.astype(np.int32), labels))
+
+
+def test_a_trained_model_is_saved_and_loads_back(perceptron, blobs, tmp_path):
+    result = fit(perceptron, blobs, selection="full")
+    jdss.save_model(tmp_path / "model", result.state)
+    variables = jdss.load_model(tmp_path / "model", perceptron, input_shape=(4,))
+    np.testing.assert_array_equal(
+        perceptron.apply(variables, blobs[0]), perceptron.apply(result.state.variables, blobs[0])
+    )
+    with pytest.raises(FileExistsError, match="must not exist yet"):
+        jdss.save_model(tmp_path / "model", result.state)
+    with pytest.raises(FileNotFoundError, match="save_model"):
+        jdss.load_model(tmp_path / "nothing", perceptron, input_shape=(4,))

@@ -1,0 +1,232 @@
+"""The search: it finds, retrains, resumes, and refuses what makes no sense."""
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+import jdss
+
+SPACE = {
+    "learning_rate": FloatDistribution(1e-3, 0.3, log=True),
+    "momentum": FloatDistribution(0.5, 0.95),
+    "optimizer": CategoricalDistribution(("sgd", "adam")),
+    "epochs": IntDistribution(2, 4),
+    "batch_size": CategoricalDistribution((16,)),
+}
+
+
+def tune(model, data, **options):
+    options = {"space": SPACE, "fraction": 0.2, "trials": 3, "progress": False, **options}
+    return jdss.tune(model, data, **options)
+
+
+def values(result):
+    return [(trial["hyperparameters"], trial["value"]) for trial in result.trials]
+
+
+def test_a_search_retrains_its_best_trial_on_everything(perceptron, blobs):
+    result = tune(perceptron, blobs, trials=5, test=blobs)
+    best = max(result.trials, key=lambda trial: trial["value"])
+    assert result.best_value == best["value"]
+    assert result.best_hyperparameters == best["hyperparameters"]
+    epochs = best["hyperparameters"]["epochs"]
+    # All 300 examples, not the 270 of the training split.
+    assert int(result.retraining.state.step) == epochs * -(-300 // 16)
+    assert result.retraining.test_accuracy > 0.9
+
+
+def test_without_a_test_set_there_is_no_test_accuracy(perceptron, blobs):
+    assert tune(perceptron, blobs).retraining.test_accuracy is None
+
+
+def test_the_same_seed_gives_the_same_search(perceptron, blobs):
+    assert values(tune(perceptron, blobs, seed=5)) == values(tune(perceptron, blobs, seed=5))
+    assert values(tune(perceptron, blobs, seed=5)) != values(tune(perceptron, blobs, seed=6))
+
+
+def test_a_resumed_search_is_the_search_without_the_interruption(perceptron, blobs, tmp_path):
+    options = {"storage": f"sqlite:///{tmp_path}/search.db", "n_startup_trials": 2}
+    tune(perceptron, blobs, trials=2, study_name="cut", retrain=False, **options)
+    resumed = tune(perceptron, blobs, trials=5, study_name="cut", **options)
+    whole = tune(perceptron, blobs, trials=5, study_name="whole", **options)
+    assert values(resumed) == values(whole)
+    assert resumed.best_hyperparameters == whole.best_hyperparameters
+
+
+def test_a_finished_search_runs_no_trial_again(perceptron, blobs, tmp_path):
+    options = {"storage": f"sqlite:///{tmp_path}/search.db", "study_name": "done"}
+    first = tune(perceptron, blobs, **options)
+    again = tune(perceptron, blobs, **options)
+    assert len(again.study.trials) == 3
+    assert first.as_dict()["trials"] == again.as_dict()["trials"]
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_a_process_that_is_stopped_mid_trial_loses_and_repeats_nothing(
+    perceptron, blobs, tmp_path, stop
+):
+    """A real process, stopped in its third trial; the cut-off trial keeps its place and values."""
+    storage = f"sqlite:///{tmp_path}/search.db"
+    program = textwrap.dedent(
+        f"""
+        import sys, time
+        sys.path[:0] = {sys.path!r}
+        import numpy as np
+        from tests.conftest import Perceptron
+        from tests.test_tune import SPACE
+        import jdss
+        data = np.load({str(tmp_path / "data.npz")!r})
+
+        calls = 0
+        def select(gradients, budget, **options):
+            global calls
+            calls += 1
+            if calls == 3:
+                print("third trial", flush=True)
+                time.sleep(60)
+            return jdss.uniform(gradients, budget, key=options["key"])
+        jdss.tune(Perceptron(), (data["inputs"], data["labels"]), space=SPACE, fraction=0.2,
+                  trials=4, progress=False, selection=select, storage={storage!r},
+                  study_name="cut")
+        """
+    )
+    np.savez(tmp_path / "data.npz", inputs=blobs[0], labels=blobs[1])
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"third trial\n"
+        process.send_signal(stop)
+        process.wait(timeout=60)
+
+    def select(gradients, budget, **options):
+        return jdss.uniform(gradients, budget, key=options["key"])
+
+    options = {"selection": select, "trials": 4, "storage": storage}
+    resumed = tune(perceptron, blobs, study_name="cut", **options)
+    whole = tune(perceptron, blobs, study_name="whole", **options)
+    assert values(resumed) == values(whole)
+    assert len(resumed.study.trials) == 5  # the one that was cut off is still on record
+    assert resumed.study.trials[2].state == optuna.trial.TrialState.FAIL
+
+
+def test_a_study_of_another_search_is_refused_naming_the_difference(perceptron, blobs, tmp_path):
+    options = {"storage": f"sqlite:///{tmp_path}/search.db", "study_name": "one", "retrain": False}
+    tune(perceptron, blobs, trials=1, **options)
+    other = {**SPACE, "epochs": IntDistribution(2, 3)}
+    with pytest.raises(jdss.DifferentSearchError, match="'one' holds another search.*space"):
+        tune(perceptron, blobs, trials=1, **{**options, "space": other})
+    with pytest.raises(jdss.DifferentSearchError, match="strategy"):
+        tune(perceptron, blobs, trials=1, fraction=0.3, **options)
+
+
+def test_a_trial_that_diverges_is_recorded_and_the_search_goes_on(perceptron, blobs):
+    space = {**SPACE, "learning_rate": CategoricalDistribution((0.05, 1e30))}
+    result = tune(perceptron, blobs, space=space, trials=6, sampler="random")
+    failed = [trial for trial in result.trials if trial["state"] == "failed"]
+    assert len(result.trials) == 6
+    assert 0 < len(failed) < 6
+    for trial in failed:
+        assert trial["hyperparameters"]["learning_rate"] == 1e30
+        assert "NaN or infinite" in trial["failure"]
+        assert sum(trial["ledger"]["seconds"].values()) > 0
+
+
+def test_a_search_in_which_every_trial_failed_says_so(perceptron, blobs):
+    space = {"learning_rate": CategoricalDistribution((1e30,))}
+    with pytest.raises(jdss.SearchFailedError, match="all 2 trials .* NaN or infinite"):
+        tune(perceptron, blobs, space=space, trials=2)
+
+
+def test_architectural_hyperparameters_go_to_the_model_function(blobs):
+    from tests.conftest import Perceptron
+
+    built = []
+
+    def model(width):
+        built.append(width)
+        return Perceptron(width=width)
+
+    space = {"width": CategoricalDistribution((4, 8)), "epochs": IntDistribution(1, 2)}
+    result = tune(model, blobs, space=space)
+    assert set(built) <= {4, 8}
+    assert result.retraining.state.model.width == result.best_hyperparameters["width"]
+
+
+def test_a_space_may_be_a_function_of_the_trial(perceptron, blobs):
+    def space(trial):
+        optimizer = trial.suggest_categorical("optimizer", ["sgd", "adam"])
+        high = 0.01 if optimizer == "adam" else 0.1
+        return {
+            "optimizer": optimizer,
+            "learning_rate": trial.suggest_float(f"{optimizer}_learning_rate", 1e-3, high),
+            "epochs": 2,
+        }
+
+    result = tune(perceptron, blobs, space=space)
+    assert all(trial["hyperparameters"]["epochs"] == 2 for trial in result.trials)
+
+
+def test_the_objective_alone_serves_a_study_of_ones_own(perceptron, blobs):
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(0))
+    study.optimize(jdss.objective(perceptron, blobs, space=SPACE, fraction=0.2), n_trials=2)
+    assert len(study.trials) == 2
+    assert study.trials[0].user_attrs["jdss:ledger"]["seconds"]["training"] > 0
+
+
+def test_the_whole_ledger_is_the_sum_of_its_parts_and_json(perceptron, blobs):
+    start = time.perf_counter()
+    result = tune(perceptron, blobs, test=blobs)
+    elapsed = time.perf_counter() - start
+    record = json.loads(json.dumps(result.as_dict()))
+    ledger = record["ledger"]
+    parts = ledger["search_seconds"] + ledger["retraining_seconds"]
+    assert ledger["total_seconds"] == pytest.approx(parts + ledger["seconds"]["loading"], rel=1e-6)
+    assert ledger["total_seconds"] <= elapsed
+    assert sum(ledger["seconds"].values()) == pytest.approx(ledger["total_seconds"])
+
+
+def test_the_retrained_model_is_saved_and_loads_back(perceptron, blobs, tmp_path):
+    result = tune(perceptron, blobs, save_to=tmp_path / "best")
+    variables = jdss.load_model(tmp_path / "best", perceptron, input_shape=(4,))
+    expected = result.retraining.state.variables["params"]["Dense_0"]["kernel"]
+    np.testing.assert_array_equal(variables["params"]["Dense_0"]["kernel"], expected)
+    with pytest.raises(FileExistsError, match="save_to must not exist yet"):
+        tune(perceptron, blobs, save_to=tmp_path / "best")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"trials": 0}, ValueError, "trials must be at least 1"),
+        ({"trials": 2.5}, TypeError, "trials must be an int"),
+        ({"sampler": "tpee"}, ValueError, "sampler must be one of 'random', 'tpe'"),
+        ({"sampler": 3}, TypeError, "sampler must be a name or an Optuna sampler"),
+        ({"space": {}}, ValueError, "space must have at least one"),
+        ({"space": {"epochs": (1, 2)}}, TypeError, r"space\['epochs'\] must be an Optuna"),
+        ({"space": [1]}, TypeError, "space must map names"),
+        ({"fraction": -1}, ValueError, "fraction must be in"),
+        ({"selection": "best"}, ValueError, "selection must be one of"),
+        ({"selection": 3}, TypeError, "selection must be a name or a function"),
+        ({"storage": "sqlite:///:memory:"}, ValueError, "study_name must be given"),
+        ({"validation": None}, TypeError, "validation must be"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(perceptron, blobs, arguments, error, message):
+    with pytest.raises(error, match=message):
+        tune(perceptron, blobs, **arguments)
+
+
+def test_an_architectural_name_without_a_model_function_is_refused(perceptron, blobs):
+    with pytest.raises(ValueError, match="'width': give model as a function"):
+        tune(perceptron, blobs, space={"width": IntDistribution(1, 2)})
+
+
+def test_an_unknown_data_set_is_refused_with_the_known_ones(perceptron):
+    with pytest.raises(ValueError, match="'cifar10', 'cifar100', 'digits', 'mnist'"):
+        tune(perceptron, "minst")
