@@ -12,9 +12,12 @@ from jdss.gradients import (
     sum_consecutive,
 )
 from jdss.reporting.ledger import Ledger
+from jdss.selection.craig import craig
+from jdss.selection.glister import LastLayerObjective, glister
 from jdss.selection.grad_match import grad_match
 from jdss.selection.strategies import STRATEGIES
 from jdss.selection.uniform import uniform
+from jdss.solvers.facility_location import facility_location
 from jdss.solvers.matching_pursuit import orthogonal_matching_pursuit
 from jdss.subset import Subset, per_batch, per_class
 from jdss.training.checkpoint import load_model, save_model
@@ -42,6 +45,7 @@ __all__ = [
     "FitResult",
     "Gradients",
     "Hyperparameters",
+    "LastLayerObjective",
     "Ledger",
     "Objective",
     "Retraining",
@@ -54,9 +58,12 @@ __all__ = [
     "TuneResult",
     "compute_accuracy",
     "compute_gradients",
+    "craig",
     "data",
     "default_space",
+    "facility_location",
     "fit",
+    "glister",
     "grad_match",
     "hyperparameters",
     "init_state",

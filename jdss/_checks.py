@@ -1,7 +1,8 @@
 """Checks at the boundary: early, and naming the argument, what it got and what it takes.
 
 Values are checked where they are concrete. Under a transformation (`jit`, `vmap`, …) only
-shapes and types are known, and only those are checked.
+shapes and types are known, and only those are checked. Concrete values that a transformed
+function closes over are checked too: hence `jax.ensure_compile_time_eval`.
 """
 
 from collections.abc import Iterable
@@ -34,8 +35,9 @@ def check_finite(name: str, tree: Any) -> None:
     for leaf in jax.tree.leaves(tree):
         if not jnp.issubdtype(leaf.dtype, jnp.floating) or not is_concrete(leaf):
             continue
-        if not bool(jnp.isfinite(leaf).all()):
+        with jax.ensure_compile_time_eval():
             bad = int(leaf.size - jnp.isfinite(leaf).sum())
+        if bad:
             raise ValueError(
                 f"{name} must be finite, but {bad} of its {leaf.size} values are NaN or infinite"
             )
@@ -60,6 +62,14 @@ def check_positive_int(name: str, value: Any) -> int:
     return int(value)
 
 
+def check_integers(name: str, values: Any) -> jax.Array:
+    """Checks and returns integers as an int32 array."""
+    values = values if isinstance(values, jax.Array) else np.asarray(values)
+    if not jnp.issubdtype(values.dtype, jnp.integer):
+        raise TypeError(f"{name} must be of integers, got dtype {values.dtype}")
+    return jnp.asarray(values, jnp.int32)
+
+
 def check_fraction(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
         raise TypeError(f"{name} must be a number in (0, 1], got {type(value).__name__}")
@@ -78,7 +88,8 @@ def check_labels(labels: Any, *, num_examples: int, num_classes: int) -> jax.Arr
     """Checks and returns the labels as int32[num_examples]."""
     if num_classes < 1:
         raise ValueError(f"there must be at least one class, got num_classes={num_classes}")
-    labels = jnp.asarray(labels)
+    # Checked as they come: JAX would first cut integers of 64 bits down to 32.
+    labels = labels if isinstance(labels, jax.Array) else np.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels must be integers (class indices), got dtype {labels.dtype}")
     if labels.shape != (num_examples,):
@@ -87,12 +98,24 @@ def check_labels(labels: Any, *, num_examples: int, num_classes: int) -> jax.Arr
             f"got shape {labels.shape}"
         )
     if is_concrete(labels) and labels.size:
-        smallest, largest = int(labels.min()), int(labels.max())
+        with jax.ensure_compile_time_eval():
+            smallest, largest = int(labels.min()), int(labels.max())
         if smallest < 0 or largest >= num_classes:
             raise ValueError(
                 f"labels must be in 0..{num_classes - 1}, got values in {smallest}..{largest}"
             )
-    return labels.astype(jnp.int32)
+    return jnp.asarray(labels, jnp.int32)
+
+
+def check_mask(mask: Any, num_examples: int) -> jax.Array:
+    """Checks and returns the mask as bool[num_examples]; None allows all."""
+    if mask is None:
+        return jnp.ones(num_examples, bool)
+    if np.shape(mask) != (num_examples,):
+        raise ValueError(
+            f"mask must have shape ({num_examples},), one for each example, got {np.shape(mask)}"
+        )
+    return jnp.asarray(mask, bool)
 
 
 def check_choice(name: str, value: Any, known: Iterable[str]) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from jdss import _checks
@@ -117,7 +118,8 @@ class FactoredGradients:
         return (self.errors * weights[:, None]).T @ self.inputs
 
     def correlate(self, target: jax.Array) -> jax.Array:
-        return jnp.sum((self.inputs @ target.T) * self.errors, axis=1)
+        # In this order XLA's product on CPUs takes half the time of `inputs @ target.T`.
+        return jnp.sum((target @ self.inputs.T) * self.errors.T, axis=0)
 
     def inner_products(self, other: "FactoredGradients") -> jax.Array:
         return (self.errors @ other.errors.T) * (self.inputs @ other.inputs.T)
@@ -195,6 +197,7 @@ def sum_consecutive(gradients: _Rows, group_size: int) -> SummedGradients:
     Returns:
       An operator with ceil(n / group_size) rows.
     """
+    group_size = _checks.check_positive_int("group_size", group_size)
     padding = -gradients.num_examples % group_size
     rows = jax.tree.map(
         lambda leaf: jnp.pad(leaf, [(0, padding)] + [(0, 0)] * (leaf.ndim - 1)), gradients
@@ -278,6 +281,7 @@ def per_example_gradients(
 
     Raises:
       ValueError: if the examples are empty or differ in length, or `batch_size` is below 1.
+      TypeError: if `batch_size` is not an int.
 
     Example:
       >>> import jax.numpy as jnp
@@ -294,8 +298,8 @@ def per_example_gradients(
             "examples must be arrays of one common length, at least 1, along the first axis; "
             f"got lengths {sorted(lengths)}"
         )
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be None or at least 1, got {batch_size}")
+    if batch_size is not None:
+        batch_size = _checks.check_positive_int("batch_size", batch_size)
 
     def gradient(example: _Example) -> jax.Array:
         return ravel_pytree(jax.grad(loss_fn)(params, example))[0].astype(jnp.float32)
@@ -304,6 +308,18 @@ def per_example_gradients(
     if batch_size is None or batch_size >= length:
         return DenseGradients(jax.vmap(gradient)(examples))
     return DenseGradients(jax.lax.map(gradient, examples, batch_size=batch_size))
+
+
+def count_examples(gradients: Gradients | int) -> int:
+    """The number n of rows of gradients, or of the examples that an int stands for."""
+    if isinstance(gradients, (int, np.integer)):
+        return int(gradients)
+    if not hasattr(gradients, "num_examples"):
+        raise TypeError(
+            "gradients must be an operator such as jdss.DenseGradients(matrix), got "
+            f"{type(gradients).__name__}"
+        )
+    return gradients.num_examples
 
 
 def row_shape(gradients: Gradients) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdss import _checks
-from jdss.gradients import Gradients, sum_consecutive
+from jdss.gradients import Gradients, count_examples, sum_consecutive
 
 Select = Callable[..., "Subset"]
 
@@ -92,27 +92,32 @@ def class_shares(class_sizes: np.ndarray, budget: int) -> np.ndarray:
       >>> class_shares(np.array([50, 30, 1, 0]), 8)
       array([4, 3, 1, 0])
     """
-    class_sizes = np.asarray(class_sizes)
+    class_sizes = np.asarray(class_sizes, np.int64)
+    total = int(class_sizes.sum())
+    budget = _checks.check_budget(budget, total)
     present = class_sizes > 0
     if budget < present.sum():
         largest_first = np.argsort(-class_sizes, kind="stable")
         shares = np.zeros_like(class_sizes)
         shares[largest_first[:budget]] = 1
         return shares
-    quotas = budget * class_sizes / class_sizes.sum()
-    shares = np.maximum(np.floor(quotas).astype(class_sizes.dtype), present)
+    # A class's quota is budget · size / total. In whole multiples of 1 / total the remainders are
+    # exact, so that equal remainders are equal, and the lowest class comes first.
+    quotas = budget * class_sizes
+    shares = np.maximum(quotas // total, present)
+    never = np.iinfo(np.int64).max
     # The places still missing go, one each, to the largest remainders; where the guaranteed
     # single places overshot, places are taken back from the smallest remainders.
     while shares.sum() != budget:
         missing = budget - shares.sum()
-        remainders = quotas - shares
+        remainders = quotas - shares * total
         if missing > 0:
-            remainders[shares >= class_sizes] = -np.inf
+            remainders[shares >= class_sizes] = -never
             order = np.argsort(-remainders, kind="stable")
             open_classes = int((shares < class_sizes).sum())
             shares[order[: min(missing, open_classes)]] += 1
         else:
-            remainders[shares <= 1] = np.inf
+            remainders[shares <= 1] = never
             shares[np.argmin(remainders)] -= 1
     return shares
 
@@ -150,12 +155,10 @@ def per_class(select: Select, labels: Any, num_classes: int) -> Select:
     if not _checks.is_concrete(labels):
         raise TypeError("labels must be concrete: the shares of the classes are static")
     labels = np.asarray(labels)
-    labels = np.asarray(
-        _checks.check_labels(labels, num_examples=len(labels), num_classes=num_classes)
-    )
+    _checks.check_labels(labels, num_examples=labels.size, num_classes=num_classes)
 
     def lifted(
-        gradients: Gradients,
+        gradients: Gradients | int,
         budget: int,
         *,
         key: jax.Array | None = None,
@@ -166,19 +169,19 @@ def per_class(select: Select, labels: Any, num_classes: int) -> Select:
     ) -> Subset:
         if count is not None:
             raise TypeError("count is not taken by a per-class selection: give a smaller budget")
-        num_examples = gradients if isinstance(gradients, int) else gradients.num_examples
+        num_examples = count_examples(gradients)
         if num_examples != len(labels):
             raise ValueError(
                 f"labels and gradients must have one common length; labels has {len(labels)}, "
                 f"gradients has {num_examples}"
             )
-        allowed = np.ones(len(labels), bool)
-        if mask is not None:
-            if not _checks.is_concrete(mask):
-                raise TypeError("mask must be concrete in a per-class selection")
-            allowed = np.asarray(mask, bool)
+        if not _checks.is_concrete(mask):
+            raise TypeError("mask must be concrete in a per-class selection")
+        with jax.ensure_compile_time_eval():  # the gradients, and so the caller, may be traced
+            allowed = np.asarray(_checks.check_mask(mask, num_examples))
         budget = _checks.check_budget(budget, int(allowed.sum()))
-        if not isinstance(gradients, int) and _checks.is_concrete(gradients):
+        by_number = isinstance(gradients, (int, np.integer))
+        if not by_number:
             _checks.check_finite("gradients", gradients)
         sizes = np.bincount(labels[allowed], minlength=num_classes)
         shares = class_shares(sizes, budget)
@@ -189,7 +192,7 @@ def per_class(select: Select, labels: Any, num_classes: int) -> Select:
         static, traced = _split_options(options)
         subset = _select_in_classes(
             select,
-            gradients,
+            None if by_number else gradients,
             int(shares.max()),
             jnp.asarray(members),
             jnp.asarray(np.arange(width) < sizes[:, None]),
@@ -225,7 +228,7 @@ def _split_options(options: Mapping[str, Any]) -> tuple[tuple[tuple[str, Any], .
 @partial(jax.jit, static_argnames=("select", "budget", "static"))
 def _select_in_classes(
     select: Select,
-    gradients: Gradients | int,
+    gradients: Gradients | None,  # None where only their number matters
     budget: int,
     members: jax.Array,  # int32[c, m], the examples of each class, padded
     mask: jax.Array,  # bool[c, m], False for padding
@@ -237,7 +240,7 @@ def _select_in_classes(
 ) -> Subset:
     def select_in_class(arguments: tuple) -> Subset:
         members, mask, count, key, class_options = arguments
-        own = gradients.take(members) if hasattr(gradients, "take") else len(members)
+        own = len(members) if gradients is None else gradients.take(members)
         subset = select(
             own, budget, key=key, mask=mask, count=count, **dict(static), **traced, **class_options
         )
@@ -285,16 +288,17 @@ def per_batch(select: Select, batch_size: int) -> Select:
         count: jax.Array | None = None,
         **options: Any,
     ) -> Subset:
-        is_size = isinstance(gradients, int)
-        num_examples = gradients if is_size else gradients.num_examples
+        is_size = isinstance(gradients, (int, np.integer))
+        num_examples = count_examples(gradients)
         budget = _checks.check_budget(budget, num_examples)
         if not is_size:
             _checks.check_finite("gradients", gradients)
-        allowed = jnp.ones(num_examples, bool) if mask is None else mask
+        allowed = _checks.check_mask(mask, num_examples)
         count = jnp.asarray(budget if count is None else count, jnp.int32)
         num_batches = -(-num_examples // batch_size)
         padding = num_batches * batch_size - num_examples
         valid = jnp.pad(allowed, (0, padding)).reshape(num_batches, batch_size)
+        atoms: Any
         if is_size:
             atoms = num_batches
         else:

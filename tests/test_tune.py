@@ -119,7 +119,7 @@ def test_a_study_of_another_search_is_refused_naming_the_difference(perceptron, 
     options = {"storage": f"sqlite:///{tmp_path}/search.db", "study_name": "one", "retrain": False}
     tune(perceptron, blobs, trials=1, **options)
     other = {**SPACE, "epochs": IntDistribution(2, 3)}
-    with pytest.raises(jdss.DifferentSearchError, match="'one' holds another search.*space"):
+    with pytest.raises(jdss.DifferentSearchError, match=r"'one' holds another search.*space"):
         tune(perceptron, blobs, trials=1, **{**options, "space": other})
     with pytest.raises(jdss.DifferentSearchError, match="strategy"):
         tune(perceptron, blobs, trials=1, fraction=0.3, **options)
@@ -139,7 +139,7 @@ def test_a_trial_that_diverges_is_recorded_and_the_search_goes_on(perceptron, bl
 
 def test_a_search_in_which_every_trial_failed_says_so(perceptron, blobs):
     space = {"learning_rate": CategoricalDistribution((1e30,))}
-    with pytest.raises(jdss.SearchFailedError, match="all 2 trials .* NaN or infinite"):
+    with pytest.raises(jdss.SearchFailedError, match=r"all 2 trials .* NaN or infinite"):
         tune(perceptron, blobs, space=space, trials=2)
 
 

@@ -75,15 +75,16 @@ def make_examples(inputs: Any, labels: Any, *, augmentation: str = "none") -> Ex
             f"augmentation {augmentation!r} takes images [n, h, w, channels], got {inputs.shape}"
         )
     labels = np.asarray(labels)
-    num_classes = int(labels.max()) + 1 if labels.size and labels.dtype.kind in "iu" else 1
+    num_classes = max(int(labels.max()), 0) + 1 if labels.size and labels.dtype.kind in "iu" else 1
     labels = _checks.check_labels(labels, num_examples=len(inputs), num_classes=num_classes)
     mean, std = np.zeros((), np.float32), np.ones((), np.float32)
     if inputs.dtype == np.uint8:
         mean, std = _pixel_statistics(inputs)
     elif np.issubdtype(inputs.dtype, np.floating):
+        with np.errstate(over="ignore"):
+            inputs = inputs.astype(np.float32)
         if not np.isfinite(inputs).all():
-            raise ValueError("inputs must be finite, but some are NaN or infinite")
-        inputs = inputs.astype(np.float32)
+            raise ValueError("inputs must be finite in float32, but some are NaN or infinite")
     else:
         raise TypeError(f"inputs must be uint8 images or floats, got dtype {inputs.dtype}")
     normalization = Normalization(jnp.asarray(mean), jnp.asarray(std))

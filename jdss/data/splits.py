@@ -37,7 +37,7 @@ def stratified_split(
         raise ValueError(
             f"labels must have shape (n,) with at least two examples to split, got {labels.shape}"
         )
-    num_classes = int(labels.max()) + 1 if np.issubdtype(labels.dtype, np.integer) else 1
+    num_classes = max(int(labels.max()), 0) + 1 if labels.dtype.kind in "iu" else 1
     _checks.check_labels(labels, num_examples=len(labels), num_classes=num_classes)
     size = min(max(round(fraction * len(labels)), 1), len(labels) - 1)
     shares = class_shares(np.bincount(labels, minlength=num_classes), size)

@@ -54,7 +54,8 @@ def apply_last_layer(model: nn.Module, variables: Any, inputs: jax.Array) -> Las
     ) -> Any:
         result = call(*arguments, **keywords)
         if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
-            calls.append((context.module, arguments[0], result))
+            taken = arguments[0] if arguments else keywords["inputs"]
+            calls.append((context.module, taken, result))
         return result
 
     with nn.intercept_methods(catch):

@@ -1,21 +1,87 @@
-"""GRAD-MATCH (first version)."""
-import jax.numpy as jnp
+"""GRAD-MATCH: a weighted subset whose gradients sum to the gradient of the whole set.
+
+Killamsetty, Sivasubramanian, Ramakrishnan, De and Iyer, "GRAD-MATCH: Gradient Matching based Data
+Subset Selection for Efficient Deep Model Training", ICML 2021.
+"""
+
+from typing import Any
+
 import jax
+import jax.numpy as jnp
+
+from jdss import _checks
+from jdss.gradients import Gradients
 from jdss.solvers.matching_pursuit import orthogonal_matching_pursuit
 from jdss.subset import Subset, fill_places
 
 
-def grad_match(gradients, budget, *, target=None, ridge=0.5, tolerance=1e-4, key=None, mask=None, count=None):
+def grad_match(
+    gradients: Gradients,
+    budget: int,
+    *,
+    target: Any = None,
+    ridge: float | jax.Array = 0.5,
+    tolerance: float | jax.Array = 1e-4,
+    key: jax.Array | None = None,
+    mask: Any = None,
+    count: Any = None,
+) -> Subset:
+    """Selects the examples whose weighted gradients match the sum of all gradients.
+
+    Solves, by orthogonal matching pursuit with non-negative weights,
+
+        min over X, |X| ≤ k, and w ≥ 0 of  ‖Σ_{i ∈ X} w_i g_i - Σ_i g_i‖² + λ ‖w‖²
+
+    which is equation 1 of Visalpara, Killamsetty and Iyer, "A Data Subset Selection Framework for
+    Efficient Hyper-Parameter Tuning and Automatic Machine Learning" (2021), with the regulariser of
+    the GRAD-MATCH paper; its inner minimum over w is equation 2.
+
+    Args:
+      gradients: the n examples' gradients, as an operator.
+      budget: k, the static number of places, in 1..n.
+      target: float[p] for dense gradients, float[c, d] for factored ones: what is matched, in
+        units of a sum over examples. None stands for the sum of all gradients that `mask` allows.
+      ridge: λ as a fraction of the mean of `‖g_i‖²`. A larger one spreads the weights more evenly
+        over more examples; 0 fits as closely as possible.
+      tolerance: the relative residual `‖Σ w_i g_i - target‖ / ‖target‖` at which to stop.
+      key: where given, the places that the pursuit leaves over are filled with unused examples
+        drawn at random, at weight 1, as in the authors' CORDS. Against a sum, an example's own
+        share is weight 1, so such an example counts as itself and for nobody else.
+      mask: bool[n], False for padding. None allows all.
+      count: int32, at most `budget` and possibly traced: the places to fill. None fills all.
+
+    Returns:
+      A `Subset`. Its first `num_selected` places are the pursuit's, in the order in which they
+      entered, with the weights of the fit, which are positive. The places left over, if the
+      tolerance is reached or no gradient correlates with the residual any more, hold unused
+      examples: at weight 1 with a `key`, otherwise the lowest indices at weight 0. Places from
+      `count` on are at weight 0.
+
+    Raises:
+      TypeError, ValueError: as `jdss.orthogonal_matching_pursuit`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jdss.gradients import DenseGradients
+      >>> gradients = DenseGradients(jnp.array([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0]]))
+      >>> subset = grad_match(gradients, 2, ridge=0.0)
+      >>> subset.indices, subset.weights.round(4)
+      (Array([1, 2], dtype=int32), Array([1.3333, 1.    ], dtype=float32))
+    """
     if target is None:
-        ones = jnp.ones(gradients.num_examples, jnp.float32)
-        target = gradients.weighted_sum(ones if mask is None else mask.astype(jnp.float32))
+        everyone = _checks.check_mask(mask, gradients.num_examples)
+        target = gradients.weighted_sum(everyone.astype(jnp.float32))
     subset = orthogonal_matching_pursuit(
         gradients, target, budget, ridge=ridge, tolerance=tolerance, mask=mask, count=count
     )
     if key is None:
         return subset
-    indices = fill_places(subset.indices, subset.num_selected, gradients.num_examples, mask=mask, key=key)
     places = jnp.arange(budget)
-    limit = budget if count is None else count
-    weights = jnp.where((places >= subset.num_selected) & (places < limit), 1.0, subset.weights)
-    return Subset(indices, weights, subset.num_selected)
+    is_left_over = (places >= subset.num_selected) & (places < (budget if count is None else count))
+    return Subset(
+        indices=fill_places(
+            subset.indices, subset.num_selected, gradients.num_examples, mask=mask, key=key
+        ),
+        weights=jnp.where(is_left_over, jnp.float32(1.0), subset.weights),
+        num_selected=subset.num_selected,
+    )

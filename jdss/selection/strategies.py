@@ -1,11 +1,13 @@
 """Strategies by name, as `fit` and `tune` take them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 from jdss import _checks
+from jdss.selection.craig import craig
+from jdss.selection.glister import glister
 from jdss.selection.grad_match import grad_match
 from jdss.selection.uniform import uniform
 from jdss.subset import Select
@@ -22,6 +24,7 @@ class Strategy:
       name: what it is called in reports.
       select: the selection method, or None for training on everything.
       needs_gradients: whether `select` reads the gradients or only their number.
+      needs_objective: whether it takes `objective` and `learning_rate`, as GLISTER does.
       lifting: one of `LIFTINGS`.
       options: what else `select` is given.
     """
@@ -30,11 +33,22 @@ class Strategy:
     select: Select | None
     needs_gradients: bool
     lifting: str
+    needs_objective: bool = False
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
 STRATEGIES: Mapping[str, Strategy] = {
+    "craig": Strategy("craig", craig, needs_gradients=True, lifting="per_class"),
     "full": Strategy("full", None, needs_gradients=False, lifting="all"),
+    # Plain greedy would compute the outer gradient over all the data for every single pick.
+    "glister": Strategy(
+        "glister",
+        glister,
+        needs_gradients=True,
+        lifting="all",
+        needs_objective=True,
+        options=MappingProxyType({"rounds": 20}),
+    ),
     "grad_match": Strategy("grad_match", grad_match, needs_gradients=True, lifting="per_class"),
     "uniform": Strategy("uniform", uniform, needs_gradients=False, lifting="all"),
 }
@@ -69,10 +83,8 @@ def get_strategy(
         raise TypeError(f"selection must be a name or a function, got {type(selection).__name__}")
     if lifting is not None:
         _checks.check_choice("lifting", lifting, LIFTINGS)
-    return Strategy(
-        strategy.name,
-        strategy.select,
-        strategy.needs_gradients,
-        lifting or strategy.lifting,
-        dict(options or {}),
+    return replace(
+        strategy,
+        lifting=lifting or strategy.lifting,
+        options={**strategy.options, **(options or {})},
     )

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jdss import _checks
-from jdss.gradients import Gradients
+from jdss.gradients import Gradients, count_examples
 from jdss.subset import Subset
 
 
@@ -35,13 +35,11 @@ def uniform(
       >>> len(set(subset.indices.tolist())), subset.weights.tolist()
       (4, [1.0, 1.0, 1.0, 1.0])
     """
-    num_examples = gradients if isinstance(gradients, int) else gradients.num_examples
+    num_examples = count_examples(gradients)
     budget = _checks.check_budget(budget, num_examples)
     if key is None:
         raise TypeError("key must be a PRNG key (jax.random.key(seed)): uniform draws at random")
-    mask = jnp.ones(num_examples, bool) if mask is None else jnp.asarray(mask)
-    if mask.shape != (num_examples,):
-        raise ValueError(f"mask must have shape ({num_examples},), got {mask.shape}")
+    mask = _checks.check_mask(mask, num_examples)
     # The k largest of independent random priorities; padding has the lowest.
     priorities = jnp.where(mask, jax.random.uniform(key, (num_examples,)), -1.0)
     _, drawn = jax.lax.top_k(priorities, budget)
@@ -50,6 +48,6 @@ def uniform(
     places = jnp.arange(budget)
     return Subset(
         indices=drawn[places % available].astype(jnp.int32),
-        weights=jnp.where(places < filled, 1.0, 0.0),
+        weights=(places < filled).astype(jnp.float32),
         num_selected=filled.astype(jnp.int32),
     )

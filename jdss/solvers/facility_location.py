@@ -20,7 +20,6 @@ candidates, and that is computed from the gradients whenever it is asked for.
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,17 +27,21 @@ import jax
 import jax.numpy as jnp
 
 from jdss import _checks
-from jdss.gradients import DenseGradients, FactoredGradients, Gradients
+from jdss.gradients import Gradients
+from jdss.solvers._similarities import (
+    METRICS,
+    Similarities,
+    in_blocks,
+    negative_distances,
+    on_demand,
+    stored,
+)
 from jdss.subset import fill_places
-
-METRICS = ("euclidean", "squared_euclidean")
 
 MAX_MATRIX_EXAMPLES = 16_384
 """Up to this n the n × n similarities are stored: at most 1 GiB, and much faster than anew."""
 
 _BATCH = 32  # Candidates evaluated together: 32 n floats where their columns are in memory.
-_BLOCK = 256  # Candidates whose columns are made together when all n are asked for.
-_LANES = 64  # Partial sums of a column's sum, which is faster and more exact than one.
 
 
 class Cover(NamedTuple):
@@ -81,7 +84,8 @@ def facility_location(
         random candidates, and is in expectation within ε of the guarantee of the exact one;
         0.01 is usual. None asks for the exact greedy algorithm.
       symmetric: whether the matrix equals its transpose. If it does, no transposed copy is made.
-        None finds out (up to rounding) where the matrix is concrete, and copies where it is not.
+        None compares 64 rows with their columns, up to rounding, where the matrix is concrete,
+        and makes the copy where it is traced.
       mask: bool[n], False for padding, which is neither chosen nor represented. None allows all.
       count: int32[] at most k, the places to fill by greedy choice. None fills all.
 
@@ -106,11 +110,10 @@ def facility_location(
     mask, count = _check_mask_and_count(mask, count, num_examples, budget)
     num_candidates = _check_candidates(epsilon, key, num_examples, budget)
     if _checks.is_concrete(similarity):
-        largest, asymmetry = _measure(similarity)
-        if not bool(jnp.isfinite(asymmetry)):
+        finite, looks_symmetric = _inspect(similarity)
+        if not finite:
             _checks.check_finite("similarity", similarity)
-        if symmetric is None:
-            symmetric = bool(asymmetry <= 1e-6 * largest)
+        symmetric = bool(looks_symmetric) if symmetric is None else symmetric
     return _cover_matrix(
         similarity, key, mask, count, budget, num_candidates, bool(symmetric)
     ).indices
@@ -145,6 +148,7 @@ def facility_location_of_gradients(
       TypeError, ValueError: as for `facility_location`, and for an unknown metric.
 
     Example:
+      >>> from jdss import DenseGradients
       >>> gradients = DenseGradients(jnp.array([[0.0], [0.1], [0.2], [5.0], [5.1]]))
       >>> facility_location_of_gradients(gradients, 2).nearest
       Array([0, 0, 0, 1, 1], dtype=int32)
@@ -174,7 +178,7 @@ def _cover_matrix(
 ) -> Cover:
     # A candidate's column is read as a row: contiguous, so many times faster.
     rows = similarity if symmetric else similarity.T
-    return _cover(_stored(rows, mask), key, mask, count, budget, num_candidates)
+    return _cover(stored(rows, mask), key, mask, count, budget, num_candidates)
 
 
 @partial(jax.jit, static_argnames=("budget", "num_candidates", "metric", "matrix"))
@@ -188,156 +192,12 @@ def _cover_gradients(
     metric: str,
     matrix: bool,
 ) -> Cover:
-    distances = _squared_distances(gradients, mask)
-
-    def columns(candidates: jax.Array) -> jax.Array:
-        squared = distances(candidates)
-        # An example's distance to itself is zero, whatever the rounding of the others.
-        itself = candidates[:, None] == jnp.arange(len(mask))
-        squared = jnp.where(itself, 0.0, jnp.maximum(squared, 0.0))
-        return -jnp.sqrt(squared) if metric == "euclidean" else -squared
-
+    columns = negative_distances(gradients, mask, metric)
     if matrix:
-        rows = _in_blocks(columns, len(mask)).reshape(-1, len(mask))
-        return _cover(_stored(rows, mask), key, mask, count, budget, num_candidates)
-    return _cover(_on_demand(columns, mask), key, mask, count, budget, num_candidates)
-
-
-# Similarities, stored or made on demand ------------------------------------------------------
-
-
-class _Similarities(NamedTuple):
-    """What the greedy algorithm asks. `best` float32[n] is what every example has already.
-
-    Attributes:
-      column: j -> float32[n], the similarity of every example to j.
-      gains: (candidates int32[b], best) -> float32[b].
-      all_gains: best -> float32[n], the gains of all examples.
-    """
-
-    column: Callable[[jax.Array], jax.Array]
-    gains: Callable[[jax.Array, jax.Array | None], jax.Array]
-    all_gains: Callable[[jax.Array | None], jax.Array]
-
-
-def _stored(rows: jax.Array, mask: jax.Array) -> _Similarities:
-    """Similarities in a matrix whose row j < n is the column of candidate j."""
-
-    def column(j: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_index_in_dim(rows, j, keepdims=False)
-
-    def gains(candidates: jax.Array, best: jax.Array | None) -> jax.Array:
-        def gain(j: jax.Array) -> jax.Array:
-            return _sum(_improvement(column(j), best, mask))
-
-        # On a CPU the sum of a row where it lies beats gathering the rows first.
-        if jax.default_backend() == "cpu":
-            return jax.lax.map(gain, candidates)
-        return jax.vmap(gain)(candidates)
-
-    def all_gains(best: jax.Array | None) -> jax.Array:
-        return jnp.sum(_improvement(rows, best, mask), axis=1)[: len(mask)]
-
-    return _Similarities(column, gains, all_gains)
-
-
-def _on_demand(columns: Callable[[jax.Array], jax.Array], mask: jax.Array) -> _Similarities:
-    """Similarities that `columns`, int32[b] -> float32[b, n], computes whenever it is asked."""
-
-    def gains(candidates: jax.Array, best: jax.Array | None) -> jax.Array:
-        return _sum(_improvement(columns(candidates), best, mask))
-
-    def all_gains(best: jax.Array | None) -> jax.Array:
-        return _in_blocks(lambda block: gains(block, best), len(mask)).ravel()[: len(mask)]
-
-    return _Similarities(lambda j: columns(j[None])[0], gains, all_gains)
-
-
-def _in_blocks(function: Callable[[jax.Array], jax.Array], num_examples: int) -> jax.Array:
-    """`function` of all examples, a block at a time; the last one is filled up with the last."""
-    block = min(_BLOCK, num_examples)
-    num_blocks = -(-num_examples // block)
-    examples = jnp.minimum(jnp.arange(num_blocks * block), num_examples - 1)
-    return jax.lax.map(function, examples.reshape(num_blocks, block))
-
-
-def _improvement(columns: jax.Array, best: jax.Array | None, mask: jax.Array) -> jax.Array:
-    """What candidates of similarities [..., n] add for each example; None: there is nothing yet.
-
-    For padding `best` is infinite, so that nothing can be added.
-    """
-    if best is None:
-        return jnp.where(mask, columns, 0.0)
-    return jnp.maximum(columns - best, 0.0)
-
-
-def _sum(values: jax.Array) -> jax.Array:
-    """Sums over the last axis."""
-    whole = values.shape[-1] // _LANES * _LANES
-    lanes = values[..., :whole].reshape(*values.shape[:-1], -1, _LANES).sum(axis=-2)
-    return lanes.sum(axis=-1) + values[..., whole:].sum(axis=-1)
-
-
-def _squared_distances(gradients: Gradients, mask: jax.Array) -> Callable[[jax.Array], jax.Array]:
-    """The function int32[b] -> float32[b, n], `‖g_j - g_i‖²` of candidates j and examples i.
-
-    `‖a‖² + ‖b‖² - 2 a·b` loses the small distances between large vectors to rounding. Vectors are
-    therefore centred first, which changes no distance. Outer products cannot be centred, but
-    their factors can: with p = ‖e‖², q = ‖h‖², D = ‖e_i - e_j‖² and D' = ‖h_i - h_j‖²,
-
-        ‖e_i⊗h_i - e_j⊗h_j‖² = ½ [(p_i - p_j)(q_i - q_j) + D (q_i + q_j) + D' (p_i + p_j) - D D'],
-
-    in which every term is small for examples that are close to each other.
-    """
-    if isinstance(gradients, FactoredGradients):
-        errors, inputs = _rescale(gradients.errors, mask), _rescale(gradients.inputs, mask)
-        p, q = jnp.sum(errors**2, axis=1), jnp.sum(inputs**2, axis=1)
-        between_errors = _vector_distances(errors, mask)
-        between_inputs = _vector_distances(inputs, mask)
-
-        def factored(candidates: jax.Array) -> jax.Array:
-            d_errors, d_inputs = between_errors(candidates), between_inputs(candidates)
-            p_candidates, q_candidates = p[candidates, None], q[candidates, None]
-            return 0.5 * (
-                (p_candidates - p) * (q_candidates - q)
-                + d_errors * (q_candidates + q)
-                + d_inputs * (p_candidates + p)
-                - d_errors * d_inputs
-            )
-
-        return factored
-    if isinstance(gradients, DenseGradients):
-        return _vector_distances(_rescale(gradients.matrix, mask), mask)
-
-    squared_norms = gradients.squared_norms()
-
-    def general(candidates: jax.Array) -> jax.Array:
-        products = gradients.take(candidates).inner_products(gradients)
-        return squared_norms[candidates, None] + squared_norms - 2 * products
-
-    return general
-
-
-def _vector_distances(vectors: jax.Array, mask: jax.Array) -> Callable[[jax.Array], jax.Array]:
-    mean = vectors.sum(axis=0) / jnp.maximum(mask.sum(), 1)
-    centred = jnp.where(mask[:, None], vectors - mean, 0.0)
-    norms = jnp.sum(centred**2, axis=1)
-
-    def squared_distances(candidates: jax.Array) -> jax.Array:
-        products = centred[candidates] @ centred.T
-        return jnp.maximum(norms[candidates, None] + norms - 2 * products, 0.0)
-
-    return squared_distances
-
-
-def _rescale(vectors: jax.Array, mask: jax.Array) -> jax.Array:
-    """Divides by a power of two, which is exact, so that no square under- or overflows.
-
-    Padding becomes zero, whatever it held.
-    """
-    vectors = jnp.where(mask[:, None], vectors, 0.0)
-    _, exponent = jnp.frexp(jnp.max(jnp.abs(vectors)))
-    return jnp.ldexp(vectors, -exponent)
+        similarities = stored(in_blocks(columns, len(mask)).reshape(-1, len(mask)), mask)
+    else:
+        similarities = on_demand(columns, mask)
+    return _cover(similarities, key, mask, count, budget, num_candidates)
 
 
 # The greedy algorithms -----------------------------------------------------------------------
@@ -358,7 +218,7 @@ class _Progress(NamedTuple):
 
 
 def _cover(
-    similarities: _Similarities,
+    similarities: Similarities,
     key: jax.Array | None,
     mask: jax.Array,
     count: jax.Array,
@@ -376,9 +236,7 @@ def _cover(
     return Cover(indices, progress.nearest, num_selected)
 
 
-def _start(
-    similarities: _Similarities, first: jax.Array, mask: jax.Array, budget: int
-) -> _Progress:
+def _start(similarities: Similarities, first: jax.Array, mask: jax.Array, budget: int) -> _Progress:
     # Before the first choice there is no best: its gain is the sum of the column, and the
     # constant that would make all similarities positive is not needed.
     return _Progress(
@@ -396,7 +254,7 @@ def _best_of(candidates: jax.Array, gains: jax.Array) -> tuple[jax.Array, jax.Ar
 
 
 def _lazy_greedy(
-    similarities: _Similarities, mask: jax.Array, num_selected: jax.Array, budget: int
+    similarities: Similarities, mask: jax.Array, num_selected: jax.Array, budget: int
 ) -> _Progress:
     first = jnp.argmax(jnp.where(mask, similarities.all_gains(None), -jnp.inf)).astype(jnp.int32)
     progress = _start(similarities, first, mask, budget)
@@ -439,7 +297,7 @@ def _lazy_greedy(
 
 
 def _stochastic_greedy(
-    similarities: _Similarities,
+    similarities: Similarities,
     key: jax.Array,
     mask: jax.Array,
     num_selected: jax.Array,
@@ -469,9 +327,15 @@ def _stochastic_greedy(
 
 
 @jax.jit
-def _measure(similarity: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The largest entry and the largest difference to the transpose; NaN where not finite."""
-    return jnp.max(jnp.abs(similarity)), jnp.max(jnp.abs(similarity - similarity.T))
+def _inspect(similarity: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Whether the sum of a matrix is finite, and whether 64 rows are equal to their columns.
+
+    Both are much cheaper than looking at all entries one by one, or at their transpose.
+    """
+    num_examples = len(similarity)
+    step = -(-num_examples // 64)
+    rows, columns = similarity[::step], similarity[:, ::step].T
+    return jnp.isfinite(similarity.sum()), jnp.allclose(rows, columns, rtol=1e-5, atol=0.0)
 
 
 def _check_mask_and_count(

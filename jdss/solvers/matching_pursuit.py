@@ -41,7 +41,7 @@ _NOISE = 1e-6
 _ATTAINABLE = 1e-7
 # The inverse is computed anew when the refit leaves more than this fraction of the correlation
 # that it should have removed.
-_DRIFT = 1e-5
+_DRIFT = 0.1
 # Steps a place. Without a sign constraint a step fills a place; with one, some two to three steps
 # do. The bound only ends pursuits that creep along a numerically dependent set of rows.
 _STEPS_PER_PLACE = 8
@@ -116,13 +116,14 @@ def orthogonal_matching_pursuit(
     _checks.check_finite("target", target)
     _checks.check_nonnegative("ridge", ridge)
     _checks.check_nonnegative("tolerance", tolerance)
-    mask = jnp.ones(num_examples, bool) if mask is None else jnp.asarray(mask, bool)
-    if mask.shape != (num_examples,):
-        raise ValueError(f"mask must have shape ({num_examples},), got shape {mask.shape}")
+    mask = _checks.check_mask(mask, num_examples)
     if count is None:
         count = budget
     elif _checks.is_concrete(count) and not 0 <= count <= budget:
         raise ValueError(f"count must be in 0..{budget}, the budget, got {count}")
+    # In one dtype, however they were given, so that the solver is compiled once.
+    ridge, tolerance = jnp.asarray(ridge, jnp.float32), jnp.asarray(tolerance, jnp.float32)
+    count = jnp.asarray(count, jnp.int32)
     return _pursue(gradients, target, ridge, tolerance, mask, count, budget, bool(nonnegative))
 
 
@@ -178,14 +179,27 @@ class _State(NamedTuple):
     indices: jax.Array  # int32[k], the row in each slot
     entered: jax.Array  # int32[k], the step at which it entered; -1 marks an empty slot
     weights: jax.Array  # float64[k], 0 in empty slots
-    gram: jax.Array
-    inverse: jax.Array  # float64[k, k], (A Aᵀ + λ I)⁻¹ of the rows A of the support, 0 elsewhere
-    drifted: jax.Array  # bool[], whether the inverse should be computed anew
+    gram: jax.Array  # float64[k, k], ⟨g_i, g_j⟩ of the rows in the slots, plus λ on the diagonal
+    inverse: jax.Array  # float64[k, k], that of the support's part of `gram`, 0 elsewhere
+    drifted: jax.Array  # bool[], whether the inverse has to be computed anew
     residual: jax.Array  # float64, of the shape of a row: b - Σ_j weights[j] g_j
-    slope: jax.Array  # float64[k], ⟨g_j, residual⟩ - λ weights[j]: 0 up to rounding
+    length: jax.Array  # float64[], ‖residual‖
+    objective: jax.Array  # float64[], ‖residual‖² + λ ‖weights‖²
+    slope: jax.Array  # float64[k], ⟨g_j, residual⟩ - λ weights[j], 0 but for rounding
     available: jax.Array  # bool[n], the rows that may enter
+    num_rows: jax.Array  # int32[], the rows of the support
     step: jax.Array  # int32[]
     exhausted: jax.Array  # bool[], whether no correlation is left
+
+
+class _Problem(NamedTuple):
+    """What does not change from step to step."""
+
+    gradients: Gradients  # n rows, in float32
+    target: jax.Array  # float64, of the shape of a row
+    mask: jax.Array  # bool[n]
+    noise: jax.Array  # float32[n], the correlation with a unit residual that is taken for zero
+    shrinkage: jax.Array  # float64[], λ
 
 
 def _solve(
@@ -203,106 +217,121 @@ def _solve(
     gradients = _cast(gradients, jnp.float32)
     target = target.astype(jnp.float64)
     squared_norms = _squared_norms(gradients)
-    num_allowed = jnp.maximum(mask.sum(), 1)
-    shrinkage = jnp.float64(ridge) * jnp.where(mask, squared_norms, 0.0).sum() / num_allowed
-    norms = jnp.sqrt(squared_norms).astype(jnp.float32)
-    goal = jnp.maximum(jnp.float64(tolerance), _ATTAINABLE) * _norm(target)
-    places = jnp.arange(budget, dtype=jnp.int32)
+    problem = _Problem(
+        gradients=gradients,
+        target=target,
+        mask=mask,
+        noise=_NOISE * jnp.sqrt(squared_norms).astype(jnp.float32),
+        shrinkage=jnp.float64(ridge) * jnp.mean(squared_norms, where=mask),
+    )
+    length = jnp.sqrt(jnp.sum(target**2))
+    goal = jnp.maximum(jnp.float64(tolerance), _ATTAINABLE) * length
 
     def is_unfinished(state: _State) -> jax.Array:
         return (
             ~state.exhausted
-            & ((state.entered >= 0).sum() < count)
-            & (_norm(state.residual) > goal)
+            & (state.num_rows < count)
+            & (state.length > goal)
             & (state.step < _STEPS_PER_PLACE * budget)
         )
 
-    def step(state: _State) -> _State:
-        # The row of the largest correlation, from n float32 correlations with the unit residual.
-        length = _norm(state.residual)
-        correlations = gradients.correlate((state.residual / length).astype(jnp.float32))
-        scores = correlations if nonnegative else jnp.abs(correlations)
-        scores = jnp.where(state.available & (scores > _NOISE * norms), scores, -jnp.inf)
-        best = jax.lax.argmax(scores, 0, jnp.int32)
-        found = scores[best] > 0
-
-        # It takes a free slot, if it is independent of the support: in exact arithmetic the
-        # pivot is its squared distance from their span, and what entering gains,
-        # correlation² / pivot, cannot be more than there is.
-        active = state.entered >= 0
-        slot = jax.lax.argmin(active, 0, jnp.int32)
-        row = _cast(gradients.take(best[None]), jnp.float64)
-        rows = _cast(gradients.take(state.indices.at[slot].set(best)), jnp.float64)
-        inverse = _repair(state.inverse, state.gram, active, state.drifted)
-        products = rows.inner_products(row)[:, 0].at[slot].add(shrinkage)
-        gram = state.gram.at[slot].set(products).at[:, slot].set(products)
-        coefficients = _solve_refined(gram, inverse, products)
-        correlation = row.correlate(state.residual)[0]
-        diagonal = products[slot]
-        pivot = diagonal - products @ coefficients
-        objective = length**2 + shrinkage * (state.weights @ state.weights)
-        is_new = found & (correlation**2 > _NOISE**2 * objective * diagonal)
-        is_consistent = correlation**2 < 2 * objective * pivot
-        enters = is_new & is_consistent
-        column = coefficients.at[slot].set(-1.0)
-        inverse += column[:, None] * column * jnp.where(enters, 1 / pivot, 0.0)
-        indices = state.indices.at[slot].set(jnp.where(enters, best, state.indices[slot]))
-        entered = state.entered.at[slot].set(jnp.where(enters, state.step, -1))
-
-        # All weights are refitted, by a correction that the remaining slope asks for.
-        slope = state.slope.at[slot].set(jnp.where(enters, correlation, 0.0))
-        weights = state.weights + _solve_refined(gram, inverse, slope)
-        if nonnegative:
-            weights, inverse, entered = _leave(state.weights, weights, inverse, entered)
-        active = entered >= 0
-        residual = target - rows.weighted_sum(weights)
-        slope = jnp.where(active, rows.correlate(residual) - shrinkage * weights, 0.0)
-
-        # Without progress the row is not tried again until there was some: no support returns.
-        progress = (
-            enters
-            & active[slot]
-            & (_norm(residual) ** 2 + shrinkage * (weights @ weights) < objective)
-        )
-        available = jnp.where(progress, mask, state.available).at[best].set(False)
-        available = available.at[jnp.where(active, indices, len(mask))].set(False, mode="drop")
-        drifted = jnp.where(
-            enters,
-            jnp.abs(slope).max() > _DRIFT * jnp.abs(correlation),
-            is_new & ~state.drifted,
-        )
-        return _State(
-            indices,
-            entered,
-            weights,
-            gram,
-            inverse,
-            drifted,
-            residual,
-            slope,
-            available,
-            state.step + 1,
-            ~found,
+    def steps(state: _State) -> _State:
+        """Steps until the inverse has to be computed anew, which is rarely before the end."""
+        inverse = _inverse(state.gram, state.entered >= 0, state.inverse)
+        return jax.lax.while_loop(
+            lambda state: is_unfinished(state) & ~state.drifted,
+            lambda state: _step(problem, state, nonnegative),
+            state._replace(inverse=inverse, drifted=jnp.bool(False)),
         )
 
-    end = jax.lax.while_loop(
-        is_unfinished,
-        step,
-        _State(
-            indices=jnp.zeros(budget, jnp.int32),
-            entered=jnp.full(budget, -1, jnp.int32),
-            weights=jnp.zeros(budget, jnp.float64),
-            gram=jnp.zeros((budget, budget), jnp.float64),
-            inverse=jnp.zeros((budget, budget), jnp.float64),
-            drifted=jnp.bool(False),
-            residual=target,
-            slope=jnp.zeros(budget, jnp.float64),
-            available=mask,
-            step=jnp.int32(0),
-            exhausted=jnp.bool(False),
-        ),
+    start = _State(
+        indices=jnp.zeros(budget, jnp.int32),
+        entered=jnp.full(budget, -1, jnp.int32),
+        weights=jnp.zeros(budget, jnp.float64),
+        gram=jnp.zeros((budget, budget), jnp.float64),
+        inverse=jnp.zeros((budget, budget), jnp.float64),
+        drifted=jnp.bool(False),
+        residual=target,
+        length=length,
+        objective=length**2,
+        slope=jnp.zeros(budget, jnp.float64),
+        available=mask,
+        num_rows=jnp.int32(0),
+        step=jnp.int32(0),
+        exhausted=jnp.bool(False),
     )
+    end = jax.lax.while_loop(is_unfinished, steps, start)
     return end.indices, end.weights.astype(jnp.float32), end.entered
+
+
+def _step(problem: _Problem, state: _State, nonnegative: bool) -> _State:
+    """Enters the row of the largest correlation and refits all weights."""
+    gradients, target, mask, noise, shrinkage = problem
+    slots = jnp.arange(len(state.indices), dtype=jnp.int32)
+
+    # The row of the largest correlation, from n float32 correlations with the unit residual.
+    correlations = gradients.correlate((state.residual / state.length).astype(jnp.float32))
+    scores = correlations if nonnegative else jnp.abs(correlations)
+    scores = jnp.where(state.available & (scores > noise), scores, -1.0)
+    best = jax.lax.argmax(scores, 0, jnp.int32)
+    is_found = scores[best] > 0
+
+    # It takes the first empty slot.
+    slot = jax.lax.argmin(state.entered >= 0, 0, jnp.int32)
+    is_slot = slots == slot
+    indices = jnp.where(is_slot, best, state.indices)
+    row = _cast(gradients.take(best[None]), jnp.float64)
+    rows = _cast(gradients.take(indices), jnp.float64)
+    correlation = row.correlate(state.residual)[0]
+    products = rows.inner_products(row)[:, 0] + jnp.where(is_slot, shrinkage, 0.0)
+    gram = state.gram.at[slot].set(products).at[:, slot].set(products)
+
+    # Its coefficients in terms of the support, refined once, or else the errors of the inverse
+    # would grow with each update. The pivot is its squared distance from the support's span.
+    coefficients = state.inverse @ products
+    coefficients += state.inverse @ (products - gram @ coefficients)
+    diagonal = products[slot]
+    pivot = diagonal - products @ coefficients
+    # A row in that span has no correlation. What another gains, correlation² / pivot, is no more
+    # than there is, unless the inverse has drifted.
+    is_independent = is_found & (correlation**2 > _NOISE**2 * state.objective * diagonal)
+    enters = is_independent & (correlation**2 < 2 * state.objective * pivot)
+    column = jnp.where(is_slot, -1.0, coefficients)
+    inverse = state.inverse + column[:, None] * column * jnp.where(enters, 1 / pivot, 0.0)
+    entered = jnp.where(is_slot & enters, state.step, state.entered)
+
+    # All weights are refitted, by the correction that the remaining slope asks for.
+    slope = jnp.where(is_slot & enters, correlation, state.slope)
+    weights = jnp.where(entered >= 0, state.weights + inverse @ slope, 0.0)
+    if nonnegative:
+        weights, inverse, entered = _leave(state.weights, weights, inverse, entered)
+    in_support = entered >= 0
+    residual = target - rows.weighted_sum(weights)
+    slope = jnp.where(in_support, rows.correlate(residual) - shrinkage * weights, 0.0)
+
+    # Without progress the row is not tried again until there is some: no support returns.
+    squared_length = jnp.sum(residual**2)
+    objective = squared_length + shrinkage * jnp.sum(weights**2)
+    has_progressed = enters & in_support[slot] & (objective < state.objective)
+    available = jnp.where(has_progressed, mask, state.available).at[best].set(False)
+    available = available.at[jnp.where(in_support, indices, len(mask))].set(False, mode="drop")
+    has_drifted = jnp.max(jnp.abs(slope)) > _DRIFT * jnp.abs(correlation)
+    return _State(
+        indices=indices,
+        entered=entered,
+        weights=weights,
+        gram=gram,
+        inverse=inverse,
+        drifted=jnp.where(enters, has_drifted, is_independent),
+        residual=residual,
+        length=jnp.sqrt(squared_length),
+        objective=objective,
+        slope=slope,
+        available=available,
+        num_rows=jnp.sum(in_support, dtype=jnp.int32),
+        step=state.step + 1,
+        exhausted=~is_found,
+    )
 
 
 def _leave(
@@ -345,39 +374,26 @@ def _leave(
     return refitted, inverse, entered
 
 
-def _solve_refined(gram, inverse, right):
-    solution = inverse @ right
-    return solution + inverse @ (right - gram @ solution)
-
-
-def _repair(
-    inverse: jax.Array, gram: jax.Array, active: jax.Array, drifted: jax.Array
-) -> jax.Array:
-    """The inverse of the support's Gram matrix, computed anew where it has drifted.
-
-    A loop of at most one pass, since `vmap` turns a `cond` into computing both of its sides.
-    """
-
-    def compute(state: tuple) -> tuple:
-        inverse, _ = state
-        both = active[:, None] & active
-        identity = jnp.eye(len(active), dtype=inverse.dtype)
-        factor = jax.lax.linalg.cholesky(jnp.where(both, gram, identity))
-        root = jax.lax.linalg.triangular_solve(factor, identity, left_side=True, lower=True)
-        computed = jnp.where(both, root.T @ root, 0.0)
-        return jnp.where(jnp.isfinite(computed).all(), computed, inverse), jnp.bool(False)
-
-    return jax.lax.while_loop(lambda state: state[1], compute, (inverse, drifted))[0]
+def _inverse(gram: jax.Array, in_support: jax.Array, otherwise: jax.Array) -> jax.Array:
+    """The inverse of the support's part of `gram`; `otherwise` where it is numerically singular."""
+    both = in_support[:, None] & in_support
+    identity = jnp.eye(len(gram), dtype=gram.dtype)
+    factor = jax.lax.linalg.cholesky(jnp.where(both, gram, identity))
+    root = jax.lax.linalg.triangular_solve(factor, identity, left_side=True, lower=True)
+    inverse = jnp.where(both, root.T @ root, 0.0)
+    return jnp.where(jnp.all(jnp.isfinite(inverse)), inverse, otherwise)
 
 
 def _squared_norms(gradients: Gradients) -> jax.Array:
-    """`‖g_i‖²` in float64, which no scale of float32 gradients overflows or underflows."""
-    indices = jnp.arange(gradients.num_examples, dtype=jnp.int32)
-    return jax.lax.map(
-        lambda index: _cast(gradients.take(index[None]), jnp.float64).squared_norms()[0],
-        indices,
-        batch_size=min(256, len(indices)),
+    """`‖g_i‖²` in float64, which no scale of float32 gradients overflows; a few rows at a time."""
+    num_examples = gradients.num_examples
+    size = min(256, num_examples)
+    indices = jnp.arange(-(-num_examples // size) * size, dtype=jnp.int32)
+    squared_norms = jax.lax.map(
+        lambda chunk: _cast(gradients.take(chunk), jnp.float64).squared_norms(),
+        jnp.minimum(indices, num_examples - 1).reshape(-1, size),
     )
+    return squared_norms.ravel()[:num_examples]
 
 
 def _cast(tree: _Tree, dtype: Any) -> _Tree:
@@ -385,7 +401,3 @@ def _cast(tree: _Tree, dtype: Any) -> _Tree:
     return jax.tree.map(
         lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
     )
-
-
-def _norm(row: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sum(row**2))

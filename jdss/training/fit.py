@@ -16,11 +16,13 @@ from flax import linen as nn
 
 from jdss import _checks
 from jdss.data.datasets import Dataset
+from jdss.gradients import FactoredGradients, cross_entropy_errors
 from jdss.progress import progress_bar
 from jdss.reporting.ledger import Ledger
+from jdss.selection.glister import LastLayerObjective
 from jdss.selection.strategies import Strategy, get_strategy
 from jdss.subset import Select, Subset, per_batch, per_class
-from jdss.training.forward import compute_accuracy, compute_gradients
+from jdss.training.forward import compute_accuracy, compute_last_layer
 from jdss.training.hyperparameters import Hyperparameters
 from jdss.training.hyperparameters import hyperparameters as make_hyperparameters
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
@@ -138,11 +140,13 @@ def fit(
         indices [n]; or a `Dataset`, of which the training part is used.
       validation: (inputs, labels), or the fraction of `data` to hold out, or None.
       hyperparameters: by name, see `jdss.hyperparameters`.
-      selection: "grad_match", "uniform", "full", or a function of the selection protocol.
+      selection: "grad_match", "craig", "glister", "uniform", "full", or a function of the selection
+        protocol.
       fraction: the share of the examples in a subset, in (0, 1].
       select_every: R, the epochs between two selections.
       warm_start: κ, the share of the epochs whose budget is spent on all the data first.
-      lifting: "all", "per_class" or "per_batch"; None means the strategy's own.
+      lifting: "all", "per_class" or "per_batch" (mini-batches of the training's size); None means
+        the strategy's own.
       options: passed to the selection method.
       augmentation: "none" or "crop_flip".
       optimizers: the family of optimizers, by name.
@@ -213,7 +217,7 @@ def train_adaptively(
     with ledger.measure("other"):
         state = init_state(model, problem.examples.inputs, init_key, optimizers=optimizers)
         everything = _padded(Subset(*_all(len(problem.train))), problem)
-        select = _lifted_select(schedule, problem)
+        select = _lifted_select(schedule, problem, batch_size)
 
     def train(line: str, subset: Subset, epoch: int, num_steps: int) -> None:
         """One stretch, on one line of the ledger; the loss is fetched once, at its end."""
@@ -248,7 +252,7 @@ def train_adaptively(
     for epoch in range(warm_epochs, epochs):
         if (epoch - warm_epochs) % schedule.select_every == 0:
             round_key = jax.random.fold_in(select_key, epoch)
-            subset = _select(problem, state, schedule, select, budget, round_key, ledger)
+            subset = _select(problem, state, schedule, select, budget, hyper, round_key, ledger)
             with ledger.measure("other"):
                 padded = _padded(subset, problem)
         train("subset", padded, epoch + 1, steps_per_epoch(budget, batch_size))
@@ -270,13 +274,13 @@ def _padded(subset: Subset, problem: Problem) -> Subset:
     )
 
 
-def _lifted_select(schedule: Schedule, problem: Problem) -> Select | None:
+def _lifted_select(schedule: Schedule, problem: Problem, batch_size: int) -> Select | None:
     select, lifting = schedule.strategy.select, schedule.strategy.lifting
     if select is None or lifting == "all":
         return select
     if lifting == "per_class":
         return per_class(select, problem.train_labels, problem.num_classes)
-    return per_batch(select, int(schedule.strategy.options.get("batch_size", 64)))
+    return per_batch(select, batch_size)
 
 
 def _select(
@@ -285,26 +289,32 @@ def _select(
     schedule: Schedule,
     select: Select | None,
     budget: int,
+    hyper: Hyperparameters,
     key: jax.Array,
     ledger: Ledger,
 ) -> Subset:
     """One selection round, on the lines "gradients" and "solving"."""
     assert select is not None
     gradients: Any = len(problem.train)
+    options = dict(schedule.strategy.options)
     if schedule.strategy.needs_gradients:
         with ledger.measure("gradients"):
-            gradients = jax.block_until_ready(
-                compute_gradients(
-                    state, problem.examples, problem.train, chunk_size=problem.chunk_size
-                )
+            layer = compute_last_layer(
+                state, problem.examples, problem.train, chunk_size=problem.chunk_size
             )
+            labels = jnp.asarray(problem.train_labels)
+            errors = cross_entropy_errors(layer.logits, labels)
+            gradients = jax.block_until_ready(FactoredGradients(errors, layer.inputs))
             finite = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradients))
         if not finite:
             raise TrainingDivergedError("the per-example gradients are not finite")
+        if schedule.strategy.needs_objective:
+            # The outer likelihood is that of the training set, as in the paper. The learning rate
+            # multiplies the sum of the chosen gradients, where a step takes their mean.
+            options.setdefault("objective", LastLayerObjective(*layer, labels))
+            options.setdefault("learning_rate", hyper.learning_rate / budget)
     with ledger.measure("solving"):
-        return jax.block_until_ready(
-            select(gradients, budget, key=key, **schedule.strategy.options)
-        )
+        return jax.block_until_ready(select(gradients, budget, key=key, **options))
 
 
 def _finish(

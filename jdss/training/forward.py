@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdss import parallel
+from jdss import _checks, parallel
 from jdss.data.examples import Examples, Normalization
 from jdss.gradients import FactoredGradients, cross_entropy_errors
 from jdss.models.last_layer import LastLayer, apply_last_layer
@@ -39,13 +39,23 @@ def compute_gradients(
       float32[n, c] and inputs float32[n, d], with a column of ones where that layer has a bias.
 
     Raises:
-      ValueError: where the model's output is not that of an `nn.Dense`.
+      ValueError: where the model's output is not that of an `nn.Dense`; for indices that are
+        none or are outside the examples.
+      TypeError: for indices or a chunk size that are not integers.
     """
-    errors, inputs = [], []
-    for layer, labels, size in _passes(state, examples, indices, chunk_size):
-        errors.append(_errors(layer.logits, labels)[:size])
-        inputs.append(layer.inputs[:size])
-    return FactoredGradients(jnp.concatenate(errors), jnp.concatenate(inputs))
+    layer = compute_last_layer(state, examples, indices, chunk_size=chunk_size)
+    return FactoredGradients(_errors(layer.logits, examples.labels[indices]), layer.inputs)
+
+
+def compute_last_layer(
+    state: TrainState, examples: Examples, indices: np.ndarray, *, chunk_size: int = CHUNK_SIZE
+) -> LastLayer:
+    """The logits float32[n, c] and last-layer inputs float32[n, d] of the examples `indices`."""
+    parts = [
+        jax.tree.map(lambda leaf, size=size: leaf[:size], layer)
+        for layer, _, size in _passes(state, examples, indices, chunk_size)
+    ]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
 def compute_accuracy(
@@ -66,7 +76,18 @@ def _passes(
 
     A short last chunk is filled up by repetition, so that every chunk has the same shape.
     """
+    chunk_size = _checks.check_positive_int("chunk_size", chunk_size)
     chunk_size += -chunk_size % parallel.num_devices()
+    indices = np.asarray(indices)
+    if indices.ndim != 1 or not len(indices):
+        raise ValueError(f"indices must have shape [n] with n at least 1, got {indices.shape}")
+    if indices.dtype.kind not in "iu":
+        raise TypeError(f"indices must be integers, got dtype {indices.dtype}")
+    if indices.min() < 0 or indices.max() >= len(examples):
+        raise ValueError(
+            f"indices must be in 0..{len(examples) - 1}, got values in "
+            f"{indices.min()}..{indices.max()}"
+        )
     applied = replace(state, optimizer_slots=())  # the forward function depends on the rest
     for start in range(0, len(indices), chunk_size):
         chunk = np.asarray(indices[start : start + chunk_size], np.int32)

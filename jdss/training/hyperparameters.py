@@ -77,15 +77,18 @@ def hyperparameters(
         value = merged[name]
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
             raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-        _checks.check_nonnegative(name, value)
+        # As they are used: what float32 rounds to 0, to 1 or to infinity is refused here.
+        with np.errstate(over="ignore", under="ignore"):
+            merged[name] = np.float32(value)
+        _checks.check_nonnegative(name, merged[name])
     if merged["learning_rate"] == 0:
         raise ValueError("learning_rate must be positive, got 0")
     if merged["momentum"] >= 1:
         raise ValueError(f"momentum must be in [0, 1), got {merged['momentum']}")
     return Hyperparameters(
-        learning_rate=np.float32(merged["learning_rate"]),  # type: ignore[arg-type]
-        momentum=np.float32(merged["momentum"]),  # type: ignore[arg-type]
-        weight_decay=np.float32(merged["weight_decay"]),  # type: ignore[arg-type]
+        learning_rate=merged["learning_rate"],
+        momentum=merged["momentum"],
+        weight_decay=merged["weight_decay"],
         optimizer=np.int32(list(optimizers).index(merged["optimizer"])),  # type: ignore[arg-type]
         epochs=np.int32(_checks.check_positive_int("epochs", merged["epochs"])),  # type: ignore[arg-type]
         batch_size=_checks.check_positive_int("batch_size", merged["batch_size"]),

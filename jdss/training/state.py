@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jdss.models.last_layer import mode_arguments
 from jdss.training.hyperparameters import hyperparameters
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory, Slots, init_slots
 
@@ -81,6 +82,7 @@ def _init(
     shape: jax.ShapeDtypeStruct,
     factories: tuple[OptimizerFactory, ...],
 ) -> tuple[Any, Any, Slots]:
-    variables = dict(model.init(key, jnp.zeros(shape.shape, shape.dtype)))
+    zeros = jnp.zeros(shape.shape, shape.dtype)
+    variables = dict(model.init(key, zeros, **mode_arguments(model, train=False)))
     params = variables.pop("params")
     return params, variables, init_slots(factories, params, hyperparameters())

@@ -72,6 +72,7 @@ def train_on_subset(
       The new state, and `TrainMetrics`.
 
     Raises:
+      TypeError: for indices or a number of steps that are not integers.
       ValueError: for shapes that disagree; where values are concrete, also for indices outside
         the data, weights that are negative or not finite, and a subset without weight.
 
@@ -91,11 +92,19 @@ def train_on_subset(
             "subset must have indices and weights of one shape (k,), got "
             f"{subset.indices.shape} and {subset.weights.shape}"
         )
+    # Of the same types whoever made it: others would compile the function again.
+    subset = Subset(
+        indices=_checks.check_integers("subset.indices", subset.indices),
+        weights=jnp.asarray(subset.weights, jnp.float32),
+        num_selected=jnp.asarray(subset.num_selected, jnp.int32),
+    )
     if num_steps is None:
         num_steps = steps_per_epoch((subset.weights > 0).sum(), hyperparameters.batch_size)
+    num_steps = _checks.check_integers("num_steps", num_steps)
     if _checks.is_concrete(subset):
-        _check_subset(subset, len(data))
-    return _train(state, data, subset, hyperparameters, key, jnp.asarray(num_steps, jnp.int32))
+        with jax.ensure_compile_time_eval():
+            _check_subset(subset, len(data))
+    return _train(state, data, subset, hyperparameters, key, num_steps)
 
 
 def _check_subset(subset: Subset, num_examples: int) -> None:
@@ -126,7 +135,8 @@ def _run(
 ) -> tuple[TrainState, TrainMetrics]:
     capacity = len(subset.indices)
     visited = subset.weights > 0
-    size = visited.sum(dtype=jnp.int32)
+    # At least 1: with no weight at all, which only traced weights can have, the loss is NaN.
+    size = jnp.maximum(visited.sum(dtype=jnp.int32), 1)
     places = jnp.flatnonzero(visited, size=capacity, fill_value=0)
     epoch_steps = steps_per_epoch(size, hyper.batch_size)
     share = -(-hyper.batch_size // jax.lax.axis_size(parallel.AXIS))  # of a batch, on one device

@@ -160,7 +160,8 @@ def tune(
       data: a `Dataset`, (inputs, labels), or the name of a data set.
       space: a mapping from names to Optuna distributions, or a function of a trial; None means
         `jdss.default_space()`.
-      selection: "grad_match", "uniform", "full", or a function of the selection protocol.
+      selection: "grad_match", "craig", "glister", "uniform", "full", or a function of the selection
+        protocol.
       fraction: the share of the training examples in a subset, in (0, 1].
       trials: how many trials in all, those of a resumed study included.
       sampler: "tpe", "random", or an Optuna sampler.

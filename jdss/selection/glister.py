@@ -1,0 +1,143 @@
+"""GLISTER: the examples whose gradient step lowers an outer loss the most.
+
+Killamsetty, Sivasubramanian, Ramakrishnan and Iyer, "GLISTER: Generalization based Data Subset
+Selection for Efficient and Robust Learning", AAAI 2021; equation 4 of Visalpara, Killamsetty and
+Iyer (2021):
+
+    X = argmax_{|X| ≤ k}  LL(θ + η Σ_{i ∈ X} ∇LL_i(θ)),
+
+greedily, with first-order gains. In terms of losses, after the picks S the gain of example i is
+
+    gain_i = η ⟨g_i, ∇L(θ - η Σ_{j ∈ S} g_j)⟩.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jdss import _checks
+from jdss.gradients import FactoredGradients, Gradients, cross_entropy_errors, row_shape
+from jdss.subset import Subset, fill_places
+
+
+class OuterObjective(Protocol):
+    """The loss L that GLISTER lowers, as a function of a displacement of the parameters."""
+
+    def gradient(self, displacement: jax.Array) -> jax.Array:
+        """`∇L(θ + displacement)`; both have the shape of one row of the gradients."""
+        ...
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LastLayerObjective:
+    """The mean cross-entropy of some examples as a function of the last dense layer alone.
+
+    The logits move linearly with the last layer, so the gradient after a step is exact.
+
+    Attributes:
+      logits: float32[m, c], before the step.
+      inputs: float32[m, d], the layer's inputs, with the column of ones where it has a bias.
+      labels: int32[m], class indices.
+    """
+
+    logits: jax.Array
+    inputs: jax.Array
+    labels: jax.Array
+
+    def gradient(self, displacement: jax.Array) -> jax.Array:
+        """The gradient [c, d] of the mean cross-entropy after adding `displacement` [c, d]."""
+        moved = self.logits + self.inputs @ displacement.T
+        rows = FactoredGradients(cross_entropy_errors(moved, self.labels), self.inputs)
+        return rows.weighted_sum(jnp.full(len(self.labels), 1 / len(self.labels)))
+
+
+def glister(
+    gradients: Gradients,
+    budget: int,
+    *,
+    objective: OuterObjective,
+    learning_rate: float | jax.Array,
+    rounds: int | None = None,
+    key: jax.Array | None = None,
+    mask: Any = None,
+    count: Any = None,
+) -> Subset:
+    """The k examples of the largest first-order gains, picked greedily.
+
+    Args:
+      gradients: the n examples' gradients, as an operator.
+      budget: k, the static number of places, in 1..n.
+      objective: a pytree with `gradient(displacement)`, such as `LastLayerObjective`.
+      learning_rate: η; it multiplies the *sum* of the chosen gradients.
+      rounds: how often the outer gradient is computed anew: None for every pick (plain greedy), r
+        for every ceil(k / r) picks ("r-greedy"; more than k rounds are k); static.
+      key: not used; ties go to the lowest index.
+      mask: bool[n], False for padding. None allows all.
+      count: int32, at most `budget` and possibly traced: the places to fill. None fills all.
+
+    Returns:
+      A `Subset` in the order of the picks, of weights 1. All places are the method's, also those
+      of negative gain; only where `mask` or `count` leave fewer than k do the others hold unused
+      examples, where there are any, at weight 0.
+
+    Raises:
+      TypeError, ValueError: for a budget outside 1..n, `rounds` below 1, a mask of another shape,
+        gradients that are not finite, or a negative learning rate.
+
+    Example:
+      >>> logits, inputs, labels = jnp.zeros((4, 2)), jnp.eye(4), jnp.array([0, 0, 0, 1])
+      >>> gradients = FactoredGradients(cross_entropy_errors(logits, labels), inputs)
+      >>> outer = LastLayerObjective(logits[3:], inputs[3:], labels[3:])
+      >>> glister(gradients, 1, objective=outer, learning_rate=1.0).indices
+      Array([3], dtype=int32)
+    """
+    del key
+    budget = _checks.check_budget(budget, gradients.num_examples)
+    if rounds is not None:
+        rounds = _checks.check_positive_int("rounds", rounds)
+    rounds = budget if rounds is None else min(rounds, budget)
+    mask = _checks.check_mask(mask, gradients.num_examples)
+    _checks.check_finite("gradients", gradients)
+    _checks.check_nonnegative("learning_rate", learning_rate)
+    count = jnp.asarray(budget if count is None else count, jnp.int32)
+    return _pick(gradients, objective, learning_rate, mask, count, budget, rounds)
+
+
+@partial(jax.jit, static_argnames=("budget", "rounds"))
+def _pick(
+    gradients: Gradients,
+    objective: OuterObjective,
+    learning_rate: jax.Array,
+    mask: jax.Array,
+    count: jax.Array,
+    budget: int,
+    rounds: int,
+) -> Subset:
+    n = gradients.num_examples
+    picks = -(-budget // rounds)
+    num_rounds = -(-budget // picks)
+    filled = jnp.minimum(count, mask.sum())
+
+    def pick(number: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        chosen, available, step = state
+        gains = learning_rate * gradients.correlate(objective.gradient(-learning_rate * step))
+        _, best = jax.lax.top_k(jnp.where(available, gains, -jnp.inf), picks)
+        places = number * picks + jnp.arange(picks)
+        counts = (places < filled).astype(jnp.float32)
+        return (
+            chosen.at[places].set(best, mode="drop"),
+            available.at[best].set(False),
+            step + gradients.take(best).weighted_sum(counts),
+        )
+
+    start = (jnp.zeros(budget, jnp.int32), mask, jnp.zeros(row_shape(gradients), jnp.float32))
+    chosen, _, _ = jax.lax.fori_loop(0, num_rounds, pick, start)
+    return Subset(
+        indices=fill_places(chosen, filled, n, mask=mask),
+        weights=(jnp.arange(budget) < filled).astype(jnp.float32),
+        num_selected=filled.astype(jnp.int32),
+    )

@@ -1,0 +1,164 @@
+"""Similarities as the greedy algorithm reads them: from a matrix, or from gradients on demand."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jdss.gradients import DenseGradients, FactoredGradients, Gradients
+
+METRICS = ("euclidean", "squared_euclidean")
+
+_BLOCK = 128  # Candidates whose columns are made together when all n are asked for.
+_SLICES = 32  # A column is summed in so many slices at once.
+
+
+class Similarities(NamedTuple):
+    """What the greedy algorithm asks. `best` float32[n] is what every example has already.
+
+    Attributes:
+      column: j -> float32[n], the similarity of every example to j.
+      gains: (candidates int32[b], best) -> float32[b].
+      all_gains: best -> float32[n], the gains of all examples.
+    """
+
+    column: Callable[[jax.Array], jax.Array]
+    gains: Callable[[jax.Array, jax.Array | None], jax.Array]
+    all_gains: Callable[[jax.Array | None], jax.Array]
+
+
+def stored(rows: jax.Array, mask: jax.Array) -> Similarities:
+    """Similarities in a matrix whose row j < n is the column of candidate j."""
+
+    def column(j: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_index_in_dim(rows, j, keepdims=False)
+
+    def gains(candidates: jax.Array, best: jax.Array | None) -> jax.Array:
+        # On a CPU the sum of a row where it lies beats gathering the rows first.
+        if jax.default_backend() == "cpu":
+            return jax.lax.map(lambda j: _sum(_improvement(column(j), best, mask)), candidates)
+        return jnp.sum(_improvement(rows[candidates], best, mask), axis=1)
+
+    def all_gains(best: jax.Array | None) -> jax.Array:
+        return jnp.sum(_improvement(rows, best, mask), axis=1)[: len(mask)]
+
+    return Similarities(column, gains, all_gains)
+
+
+def on_demand(columns: Callable[[jax.Array], jax.Array], mask: jax.Array) -> Similarities:
+    """Similarities that `columns`, int32[b] -> float32[b, n], computes whenever it is asked."""
+
+    def gains(candidates: jax.Array, best: jax.Array | None) -> jax.Array:
+        return jnp.sum(_improvement(columns(candidates), best, mask), axis=1)
+
+    def all_gains(best: jax.Array | None) -> jax.Array:
+        return in_blocks(lambda block: gains(block, best), len(mask)).ravel()[: len(mask)]
+
+    return Similarities(lambda j: columns(j[None])[0], gains, all_gains)
+
+
+def in_blocks(function: Callable[[jax.Array], jax.Array], num_examples: int) -> jax.Array:
+    """`function` of all examples, a block at a time; the last one is filled up with the last."""
+    block = min(_BLOCK, num_examples)
+    num_blocks = -(-num_examples // block)
+    examples = jnp.minimum(jnp.arange(num_blocks * block), num_examples - 1)
+    return jax.lax.map(function, examples.reshape(num_blocks, block))
+
+
+def _improvement(columns: jax.Array, best: jax.Array | None, mask: jax.Array) -> jax.Array:
+    """What candidates of similarities [..., n] add for each example; None: there is nothing yet.
+
+    For padding `best` is infinite, so that nothing can be added.
+    """
+    if best is None:
+        # A product: XLA does not vectorise the equivalent `where`.
+        return columns * mask.astype(columns.dtype)
+    return jnp.maximum(columns - best, 0.0)
+
+
+def _sum(values: jax.Array) -> jax.Array:
+    """The sum of float32[n], by slices that are added up first: XLA vectorises that on a CPU."""
+    width = len(values) // _SLICES
+    slices = [values[start : start + width] for start in range(0, _SLICES * width, max(width, 1))]
+    partial_sums = sum(slices, start=jnp.zeros(width))
+    return jax.lax.optimization_barrier(partial_sums).sum() + values[_SLICES * width :].sum()
+
+
+def negative_distances(
+    gradients: Gradients, mask: jax.Array, metric: str
+) -> Callable[[jax.Array], jax.Array]:
+    """The function candidates int32[b] -> float32[b, n], `-‖g_j - g_i‖` or `-‖g_j - g_i‖²`."""
+    squared_distances = _squared_distances(gradients, mask)
+
+    def columns(candidates: jax.Array) -> jax.Array:
+        squared = jnp.maximum(squared_distances(candidates), 0.0)
+        similarity = -jnp.sqrt(squared) if metric == "euclidean" else -squared
+        # An example's distance to itself is zero, whatever the rounding of the others. (Written
+        # into the finished block: a comparison of all indices would cost as much as the root,
+        # and, fused into the loop around it, the whole would run on one thread.)
+        return similarity.at[jnp.arange(len(candidates)), candidates].set(0.0)
+
+    return columns
+
+
+def _squared_distances(gradients: Gradients, mask: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """The function int32[b] -> float32[b, n], `‖g_j - g_i‖²` of candidates j and examples i.
+
+    `‖a‖² + ‖b‖² - 2 a·b` loses the small distances between large vectors to rounding. Vectors are
+    therefore centred first, which changes no distance. Outer products cannot be centred, but
+    their factors can: with p = ‖e‖², q = ‖h‖², D = ‖e_i - e_j‖² and D' = ‖h_i - h_j‖²,
+
+        ‖e_i⊗h_i - e_j⊗h_j‖² = ½ [(p_i - p_j)(q_i - q_j) + D (q_i + q_j) + D' (p_i + p_j) - D D'],
+
+    in which every term is small for examples that are close to each other.
+    """
+    if isinstance(gradients, FactoredGradients):
+        errors, inputs = _rescale(gradients.errors, mask), _rescale(gradients.inputs, mask)
+        p, q = jnp.sum(errors**2, axis=1), jnp.sum(inputs**2, axis=1)
+        between_errors = _vector_distances(errors, mask)
+        between_inputs = _vector_distances(inputs, mask)
+
+        def factored(candidates: jax.Array) -> jax.Array:
+            d_errors, d_inputs = between_errors(candidates), between_inputs(candidates)
+            p_candidates, q_candidates = p[candidates, None], q[candidates, None]
+            return 0.5 * (
+                (p_candidates - p) * (q_candidates - q)
+                + d_errors * (q_candidates + q)
+                + d_inputs * (p_candidates + p)
+                - d_errors * d_inputs
+            )
+
+        return factored
+    if isinstance(gradients, DenseGradients):
+        return _vector_distances(_rescale(gradients.matrix, mask), mask)
+
+    squared_norms = gradients.squared_norms()
+
+    def general(candidates: jax.Array) -> jax.Array:
+        products = gradients.take(candidates).inner_products(gradients)
+        return squared_norms[candidates, None] + squared_norms - 2 * products
+
+    return general
+
+
+def _vector_distances(vectors: jax.Array, mask: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    mean = vectors.sum(axis=0) / jnp.maximum(mask.sum(), 1)
+    centred = jnp.where(mask[:, None], vectors - mean, 0.0)
+    norms = jnp.sum(centred**2, axis=1)
+
+    def squared_distances(candidates: jax.Array) -> jax.Array:
+        products = centred[candidates] @ centred.T
+        return norms[candidates, None] + norms - 2 * products
+
+    return squared_distances
+
+
+def _rescale(vectors: jax.Array, mask: jax.Array) -> jax.Array:
+    """Divides by a power of two, which is exact, so that no square under- or overflows.
+
+    Padding becomes zero, whatever it held.
+    """
+    vectors = jnp.where(mask[:, None], vectors, 0.0)
+    _, exponent = jnp.frexp(jnp.max(jnp.abs(vectors)))
+    return jnp.ldexp(vectors, -exponent)

@@ -1,0 +1,164 @@
+"""GLISTER: gains against really taking the step, greedy against brute force."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jdss.gradients import DenseGradients, FactoredGradients, last_layer_gradients
+from jdss.selection.glister import LastLayerObjective, glister
+
+
+@pytest.fixture(scope="module")
+def problem():
+    generator = np.random.default_rng(0)
+    n, m, c, d = 60, 40, 4, 6
+    kernel = generator.normal(size=(d + 1, c)).astype(np.float32)
+
+    def layer(size):
+        features = np.maximum(generator.normal(size=(size, d)), 0).astype(np.float32)
+        inputs = np.concatenate([features, np.ones((size, 1), np.float32)], axis=1)
+        return features, inputs, inputs @ kernel, generator.integers(0, c, size)
+
+    features, _, logits, labels = layer(n)
+    _, outer_inputs, outer_logits, outer_labels = layer(m)
+    gradients = last_layer_gradients(logits, features, labels)
+    objective = LastLayerObjective(
+        jnp.asarray(outer_logits), jnp.asarray(outer_inputs), jnp.asarray(outer_labels, jnp.int32)
+    )
+    return gradients, objective, kernel
+
+
+def outer_loss(objective, displacement):
+    logits = (
+        np.asarray(objective.logits, np.float64)
+        + np.asarray(objective.inputs, np.float64) @ np.asarray(displacement, np.float64).T
+    )
+    labels = np.asarray(objective.labels)
+    log_sum = np.log(np.exp(logits).sum(axis=1))
+    return float(np.mean(log_sum - logits[np.arange(len(labels)), labels]))
+
+
+def rows(gradients):
+    return np.einsum("nc,nd->ncd", gradients.errors, gradients.inputs)
+
+
+def test_the_objectives_gradient_is_that_of_the_mean_cross_entropy_after_the_step(problem):
+    _, objective, _ = problem
+    displacement = 0.1 * jax.random.normal(jax.random.key(0), (4, 7))
+
+    def loss(displacement):
+        logits = objective.logits + objective.inputs @ displacement.T
+        picked = jnp.take_along_axis(logits, objective.labels[:, None], axis=1)[:, 0]
+        return jnp.mean(jax.nn.logsumexp(logits, axis=1) - picked)
+
+    np.testing.assert_allclose(
+        objective.gradient(displacement), jax.grad(loss)(displacement), atol=1e-6
+    )
+
+
+def test_first_gains_are_what_really_taking_a_small_step_saves(problem):
+    gradients, objective, _ = problem
+    rate = 1e-3
+    saved = [
+        outer_loss(objective, 0 * row) - outer_loss(objective, -rate * row)
+        for row in rows(gradients)
+    ]
+    subset = glister(gradients, 60, objective=objective, learning_rate=rate, rounds=1)
+    # In the order of the picks, what each really saves never grows (but for the second order).
+    in_order = np.asarray(saved)[np.asarray(subset.indices)]
+    assert np.all(np.diff(in_order) <= 5e-6)
+
+
+def test_plain_greedy_is_the_brute_force_greedy_of_the_first_order_gains(problem):
+    gradients, objective, _ = problem
+    rate, all_rows = 0.05, rows(gradients).astype(np.float64)
+    chosen, total = [], np.zeros((4, 7))
+    for _ in range(12):
+        outer = np.asarray(objective.gradient(jnp.asarray(-rate * total, jnp.float32)), np.float64)
+        gains = rate * np.einsum("ncd,cd->n", all_rows, outer)
+        gains[chosen] = -np.inf
+        chosen.append(int(np.argmax(gains)))
+        total += all_rows[chosen[-1]]
+    subset = glister(gradients, 12, objective=objective, learning_rate=rate)
+    assert subset.indices.tolist() == chosen
+    assert subset.weights.tolist() == [1.0] * 12
+
+
+def test_the_chosen_step_lowers_the_outer_loss_more_than_random_steps(problem):
+    gradients, objective, _ = problem
+    rate, generator = 0.02, np.random.default_rng(1)
+    subset = glister(gradients, 10, objective=objective, learning_rate=rate)
+    step = rows(gradients)[np.asarray(subset.indices)].sum(axis=0)
+    random = [
+        outer_loss(objective, -rate * rows(gradients)[generator.permutation(60)[:10]].sum(axis=0))
+        for _ in range(50)
+    ]
+    assert outer_loss(objective, -rate * step) < min(random)
+
+
+def test_r_greedy_computes_the_outer_gradient_once_a_round(problem):
+    gradients, objective, _ = problem
+    one = glister(gradients, 9, objective=objective, learning_rate=0.05, rounds=1)
+    gains = gradients.correlate(objective.gradient(jnp.zeros((4, 7))))
+    assert one.indices.tolist() == np.argsort(-np.asarray(gains), kind="stable")[:9].tolist()
+    for rounds in (2, 4, 9):
+        subset = glister(gradients, 9, objective=objective, learning_rate=0.05, rounds=rounds)
+        assert len(set(subset.indices.tolist())) == 9
+
+
+def test_dense_gradients_pick_the_same(problem):
+    gradients, objective, _ = problem
+
+    @jax.tree_util.register_pytree_node_class
+    class Flat:
+        def tree_flatten(self):
+            return (), None
+
+        @classmethod
+        def tree_unflatten(cls, aux, children):
+            return cls()
+
+        def gradient(self, displacement):
+            return objective.gradient(displacement.reshape(4, 7)).ravel()
+
+    dense = DenseGradients(jnp.asarray(rows(gradients).reshape(60, -1)))
+    one = glister(dense, 8, objective=Flat(), learning_rate=0.05)
+    other = glister(gradients, 8, objective=objective, learning_rate=0.05)
+    assert one.indices.tolist() == other.indices.tolist()
+
+
+def test_padding_is_never_picked_and_count_bounds_the_places_with_weight(problem):
+    gradients, objective, _ = problem
+    mask = jnp.arange(60) % 3 == 0
+    subset = glister(
+        gradients, 30, objective=objective, learning_rate=0.05, mask=mask, count=jnp.int32(7)
+    )
+    assert all(index % 3 == 0 for index in subset.indices.tolist())
+    assert subset.weights.tolist() == [1.0] * 7 + [0.0] * 23
+    assert int(subset.num_selected) == 7
+    alone = glister(gradients, 7, objective=objective, learning_rate=0.05, mask=mask)
+    assert subset.indices[:7].tolist() == alone.indices.tolist()
+
+
+def test_all_zero_gradients_are_ordinary_input(problem):
+    _, objective, _ = problem
+    zero = FactoredGradients(jnp.zeros((5, 4)), jnp.ones((5, 7)))
+    subset = glister(zero, 5, objective=objective, learning_rate=1.0)
+    assert subset.indices.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"budget": 61}, r"budget must be in 1..60"),
+        ({"rounds": 0}, "rounds must be at least 1"),
+        ({"learning_rate": -1.0}, "learning_rate must be"),
+        ({"mask": jnp.ones(3, bool)}, "mask must have shape"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(problem, arguments, message):
+    gradients, objective, _ = problem
+    options = {"budget": 5, "objective": objective, "learning_rate": 0.1, **arguments}
+    with pytest.raises(ValueError, match=message):
+        glister(gradients, **options)

@@ -1,0 +1,34 @@
+"""The README says what is so: its code runs, and its tables are what the result files say."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments.update_readme import README, RESULTS, tables_in, updated
+
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
+def test_every_python_block_of_the_readme_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_the_tables_of_the_readme_are_what_the_result_files_say():
+    text = README.read_text()
+    assert tables_in(text), "the README shows no results"
+    assert updated(text) == text, "run `python -m experiments.update_readme`"
+
+
+def test_every_committed_directory_of_results_has_its_figures():
+    for directory in {path.parent for path in RESULTS.rglob("*.json")}:
+        for name in ("accuracy_against_time", "speedups"):
+            for suffix in (".png", ".svg"):
+                assert (directory / (name + suffix)).stat().st_size > 1000
+
+
+def test_results_hold_no_path_of_the_machine_that_made_them():
+    for path in RESULTS.rglob("*.json"):
+        assert str(Path.home()) not in path.read_text()
