@@ -286,10 +286,10 @@ def per_example_gradients(
     Example:
       >>> import jax.numpy as jnp
       >>> loss = lambda w, example: 0.5 * (w @ example["x"] - example["y"]) ** 2
-      >>> examples = {"x": jnp.eye(2), "y": jnp.array([1.0, 2.0])}
+      >>> examples = {"x": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "y": jnp.array([1.0, 2.0])}
       >>> per_example_gradients(loss, jnp.zeros(2), examples).matrix
-      Array([[-1.,  0.],
-             [ 0., -2.]], dtype=float32)
+      Array([[-1., -2.],
+             [-6., -8.]], dtype=float32)
     """
     leaves: list[Any] = jax.tree.leaves(examples)
     lengths = {leaf.shape[0] if getattr(leaf, "ndim", 0) else 0 for leaf in leaves}

@@ -13,7 +13,6 @@ from jdss.gradients import DenseGradients
 from jdss.selection.craig import craig
 from jdss.subset import per_batch, per_class
 
-
 # Most tests share one shape, so that they share its compilation.
 N, K = 60, 12
 

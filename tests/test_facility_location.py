@@ -201,6 +201,18 @@ def test_small_distances_between_large_gradients_are_not_lost():
 
 
 @pytest.mark.parametrize("matrix", [True, False])
+def test_equal_gradients_gain_nothing_from_each_other(matrix):
+    """Rounding alone would put them at 3e-4 of their norm, and choose among them."""
+    originals = np.random.default_rng(0).integers(0, 5, size=N)
+    gradients = factored().take(jnp.asarray(originals))
+    chosen = np.asarray(facility_location_of_gradients(gradients, K, matrix=matrix).indices)
+    firsts = [int(np.flatnonzero(originals == o)[0]) for o in range(5)]
+    assert sorted(chosen[:5]) == sorted(firsts)
+    unused = [i for i in range(N) if i not in firsts]
+    np.testing.assert_array_equal(chosen[5:], unused[: K - 5])
+
+
+@pytest.mark.parametrize("matrix", [True, False])
 def test_what_padding_holds_does_not_matter(matrix):
     gradients, mask = factored(), jnp.arange(N) < 45
     garbage = FactoredGradients(jnp.where(mask[:, None], gradients.errors, 1e30), gradients.inputs)

@@ -145,6 +145,12 @@ def test_bad_data_is_refused_by_name(perceptron, blobs):
         fit(perceptron, (inputs.astype(np.int32), labels))
 
 
+def test_a_model_with_fewer_outputs_than_classes_is_refused(perceptron, blobs):
+    inputs, labels = blobs
+    with pytest.raises(ValueError, match="each of the 5 classes, got 3 outputs"):
+        fit(perceptron, (inputs, np.where(labels == 2, 4, labels)))
+
+
 def test_a_trained_model_is_saved_and_loads_back(perceptron, blobs, tmp_path):
     result = fit(perceptron, blobs, selection="full")
     jdss.save_model(tmp_path / "model", result.state)

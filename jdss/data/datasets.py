@@ -45,6 +45,7 @@ class Dataset:
 
         if size is None or size >= len(self.labels):
             return self
+        _checks.check_positive_int("size", size)
         _, kept = stratified_split(self.labels, size / len(self.labels), seed=seed)
         return Dataset(
             self.name,

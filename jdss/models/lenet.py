@@ -24,7 +24,8 @@ class LeNet(nn.Module):
     Example:
         >>> import jax.numpy as jnp
         >>> images = jnp.ones((2, 28, 28, 1))
-        >>> logits, variables = LeNet().init_with_output(jax.random.key(0), images)
+        >>> init = jax.jit(LeNet().init_with_output)
+        >>> logits, variables = init(jax.random.key(0), images)
         >>> logits.shape, sum(leaf.size for leaf in jax.tree.leaves(variables))
         ((2, 10), 61706)
     """

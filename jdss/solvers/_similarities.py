@@ -1,12 +1,13 @@
 """Similarities as the greedy algorithm reads them: from a matrix, or from gradients on demand."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jdss.gradients import DenseGradients, FactoredGradients, Gradients
+from jdss.gradients import DenseGradients, FactoredGradients, Gradients, row_size
 
 METRICS = ("euclidean", "squared_euclidean")
 
@@ -133,11 +134,12 @@ def _squared_distances(gradients: Gradients, mask: jax.Array) -> Callable[[jax.A
     if isinstance(gradients, DenseGradients):
         return _vector_distances(_rescale(gradients.matrix, mask), mask)
 
-    squared_norms = gradients.squared_norms()
+    squared_norms, num_terms = gradients.squared_norms(), row_size(gradients)
 
     def general(candidates: jax.Array) -> jax.Array:
-        products = gradients.take(candidates).inner_products(gradients)
-        return squared_norms[candidates, None] + squared_norms - 2 * products
+        with jax.default_matmul_precision("highest"):
+            products = gradients.take(candidates).inner_products(gradients)
+        return _expand_square(squared_norms[candidates], squared_norms, products, num_terms)
 
     return general
 
@@ -148,10 +150,26 @@ def _vector_distances(vectors: jax.Array, mask: jax.Array) -> Callable[[jax.Arra
     norms = jnp.sum(centred**2, axis=1)
 
     def squared_distances(candidates: jax.Array) -> jax.Array:
-        products = centred[candidates] @ centred.T
-        return norms[candidates, None] + norms - 2 * products
+        # A GPU would round the factors to 10 bits if it was allowed to.
+        products = jnp.matmul(centred[candidates], centred.T, precision="highest")
+        return _expand_square(norms[candidates], norms, products, vectors.shape[1])
 
     return squared_distances
+
+
+def _expand_square(
+    candidate_norms: jax.Array, norms: jax.Array, products: jax.Array, num_terms: int
+) -> jax.Array:
+    """`‖a‖² + ‖b‖² - 2 a·b` float32[b, n], and zero where rounding could have made what is left.
+
+    Without that, duplicates would lie at noise of about 3e-4 ‖a‖ from each other, gain
+    from each other, and be chosen. The error of sums of p products was measured to stay below
+    √p ε on CPUs, for p from 5 to 20,000.
+    """
+    tolerance = (2 + math.sqrt(num_terms)) * float(jnp.finfo(jnp.float32).eps)
+    both = candidate_norms[:, None] + norms
+    squared = both - 2 * products
+    return jnp.where(squared > tolerance * both, squared, 0.0)
 
 
 def _rescale(vectors: jax.Array, mask: jax.Array) -> jax.Array:

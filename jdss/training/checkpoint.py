@@ -1,6 +1,7 @@
 """Saving a trained model with Orbax, and loading it back."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import linen as nn
 
+from jdss.models.last_layer import mode_arguments
 from jdss.training.state import TrainState
 
 
@@ -43,7 +45,8 @@ def load_model(
     directory = Path(path).absolute()
     if not directory.is_dir():
         raise FileNotFoundError(f"path must be a directory made by save_model, got {path}")
-    like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *input_shape)))
+    init = partial(model.init, **mode_arguments(model, train=False))
+    like = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, *input_shape)))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), dict(like)

@@ -7,6 +7,7 @@ The other (1 - κ)T epochs train on a subset of k examples, which is selected an
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from flax import linen as nn
 from jdss import _checks
 from jdss.data.datasets import Dataset
 from jdss.gradients import FactoredGradients, cross_entropy_errors
+from jdss.models.last_layer import apply_last_layer
 from jdss.progress import progress_bar
 from jdss.reporting.ledger import Ledger
 from jdss.selection.glister import LastLayerObjective
@@ -216,6 +218,7 @@ def train_adaptively(
     epochs, batch_size = int(hyper.epochs), hyper.batch_size
     with ledger.measure("other"):
         state = init_state(model, problem.examples.inputs, init_key, optimizers=optimizers)
+        _check_outputs(state, problem)
         everything = _padded(Subset(*_all(len(problem.train))), problem)
         select = _lifted_select(schedule, problem, batch_size)
 
@@ -257,6 +260,18 @@ def train_adaptively(
                 padded = _padded(subset, problem)
         train("subset", padded, epoch + 1, steps_per_epoch(budget, batch_size))
     return _finish(problem, state, history, subset, ledger)
+
+
+def _check_outputs(state: TrainState, problem: Problem) -> None:
+    """Raises ValueError where the model has fewer outputs than there are classes."""
+    inputs = problem.examples.inputs
+    one = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), jnp.float32)
+    logits = jax.eval_shape(partial(apply_last_layer, state.model), state.variables, one).logits
+    if logits.shape[1] < problem.num_classes:
+        raise ValueError(
+            f"model must have an output for each of the {problem.num_classes} classes, "
+            f"got {logits.shape[1]} outputs"
+        )
 
 
 def _all(size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
