@@ -1,4 +1,4 @@
-"""Data subset selection in JAX that makes hyper-parameter tuning ten times cheaper."""
+"""Data subset selection in JAX, for hyper-parameter tuning at a fraction of the cost."""
 
 from jdss import data, models
 from jdss.data import Dataset, Examples, load_dataset, make_examples, stratified_split

@@ -1,8 +1,13 @@
 """Small problems that several tests train on."""
 
+import os
+
 import flax.linen as nn
 import numpy as np
 import pytest
+
+# Read when JAX first looks for devices: several test processes may share one GPU.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 class Perceptron(nn.Module):

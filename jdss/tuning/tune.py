@@ -223,20 +223,20 @@ def tune(
         "seed": seed,
         "examples": [len(problem.train), len(problem.validation)],
     }
-    study = optuna.create_study(
-        storage=storage,
-        study_name=study_name,
-        sampler=used_sampler,
-        pruner=pruner,
-        direction="maximize",
-        load_if_exists=True,
-    )
-    check_same_search(study, search)
-    retry_interrupted(study)
-
     with EnergyMeter() as meter:
         run_trial = Objective(problem, model, space, schedule, optimizers, seed, meter)
-        _run_trials(study, run_trial, trials, progress=progress)
+        with _quiet_optuna() if progress else nullcontext():
+            study = optuna.create_study(
+                storage=storage,
+                study_name=study_name,
+                sampler=used_sampler,
+                pruner=pruner,
+                direction="maximize",
+                load_if_exists=True,
+            )
+            check_same_search(study, search)
+            retry_interrupted(study)
+            _run_trials(study, run_trial, trials, progress=progress)
         finished = [
             describe_trial(trial, trial.user_attrs.get(LEDGER)) for trial in finished_trials(study)
         ]
@@ -268,7 +268,6 @@ def tune(
 def _run_trials(study: optuna.Study, objective: Objective, trials: int, *, progress: bool) -> None:
     """Runs what is missing of a search, with a bar for the trials and one for the epochs."""
     with (
-        _quiet_optuna() if progress else nullcontext(),
         progress_bar(trials, objective.schedule.strategy.name, enabled=progress) as outer,
         progress_bar(1, "trial", enabled=progress, position=1) as inner,
     ):
