@@ -23,6 +23,8 @@ def compare(
     space: Mapping[str, optuna.distributions.BaseDistribution],
     trials: int,
     fraction: float,
+    select_every: int,
+    warm_start: float,
     out: Path,
     loading_seconds: float,
     storage: str | None = None,
@@ -42,6 +44,8 @@ def compare(
       space: the search space.
       trials: trials a search.
       fraction: the share of the training examples in a subset.
+      select_every: R, the epochs between two selections.
+      warm_start: κ, the share of the epochs whose budget is spent on all the data first.
       out: the directory for result files and figures.
       loading_seconds: what reading the data took; each strategy's ledger shows it.
       storage: where searches are kept to be resumed, as Optuna takes it; None does not keep them.
@@ -60,6 +64,8 @@ def compare(
                 space=space,
                 selection=strategy,
                 fraction=fraction,
+                select_every=select_every,
+                warm_start=warm_start,
                 trials=trials,
                 seed=seed,
                 storage=storage,

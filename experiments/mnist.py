@@ -31,6 +31,8 @@ SCALES = {
     "paper": Scale(images=None, epochs=(10, 20), batch_sizes=(32, 64, 128), trials=10),
 }
 FRACTION = 0.05
+SELECT_EVERY = 10  # R, in epochs; with at most 20 epochs, half of them warm start, one selection
+WARM_START = 0.5  # κ
 STRATEGIES = ("grad_match", "uniform", "full")
 
 
@@ -40,6 +42,9 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", choices=jdss.STRATEGIES, default=STRATEGIES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--data-dir", help="of tensorflow_datasets; default: TFDS_DATA_DIR")
+    parser.add_argument(
+        "--storage", help="where searches are kept to be resumed, such as sqlite:///mnist.db"
+    )
     parser.add_argument("--out", type=Path, help="for results; default: runs/mnist-SCALE")
     arguments = parser.parse_args()
     scale = SCALES[arguments.scale]
@@ -64,6 +69,9 @@ def main() -> None:
         space=jdss.default_space(epochs=scale.epochs, batch_sizes=scale.batch_sizes),
         trials=scale.trials,
         fraction=FRACTION,
+        select_every=SELECT_EVERY,
+        warm_start=WARM_START,
+        storage=arguments.storage,
         out=out,
         loading_seconds=loading_seconds,
     )

@@ -42,6 +42,8 @@ def main() -> None:
         space=jdss.default_space(epochs=(20, 40), batch_sizes=(16, 32)),
         trials=arguments.trials,
         fraction=0.1,
+        select_every=10,
+        warm_start=0.5,
         out=arguments.out,
         loading_seconds=loading_seconds,
     )

@@ -55,7 +55,7 @@ def parallel(
         # Placed alike on every call: an argument that arrives with another sharding (a fresh
         # array instead of an earlier result, say) would compile the function again.
         placed = [
-            replicate(argument) if axis is REPLICATED else argument
+            _place(argument, PartitionSpec() if axis is REPLICATED else PartitionSpec(AXIS))
             for argument, axis in zip(arguments, in_axes, strict=True)
         ]
         return mapped(np.arange(num_devices(), dtype=np.int32), *placed)
@@ -65,8 +65,12 @@ def parallel(
 
 def replicate(tree: Any) -> Any:
     """Places a copy of every array on each local device, so that no call copies it again."""
+    return _place(tree, PartitionSpec())
+
+
+def _place(tree: Any, spec: PartitionSpec) -> Any:
     mesh = Mesh(np.asarray(jax.local_devices()), (AXIS,))
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return jax.device_put(tree, NamedSharding(mesh, spec))
 
 
 def to_shards(array: jax.Array) -> jax.Array:

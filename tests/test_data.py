@@ -153,6 +153,13 @@ def test_a_split_is_a_stratified_partition(labels, fraction, seed):
         assert (np.abs(shares - quotas) < 1).all()
 
 
+def test_a_class_of_a_single_example_is_trained_on_and_not_scored():
+    labels = [0] * 160 + list(range(1, 20))
+    first, second = jdss.stratified_split(labels, 0.1)
+    assert set(np.asarray(labels)[first]) == set(range(20))
+    assert set(np.asarray(labels)[second]) == {0}
+
+
 def test_the_same_seed_gives_the_same_split_and_another_seed_another():
     labels = np.arange(100) % 4
     splits = [jdss.stratified_split(labels, 0.2, seed=seed)[1].tolist() for seed in (0, 0, 1)]

@@ -28,6 +28,8 @@ def compared(tmp_path_factory):
         space=jdss.default_space(epochs=(2, 3), batch_sizes=(32,)),
         trials=2,
         fraction=0.2,
+        select_every=1,
+        warm_start=0.5,
         out=out,
         loading_seconds=1.0,
         progress=False,

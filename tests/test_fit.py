@@ -1,5 +1,9 @@
 """Adaptive training: the schedule, the strategies, and what `fit` refuses."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,7 +119,9 @@ def test_lifting_per_batch_and_over_everything_are_options(perceptron, blobs):
         ({"select_every": 0}, "select_every must be at least 1"),
         ({"warm_start": 2.0}, "warm_start must be in"),
         ({"lifting": "per_pixel"}, "lifting must be one of 'all', 'per_batch', 'per_class'"),
-        ({"validation": 1.0}, r"fraction must be in \(0, 1\)"),
+        ({"validation": 1.0}, r"validation must be a fraction in \(0, 1\), got 1.0"),
+        ({"selection": "full", "options": {"ridge": 1.0}}, "options must be left out"),
+        ({"selection": "full", "lifting": "per_class"}, "lifting and options must be left out"),
         ({"hyperparameters": {"epoch": 3}}, "must be one of .*'epochs'"),
         ({"hyperparameters": {"optimizer": "sdg"}}, "optimizer must be one of 'adam'"),
         ({"hyperparameters": {"learning_rate": -1.0}}, "learning_rate must be"),
@@ -127,6 +133,80 @@ def test_lifting_per_batch_and_over_everything_are_options(perceptron, blobs):
 def test_bad_arguments_are_refused_by_name(perceptron, blobs, arguments, message):
     with pytest.raises(ValueError, match=message):
         fit(perceptron, blobs, **arguments)
+
+
+def test_the_reported_subset_are_examples_that_were_trained_on(perceptron, blobs):
+    seen = []
+
+    def first_examples(gradients, budget, **_):
+        seen.append(np.asarray(gradients.inputs))
+        return jdss.Subset(jnp.arange(budget), jnp.ones(budget), jnp.int32(budget))
+
+    result = fit(perceptron, blobs, selection=first_examples, validation=0.5, warm_start=0.0)
+    train, held_out = jdss.stratified_split(blobs[1], 0.5, seed=0)
+    assert result.subset.indices.tolist() == train[: len(result.subset.indices)].tolist()
+    assert not set(result.subset.indices.tolist()) & set(held_out.tolist())
+    assert len(seen[0]) == len(train)
+
+
+def test_validation_images_do_not_decide_on_the_normalisation(perceptron):
+    images = np.random.default_rng(0).integers(0, 100, (40, 2, 2, 1), np.uint8)
+    labels = np.arange(40) % 3
+    bright = (np.full((40, 2, 2, 1), 255, np.uint8), labels)
+    plain, validated = (
+        fit(perceptron, (images, labels), selection="full", validation=validation)
+        for validation in (None, bright)
+    )
+    for a, b in zip(
+        jax.tree.leaves(plain.state.params), jax.tree.leaves(validated.state.params), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_last_update_that_diverges_is_not_missed(perceptron, blobs):
+    hyper = {"epochs": 1, "batch_size": 300, "learning_rate": 3e38}
+    with pytest.raises(jdss.TrainingDivergedError, match="in the last update"):
+        fit(perceptron, blobs, selection="full", hyperparameters=hyper)
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 5, 7])
+def test_warm_start_and_subset_epochs_cost_as_much_as_all_epochs_on_subsets(
+    perceptron, blobs, epochs
+):
+    hyper = {**HYPER, "epochs": epochs, "batch_size": 20}
+    result = fit(perceptron, blobs, hyperparameters=hyper)
+    assert int(result.state.step) == epochs * 60 / 20
+
+
+def test_several_devices_train_select_and_evaluate_like_one(blobs, tmp_path):
+    program = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+import jax, jdss, numpy as np
+from tests.conftest import Perceptron
+from tests.test_fit import HYPER
+data = np.load({str(tmp_path / "data.npz")!r})
+for selection in ("grad_match", "full"):
+    result = jdss.fit(Perceptron(), (data["inputs"], data["labels"]), validation=0.2, fraction=0.2,
+                      selection=selection, hyperparameters=HYPER, progress=False)
+    print(jax.device_count(), result.validation_accuracy)
+"""
+    np.savez(tmp_path / "data.npz", inputs=blobs[0], labels=blobs[1])
+    lines = []
+    for devices in (1, 2):
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        )
+        assert done.returncode == 0, done.stderr
+        lines.append([line.split() for line in done.stdout.splitlines()])
+    assert [line[0] for line in lines[0] + lines[1]] == ["1", "1", "2", "2"]
+    for one, two in zip(*lines, strict=True):
+        assert float(one[1]) == pytest.approx(float(two[1]), abs=0.05)
 
 
 def test_bad_data_is_refused_by_name(perceptron, blobs):

@@ -53,10 +53,11 @@ def test_the_same_seed_gives_the_same_search(perceptron, blobs):
 
 
 def test_a_resumed_search_is_the_search_without_the_interruption(perceptron, blobs, tmp_path):
-    options = {"storage": f"sqlite:///{tmp_path}/search.db", "n_startup_trials": 2}
+    options = {"storage": f"sqlite:///{tmp_path}/search.db"}
     tune(perceptron, blobs, trials=2, study_name="cut", retrain=False, **options)
     resumed = tune(perceptron, blobs, trials=5, study_name="cut", **options)
-    whole = tune(perceptron, blobs, trials=5, study_name="whole", **options)
+    # The number of random trials follows from the number of trials first asked for.
+    whole = tune(perceptron, blobs, trials=5, study_name="whole", n_startup_trials=1, **options)
     assert values(resumed) == values(whole)
     assert resumed.best_hyperparameters == whole.best_hyperparameters
 
@@ -123,6 +124,54 @@ def test_a_study_of_another_search_is_refused_naming_the_difference(perceptron, 
         tune(perceptron, blobs, trials=1, **{**options, "space": other})
     with pytest.raises(jdss.DifferentSearchError, match="strategy"):
         tune(perceptron, blobs, trials=1, fraction=0.3, **options)
+    with pytest.raises(jdss.DifferentSearchError, match="fingerprint"):
+        tune(perceptron, (blobs[0], blobs[1][::-1]), trials=1, **options)
+    with pytest.raises(jdss.DifferentSearchError, match="model"):
+        tune(perceptron.clone(width=9), blobs, trials=1, **options)
+
+
+def test_a_study_of_ones_own_is_not_adopted(perceptron, blobs, tmp_path):
+    storage = f"sqlite:///{tmp_path}/search.db"
+    study = optuna.create_study(storage=storage, study_name="mine", direction="maximize")
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    with pytest.raises(jdss.DifferentSearchError, match=r"jdss\.tune did not make"):
+        tune(perceptron, blobs, storage=storage, study_name="mine")
+
+
+def test_a_trial_that_dies_of_a_bug_is_run_again_in_its_place(perceptron, blobs, tmp_path):
+    storage, calls = f"sqlite:///{tmp_path}/search.db", []
+
+    def select(gradients, budget, **options):
+        calls.append(budget)
+        if len(calls) == 2:
+            raise MemoryError("no room")
+        return jdss.uniform(gradients, budget, key=options["key"])
+
+    options = {"storage": storage, "selection": select}
+    with pytest.raises(MemoryError):
+        tune(perceptron, blobs, study_name="cut", **options)
+    resumed = tune(perceptron, blobs, study_name="cut", **options)
+    assert values(resumed) == values(tune(perceptron, blobs, study_name="whole", **options))
+
+
+def test_a_retraining_that_diverges_does_not_lose_the_search(perceptron, blobs, monkeypatch):
+    def diverge(*arguments, **options):
+        raise jdss.TrainingDivergedError("the loss became NaN")
+
+    monkeypatch.setattr("jdss.tuning.tune._retrain", diverge)
+    with pytest.warns(RuntimeWarning, match="retraining on everything diverged"):
+        result = tune(perceptron, blobs)
+    assert result.retraining is None
+    assert "diverged" in result.failure
+    assert len(result.trials) == 3
+    json.dumps(result.as_dict())
+
+
+def test_a_model_that_cannot_be_saved_does_not_lose_the_search(perceptron, blobs, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.warns(RuntimeWarning, match="could not be saved"):
+        result = tune(perceptron, blobs, save_to=tmp_path / "file" / "model")
+    assert result.retraining is not None
 
 
 def test_a_trial_that_diverges_is_recorded_and_the_search_goes_on(perceptron, blobs):
@@ -215,6 +264,34 @@ def test_the_retrained_model_is_saved_and_loads_back(perceptron, blobs, tmp_path
         ({"selection": 3}, TypeError, "selection must be a name or a function"),
         ({"storage": "sqlite:///:memory:"}, ValueError, "study_name must be given"),
         ({"validation": None}, TypeError, "validation must be"),
+        ({"pruner": optuna.pruners.MedianPruner()}, ValueError, "pruner must be None"),
+        ({"n_startup_trials": -5}, ValueError, "n_startup_trials must be at least 1"),
+        ({"test": np.zeros(3)}, TypeError, "test must be a pair"),
+        (
+            {"test": (np.zeros((3, 4), np.float32), np.zeros(2, np.int32))},
+            ValueError,
+            "test inputs has 3, test labels has 2",
+        ),
+        (
+            {"test": (np.zeros((3, 5), np.float32), np.zeros(3, np.int32))},
+            ValueError,
+            "test inputs must be like those of data",
+        ),
+        (
+            {"test": (np.zeros((3, 4), np.float32), np.full(3, 7))},
+            ValueError,
+            r"labels must be in 0\.\.2",
+        ),
+        (
+            {"space": {"optimizer": CategoricalDistribution(("sgd", "rmsprop"))}},
+            ValueError,
+            "optimizer must be one of",
+        ),
+        (
+            {"space": {"momentum": FloatDistribution(0.5, 1.0)}},
+            ValueError,
+            r"momentum must be in \[0, 1\)",
+        ),
     ],
 )
 def test_bad_arguments_are_refused_by_name(perceptron, blobs, arguments, error, message):

@@ -59,8 +59,16 @@ class Examples:
         return self.inputs.shape[0]
 
 
-def make_examples(inputs: Any, labels: Any, *, augmentation: str = "none") -> Examples:
-    """Checks arrays and makes them `Examples`; uint8 images are normalised by their own statistics.
+def make_examples(
+    inputs: Any, labels: Any, *, augmentation: str = "none", statistics_of: Any = None
+) -> Examples:
+    """Checks arrays and makes them `Examples`; uint8 images are normalised channel by channel.
+
+    Args:
+      inputs: uint8 images [n, h, w, channels], or floats [n, …], which are left as they are.
+      labels: int[n], class indices.
+      augmentation: "none" or "crop_flip".
+      statistics_of: int[m], the images whose mean and deviation normalise all; None means all.
 
     Raises:
       ValueError, TypeError: for lengths that disagree, inputs that are neither uint8 nor finite
@@ -79,7 +87,7 @@ def make_examples(inputs: Any, labels: Any, *, augmentation: str = "none") -> Ex
     labels = _checks.check_labels(labels, num_examples=len(inputs), num_classes=num_classes)
     mean, std = np.zeros((), np.float32), np.ones((), np.float32)
     if inputs.dtype == np.uint8:
-        mean, std = _pixel_statistics(inputs)
+        mean, std = _pixel_statistics(inputs if statistics_of is None else inputs[statistics_of])
     elif np.issubdtype(inputs.dtype, np.floating):
         with np.errstate(over="ignore"):
             inputs = inputs.astype(np.float32)

@@ -5,13 +5,15 @@ from typing import Any
 import numpy as np
 
 from jdss import _checks
-from jdss.subset import class_shares
 
 
 def stratified_split(
     labels: Any, fraction: float = 0.1, *, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Splits examples in two, with every class in proportion in both.
+
+    Shares go by the largest remainder. The first part keeps an example of every class where there
+    is room, so that no class is scored that was never learned.
 
     Args:
       labels: int[n], class indices.
@@ -40,7 +42,7 @@ def stratified_split(
     num_classes = max(int(labels.max()), 0) + 1 if labels.dtype.kind in "iu" else 1
     _checks.check_labels(labels, num_examples=len(labels), num_classes=num_classes)
     size = min(max(round(fraction * len(labels)), 1), len(labels) - 1)
-    shares = class_shares(np.bincount(labels, minlength=num_classes), size)
+    shares = _shares(np.bincount(labels, minlength=num_classes), size)
     generator = np.random.default_rng(seed)
     second = np.concatenate(
         [
@@ -50,3 +52,15 @@ def stratified_split(
     )
     first = np.setdiff1d(np.arange(len(labels)), second)
     return first.astype(np.int32), np.sort(second).astype(np.int32)
+
+
+def _shares(class_sizes: np.ndarray, size: int) -> np.ndarray:
+    """How many of each class go to the second part, `size` in all."""
+    kept = 1 if size <= np.maximum(class_sizes - 1, 0).sum() else 0
+    room = np.maximum(class_sizes - kept, 0)
+    quotas, total = size * class_sizes, class_sizes.sum()
+    shares = np.minimum(quotas // total, room)
+    while shares.sum() < size:
+        remainders = np.where(shares < room, quotas - shares * total, np.iinfo(np.int64).min)
+        shares[np.argmax(remainders)] += 1
+    return shares

@@ -83,6 +83,11 @@ def get_strategy(
         raise TypeError(f"selection must be a name or a function, got {type(selection).__name__}")
     if lifting is not None:
         _checks.check_choice("lifting", lifting, LIFTINGS)
+    if strategy.select is None and (options or lifting not in {None, "all"}):
+        raise ValueError(
+            f"lifting and options must be left out with selection {selection!r}, which selects "
+            f"nothing; got lifting={lifting!r}, options={options!r}"
+        )
     return replace(
         strategy,
         lifting=lifting or strategy.lifting,

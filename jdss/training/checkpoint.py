@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 from flax import linen as nn
 
 from jdss.models.last_layer import mode_arguments
@@ -20,6 +19,8 @@ def save_model(path: str | os.PathLike[str], state: TrainState) -> None:
     Raises:
       FileExistsError: where `path` is there already: nothing computed is overwritten.
     """
+    import orbax.checkpoint as ocp  # here, since it takes as long to import as all of jdss
+
     directory = Path(path).absolute()
     if directory.exists():
         raise FileExistsError(f"path must not exist yet, but {path} does")
@@ -42,6 +43,8 @@ def load_model(
       FileNotFoundError: where `path` is not there.
       ValueError: where it holds the variables of another model.
     """
+    import orbax.checkpoint as ocp
+
     directory = Path(path).absolute()
     if not directory.is_dir():
         raise FileNotFoundError(f"path must be a directory made by save_model, got {path}")

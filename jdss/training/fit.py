@@ -5,8 +5,9 @@ spent, at the cost of subset epochs, on all the data: κT·k/n passes over it, c
 The other (1 - κ)T epochs train on a subset of k examples, which is selected anew every R epochs.
 """
 
+import numbers
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -67,8 +68,15 @@ class Schedule:
             "select_every": self.select_every,
             "warm_start": self.warm_start,
             "lifting": self.strategy.lifting,
-            "options": dict(self.strategy.options),
+            "options": {name: _plain(value) for name, value in self.strategy.options.items()},
         }
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON can hold it."""
+    if isinstance(value, (np.generic, np.ndarray, jax.Array)):
+        return np.asarray(value).tolist()
+    return value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
 
 
 def make_schedule(
@@ -89,6 +97,8 @@ def make_schedule(
     strategy = get_strategy(selection, lifting=lifting, options=options)
     fraction = _checks.check_fraction("fraction", fraction)
     _checks.check_positive_int("select_every", select_every)
+    if not isinstance(warm_start, numbers.Real):
+        raise TypeError(f"warm_start must be a number in [0, 1], got {type(warm_start).__name__}")
     if not 0 <= warm_start <= 1:
         raise ValueError(f"warm_start must be in [0, 1], got {warm_start}")
     if strategy.select is None:
@@ -248,7 +258,7 @@ def train_adaptively(
 
     budget = schedule.budget(len(problem.train))
     warm_epochs = round(schedule.warm_start * epochs)
-    warm_steps = round(schedule.warm_start * epochs * budget / batch_size)
+    warm_steps = round(warm_epochs * budget / batch_size)
     if warm_steps:
         train("warm_start", everything, warm_epochs, warm_steps)
     subset, padded = None, everything
@@ -259,6 +269,8 @@ def train_adaptively(
             with ledger.measure("other"):
                 padded = _padded(subset, problem)
         train("subset", padded, epoch + 1, steps_per_epoch(budget, batch_size))
+    if subset is not None:
+        subset = replace(subset, indices=jnp.asarray(problem.train[np.asarray(subset.indices)]))
     return _finish(problem, state, history, subset, ledger)
 
 
@@ -320,8 +332,8 @@ def _select(
             labels = jnp.asarray(problem.train_labels)
             errors = cross_entropy_errors(layer.logits, labels)
             gradients = jax.block_until_ready(FactoredGradients(errors, layer.inputs))
-            finite = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradients))
-        if not finite:
+            is_finite = bool(_is_finite(gradients))
+        if not is_finite:
             raise TrainingDivergedError("the per-example gradients are not finite")
         if schedule.strategy.needs_objective:
             # The outer likelihood is that of the training set, as in the paper. The learning rate
@@ -339,6 +351,11 @@ def _finish(
     subset: Subset | None,
     ledger: Ledger,
 ) -> FitResult:
+    # The loss of a step is that before its update: a last update that diverges shows only here.
+    with ledger.measure("other"):
+        is_finite = bool(_is_finite(state.params))
+    if not is_finite:
+        raise TrainingDivergedError("the parameters became NaN or infinite in the last update")
     accuracy = None
     if len(problem.validation):
         with ledger.measure("evaluating"):
@@ -346,3 +363,8 @@ def _finish(
                 state, problem.examples, problem.validation, chunk_size=problem.chunk_size
             )
     return FitResult(state, history, accuracy, subset, ledger)
+
+
+@jax.jit
+def _is_finite(tree: Any) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

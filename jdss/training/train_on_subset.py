@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jdss import _checks, parallel
@@ -54,7 +55,10 @@ def train_on_subset(
     """Trains on a fixed weighted subset: pure, `pmap`ped, compiled once for each batch size.
 
     The loss of a batch B is the weighted mean `Σ_{i∈B} w_i ℓ_i / Σ_{i∈B} w_i` of the softmax
-    cross-entropy. An epoch visits every place of positive weight once, in a new random order, in
+    cross-entropy. So only the proportions of the weights count, not their size; gradients that
+    GRAD-MATCH chooses are larger than the average, and so are the steps taken on them.
+
+    An epoch visits every place of positive weight once, in a new random order, in
     ceil(size / batch_size) batches. With several devices every batch is split over them, and
     the gradients are those of the whole batch; BatchNorm sees each device's share and its
     running statistics are averaged.
@@ -108,13 +112,24 @@ def train_on_subset(
 
 
 def _check_subset(subset: Subset, num_examples: int) -> None:
-    good = (subset.indices >= 0) & (subset.indices < num_examples)
-    if not bool(good.all()):
+    inside, good, positive = np.asarray(_inspect(subset, num_examples))  # one read of the device
+    if not inside:
         raise ValueError(f"subset.indices must be in 0..{num_examples - 1}")
-    if not bool((jnp.isfinite(subset.weights) & (subset.weights >= 0)).all()):
+    if not good:
         raise ValueError("subset.weights must be finite and non-negative")
-    if not bool((subset.weights > 0).any()):
+    if not positive:
         raise ValueError("subset.weights must have a positive weight: there is nothing to visit")
+
+
+@jax.jit
+def _inspect(subset: Subset, num_examples: int) -> jax.Array:
+    return jnp.stack(
+        [
+            ((subset.indices >= 0) & (subset.indices < num_examples)).all(),
+            (jnp.isfinite(subset.weights) & (subset.weights >= 0)).all(),
+            (subset.weights > 0).any(),
+        ]
+    )
 
 
 class _Loop(NamedTuple):

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -88,8 +87,8 @@ class Objective:
         except TrainingDivergedError as error:
             trial.set_user_attr(FAILURE, str(error))
             raise
-        except KeyboardInterrupt:
-            trial.set_user_attr(INTERRUPTED, "stopped by the keyboard")
+        except BaseException as error:  # Ctrl-C, memory, a bug: not the trial's own doing
+            trial.set_user_attr(INTERRUPTED, repr(error))
             raise
         finally:
             end = self.meter.read() if self.meter else None
@@ -153,7 +152,7 @@ def objective(
       >>> 0 <= study.best_value <= 1
       True
     """
-    space = check_space(default_space() if space is None else space)
+    space = check_space(default_space() if space is None else space, optimizers)
     schedule = make_schedule(
         selection,
         fraction=fraction,
@@ -193,4 +192,4 @@ def training_hyperparameters(
 
 def this_worker() -> dict[str, Any]:
     """Which process runs a trial, for telling later whether it is still there."""
-    return {"host": platform.node(), "pid": os.getpid(), "since": time.time()}
+    return {"host": platform.node(), "pid": os.getpid()}

@@ -40,6 +40,11 @@ def check_same_search(study: optuna.Study, search: dict[str, Any]) -> None:
     search = json.loads(json.dumps(search))
     known = study.user_attrs.get(SEARCH)
     if known is None:
+        if study.get_trials(deepcopy=False):
+            raise DifferentSearchError(
+                f"the study {study.study_name!r} holds trials that jdss.tune did not make: give "
+                "another study name"
+            )
         study.set_user_attr(SEARCH, search)
         return
     differences = [

@@ -47,6 +47,7 @@ def make_sampler(sampler: str | BaseSampler, *, seed: int, n_startup_trials: int
       ValueError: for an unknown name, with the known ones.
       TypeError: where it is neither a name nor a sampler.
     """
+    _checks.check_positive_int("n_startup_trials", n_startup_trials)
     if isinstance(sampler, BaseSampler):
         return sampler
     if not isinstance(sampler, str):

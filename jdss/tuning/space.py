@@ -1,7 +1,7 @@
 """Search spaces: a mapping from names to Optuna distributions, or a function of a trial."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import optuna
@@ -11,6 +11,8 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+
+from jdss.training.hyperparameters import DEFAULTS, hyperparameters
 
 Space = Mapping[str, BaseDistribution] | Callable[[optuna.Trial], Mapping[str, Any]]
 
@@ -33,11 +35,12 @@ def default_space(
     }
 
 
-def check_space(space: Any) -> Space:
+def check_space(space: Any, optimizers: Iterable[str]) -> Space:
     """Checks that a search space is a mapping to distributions, or a function of a trial.
 
     Raises:
-      TypeError, ValueError: where it is neither, is empty, or holds something else.
+      TypeError, ValueError: where it is neither, is empty, holds something else, or could draw a
+        hyper-parameter that training refuses.
     """
     if callable(space):
         return space
@@ -54,7 +57,19 @@ def check_space(space: Any) -> Space:
                 f"space[{name!r}] must be an Optuna distribution, such as "
                 f"optuna.distributions.FloatDistribution(1e-3, 0.1, log=True); got {distribution!r}"
             )
+        if name in DEFAULTS:
+            for value in _extremes(distribution):
+                hyperparameters({name: value}, optimizers=tuple(optimizers))
     return space
+
+
+def _extremes(distribution: BaseDistribution) -> tuple[Any, ...]:
+    """The choices, or the lowest and the highest value."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices
+    if isinstance(distribution, (FloatDistribution, IntDistribution)):
+        return distribution.low, distribution.high
+    return ()
 
 
 def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:

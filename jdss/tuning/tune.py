@@ -1,18 +1,19 @@
 """The search over cheap trials, and the retraining of the winner on everything."""
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import numpy as np
 import optuna
 from flax import linen as nn
 
 from jdss import _checks
 from jdss.data.datasets import Dataset, load_dataset
+from jdss.data.examples import Examples, make_examples
 from jdss.progress import progress_bar
 from jdss.reporting.energy import Energy, EnergyMeter
 from jdss.reporting.ledger import Ledger
@@ -21,7 +22,7 @@ from jdss.training.checkpoint import save_model
 from jdss.training.fit import FitResult, TrainingDivergedError, make_schedule, train_adaptively
 from jdss.training.forward import compute_accuracy
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
-from jdss.training.problem import Problem, make_problem
+from jdss.training.problem import Problem, check_like, make_problem
 from jdss.training.state import TrainState
 from jdss.tuning.objective import (
     FAILURE,
@@ -33,6 +34,7 @@ from jdss.tuning.objective import (
     training_hyperparameters,
 )
 from jdss.tuning.resuming import (
+    SEARCH,
     check_same_search,
     describe_trial,
     finished_trials,
@@ -73,9 +75,10 @@ class TuneResult:
       best_hyperparameters: of the trial with the best validation accuracy.
       best_value: that validation accuracy, as a fraction.
       trials: every finished trial: number, state, value, hyperparameters, failure and ledger.
-      retraining: the retrained model; None where it was not asked for.
+      retraining: the retrained model; None where it was not asked for, or diverged.
+      failure: what went wrong after the search, in retraining or saving; None if nothing did.
       ledger: where all the seconds went: the trials' lines, those of loading, and retraining.
-      energy: of search and retraining in this process; None where it is not measured.
+      energy: of all trials and retraining; None where it is not measured.
       study: the Optuna study.
       search: what was searched, and how, as result files say it.
     """
@@ -84,6 +87,7 @@ class TuneResult:
     best_value: float
     trials: list[dict[str, Any]]
     retraining: Retraining | None
+    failure: str | None
     ledger: Ledger
     energy: Energy | None
     study: optuna.Study
@@ -153,6 +157,8 @@ def tune(
     With a `storage` and a `study_name` the search can be interrupted and resumed: finished
     trials are kept, a trial that was cut off is run again with its hyper-parameters, and, one
     process at a time, the resumed search is the one that would have been without interruption.
+    What goes wrong after the search (retraining diverges, the model cannot be saved) is a warning
+    and `TuneResult.failure`: the search is not lost.
 
     Args:
       model: a Flax module; or a function `model(**architecture)` of those hyper-parameters of
@@ -167,7 +173,7 @@ def tune(
       sampler: "tpe", "random", or an Optuna sampler.
       n_startup_trials: trials that TPE draws at random first; None means two fifths of `trials`,
         at most ten.
-      pruner: an Optuna pruner for the study.
+      pruner: must be None for now.
       storage: an Optuna storage or its URL, such as "sqlite:///search.db"; None keeps the study
         in memory.
       study_name: the study's name in the storage.
@@ -187,8 +193,10 @@ def tune(
       ValueError, TypeError: for bad arguments, naming them.
       SearchFailedError: where every trial failed.
       FileExistsError: where `save_to` is there already; looked at first, not last.
+      DifferentSearchError: where the study of that name holds another search.
+
     """
-    space = check_space(default_space() if space is None else space)
+    space = check_space(default_space() if space is None else space, optimizers)
     trials = _checks.check_positive_int("trials", trials)
     schedule = make_schedule(
         selection,
@@ -198,9 +206,11 @@ def tune(
         lifting=lifting,
         options=options,
     )
-    if n_startup_trials is None:
-        n_startup_trials = default_startup_trials(trials)
-    used_sampler = make_sampler(sampler, seed=seed, n_startup_trials=n_startup_trials)
+    if n_startup_trials is not None:
+        _checks.check_positive_int("n_startup_trials", n_startup_trials)
+    make_sampler(sampler, seed=seed, n_startup_trials=1)  # refuses an unknown one before loading
+    if pruner is not None:
+        raise ValueError("pruner must be None: trials do not report intermediate values yet")
     if validation is None:
         raise TypeError("validation must be a fraction or (inputs, labels): it scores the trials")
     if save_to is not None and os.path.exists(save_to):
@@ -215,27 +225,27 @@ def tune(
         if test is None and isinstance(data, Dataset):
             test = (data.test_images, data.test_labels)
         problem = make_problem(data, validation=validation, augmentation=augmentation, seed=seed)
-    search = {
-        "strategy": schedule.describe(),
-        "sampler": sampler if isinstance(sampler, str) else type(sampler).__name__,
-        "n_startup_trials": n_startup_trials if sampler == "tpe" else None,
-        "space": describe_space(space),
-        "seed": seed,
-        "examples": [len(problem.train), len(problem.validation)],
-    }
+        test_examples = None if test is None else _test_examples(test, problem)
+        search: dict[str, Any] = {
+            "strategy": schedule.describe(),
+            "sampler": sampler if isinstance(sampler, str) else type(sampler).__name__,
+            "n_startup_trials": n_startup_trials if sampler == "tpe" else None,
+            "space": describe_space(space),
+            "seed": seed,
+            "model": repr(model) if isinstance(model, nn.Module) else _name(model),
+            "optimizers": list(optimizers),
+            "augmentation": augmentation,
+            "examples": [len(problem.train), len(problem.validation)],
+            "fingerprint": problem.fingerprint(),
+        }
+
     with EnergyMeter() as meter:
         run_trial = Objective(problem, model, space, schedule, optimizers, seed, meter)
         with _quiet_optuna() if progress else nullcontext():
-            study = optuna.create_study(
-                storage=storage,
-                study_name=study_name,
-                sampler=used_sampler,
-                pruner=pruner,
-                direction="maximize",
-                load_if_exists=True,
+            study = _open_study(storage, study_name, search, trials)
+            study.sampler = make_sampler(
+                sampler, seed=seed, n_startup_trials=search["n_startup_trials"] or 1
             )
-            check_same_search(study, search)
-            retry_interrupted(study)
             _run_trials(study, run_trial, trials, progress=progress)
         finished = [
             describe_trial(trial, trial.user_attrs.get(LEDGER)) for trial in finished_trials(study)
@@ -243,26 +253,49 @@ def tune(
         for trial in finished:
             ledger.add(trial["ledger"])
         best = _best_trial(study)
-        best_hyperparameters = dict(best.user_attrs[HYPERPARAMETERS])
-        retraining = None
+        values = dict(best.user_attrs[HYPERPARAMETERS])
+        retraining, failure = None, None
         if retrain:
-            retraining = _retrain(run_trial, best_hyperparameters, test, progress=progress)
-            compiling = retraining.ledger.seconds["compiling"]
-            ledger.seconds["compiling"] += compiling
-            ledger.seconds["retraining"] += retraining.ledger.total_seconds - compiling
-            if save_to is not None:
-                save_model(save_to, retraining.state)
+            retraining, failure = _retrain_and_save(
+                run_trial, values, test_examples, save_to, ledger, progress=progress
+            )
         energy = meter.read()
+    if energy is not None and ledger.joules is not None:
+        energy = replace(energy, joules=ledger.joules)  # earlier processes' trials included
     return TuneResult(
-        best_hyperparameters=best_hyperparameters,
+        best_hyperparameters=values,
         best_value=float(best.value),  # type: ignore[arg-type]
         trials=finished,
         retraining=retraining,
+        failure=failure,
         ledger=ledger,
         energy=energy,
         study=study,
         search=search,
     )
+
+
+def _open_study(
+    storage: str | optuna.storages.BaseStorage | None,
+    study_name: str | None,
+    search: dict[str, Any],
+    trials: int,
+) -> optuna.Study:
+    """The study, new or resumed; completes `search` and checks that it is what the study holds."""
+    study = optuna.create_study(
+        storage=storage,
+        study_name=study_name,
+        pruner=optuna.pruners.NopPruner(),
+        direction="maximize",
+        load_if_exists=True,
+    )
+    if search["sampler"] == "tpe" and search["n_startup_trials"] is None:
+        # A search that is resumed keeps its own number, also when more trials are asked for.
+        known = study.user_attrs.get(SEARCH, {}).get("n_startup_trials")
+        search["n_startup_trials"] = known or default_startup_trials(trials)
+    check_same_search(study, search)
+    retry_interrupted(study)
+    return study
 
 
 def _run_trials(study: optuna.Study, objective: Objective, trials: int, *, progress: bool) -> None:
@@ -319,10 +352,41 @@ def _best_trial(study: optuna.Study) -> optuna.trial.FrozenTrial:
         ) from None
 
 
+def _retrain_and_save(
+    objective: Objective,
+    values: Mapping[str, Any],
+    test: Examples | None,
+    save_to: str | os.PathLike[str] | None,
+    ledger: Ledger,
+    *,
+    progress: bool,
+) -> tuple[Retraining | None, str | None]:
+    """The retrained model, and what went wrong: a warning, so that the search is not lost."""
+    retraining, failure = None, None
+    try:
+        retraining = _retrain(objective, values, test, progress=progress)
+        compiling = retraining.ledger.seconds["compiling"]
+        ledger.seconds["compiling"] += compiling
+        ledger.seconds["retraining"] += retraining.ledger.total_seconds - compiling
+        if retraining.ledger.joules is not None:
+            ledger.joules = (ledger.joules or 0.0) + retraining.ledger.joules
+        if save_to is not None:
+            save_model(save_to, retraining.state)
+    except TrainingDivergedError as error:
+        failure = f"retraining on everything diverged: {error}"
+    except (OSError, ValueError) as error:
+        if retraining is None:
+            raise
+        failure = f"the retrained model could not be saved in {os.fspath(save_to or '')}: {error}"
+    if failure is not None:
+        warnings.warn(failure, RuntimeWarning, stacklevel=3)
+    return retraining, failure
+
+
 def _retrain(
     objective: Objective,
     values: Mapping[str, Any],
-    test: tuple[Any, Any] | None,
+    test: Examples | None,
     *,
     progress: bool,
 ) -> Retraining:
@@ -351,14 +415,21 @@ def _retrain(
     return Retraining(result.state, accuracy, result.history, ledger)
 
 
-def _test(result: FitResult, problem: Problem, test: tuple[Any, Any], ledger: Ledger) -> float:
+def _test_examples(test: tuple[Any, Any], problem: Problem) -> Examples:
+    """The test set, checked before the search, and looked at after it."""
+    inputs, labels = check_like("test", test, problem.examples.inputs)
+    _checks.check_labels(labels, num_examples=len(labels), num_classes=problem.num_classes)
+    return make_examples(inputs, labels)
+
+
+def _test(result: FitResult, problem: Problem, test: Examples, ledger: Ledger) -> float:
     """Accuracy on the test set, normalised as the training set was."""
     with ledger.measure("evaluating"):
-        examples = replace(
-            problem.examples,
-            inputs=jax.numpy.asarray(test[0]),
-            labels=jax.numpy.asarray(test[1], jax.numpy.int32),
-        )
+        examples = replace(test, normalization=problem.examples.normalization)
         return compute_accuracy(
-            result.state, examples, np.arange(len(test[1])), chunk_size=problem.chunk_size
+            result.state, examples, np.arange(len(test)), chunk_size=problem.chunk_size
         )
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__qualname__", repr(function))
