@@ -21,7 +21,8 @@ from jdss.solvers.facility_location import facility_location
 from jdss.solvers.matching_pursuit import orthogonal_matching_pursuit
 from jdss.subset import Subset, per_batch, per_class
 from jdss.training.checkpoint import load_model, save_model
-from jdss.training.fit import FitResult, TrainingDivergedError, fit
+from jdss.training.divergence import TrainingDivergedError
+from jdss.training.fit import FitResult, fit
 from jdss.training.forward import compute_accuracy, compute_gradients
 from jdss.training.hyperparameters import Hyperparameters, hyperparameters
 from jdss.training.optimizers import OPTIMIZERS

@@ -5,7 +5,6 @@ spent, at the cost of subset epochs, on all the data: κT·k/n passes over it, c
 The other (1 - κ)T epochs train on a subset of k examples, which is selected anew every R epochs.
 """
 
-import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,94 +15,23 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jdss import _checks
 from jdss.data.datasets import Dataset
-from jdss.gradients import FactoredGradients, cross_entropy_errors
 from jdss.models.last_layer import apply_last_layer
 from jdss.progress import progress_bar
 from jdss.reporting.ledger import Ledger
-from jdss.selection.glister import LastLayerObjective
-from jdss.selection.strategies import Strategy, get_strategy
-from jdss.subset import Select, Subset, per_batch, per_class
-from jdss.training.forward import compute_accuracy, compute_last_layer
+from jdss.subset import Select, Subset
+from jdss.training.divergence import TrainingDivergedError, is_finite
+from jdss.training.forward import compute_accuracy
 from jdss.training.hyperparameters import Hyperparameters
 from jdss.training.hyperparameters import hyperparameters as make_hyperparameters
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
 from jdss.training.problem import Problem, make_problem
+from jdss.training.schedule import Schedule, make_schedule
+from jdss.training.selection_round import everything, lift, pad_subset, select_subset
 from jdss.training.state import TrainState, init_state
 from jdss.training.train_on_subset import steps_per_epoch, train_on_subset
 
 OnEpoch = Callable[[Mapping[str, Any]], None]
-
-
-class TrainingDivergedError(ArithmeticError):
-    """The training loss became NaN or infinite; the message says when."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """When and how subsets are selected.
-
-    Attributes:
-      strategy: how subsets are chosen.
-      fraction: the share of the training examples in a subset, in (0, 1]; 1 for "full".
-      select_every: R, the epochs between two selections.
-      warm_start: κ in [0, 1], the share of the epochs spent on all the data first.
-    """
-
-    strategy: Strategy
-    fraction: float
-    select_every: int
-    warm_start: float
-
-    def budget(self, num_examples: int) -> int:
-        """The number k of examples in a subset, at least 1."""
-        return max(round(self.fraction * num_examples), 1)
-
-    def describe(self) -> dict[str, Any]:
-        """What result files say of it."""
-        return {
-            "name": self.strategy.name,
-            "fraction": self.fraction,
-            "select_every": self.select_every,
-            "warm_start": self.warm_start,
-            "lifting": self.strategy.lifting,
-            "options": {name: _plain(value) for name, value in self.strategy.options.items()},
-        }
-
-
-def _plain(value: Any) -> Any:
-    """An option as JSON can hold it."""
-    if isinstance(value, (np.generic, np.ndarray, jax.Array)):
-        return np.asarray(value).tolist()
-    return value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
-
-
-def make_schedule(
-    selection: str | Select = "grad_match",
-    *,
-    fraction: float = 0.05,
-    select_every: int = 10,
-    warm_start: float = 0.5,
-    lifting: str | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> Schedule:
-    """Checks what `fit` and `tune` are told about selection.
-
-    Raises:
-      ValueError, TypeError: for a fraction outside (0, 1], `select_every` below 1, `warm_start`
-        outside [0, 1], or an unknown strategy or lifting.
-    """
-    strategy = get_strategy(selection, lifting=lifting, options=options)
-    fraction = _checks.check_fraction("fraction", fraction)
-    _checks.check_positive_int("select_every", select_every)
-    if not isinstance(warm_start, numbers.Real):
-        raise TypeError(f"warm_start must be a number in [0, 1], got {type(warm_start).__name__}")
-    if not 0 <= warm_start <= 1:
-        raise ValueError(f"warm_start must be in [0, 1], got {warm_start}")
-    if strategy.select is None:
-        fraction, warm_start = 1.0, 0.0
-    return Schedule(strategy, fraction, int(select_every), float(warm_start))
 
 
 @dataclass
@@ -229,8 +157,8 @@ def train_adaptively(
     with ledger.measure("other"):
         state = init_state(model, problem.examples.inputs, init_key, optimizers=optimizers)
         _check_outputs(state, problem)
-        everything = _padded(Subset(*_all(len(problem.train))), problem)
-        select = _lifted_select(schedule, problem, batch_size)
+        all_examples = everything(problem)
+        select = lift(schedule, problem, batch_size)
 
     def train(line: str, subset: Subset, epoch: int, num_steps: int) -> None:
         """One stretch, on one line of the ledger; the loss is fetched once, at its end."""
@@ -253,21 +181,23 @@ def train_adaptively(
 
     if schedule.strategy.select is None:
         for epoch in range(1, epochs + 1):
-            train("full", everything, epoch, steps_per_epoch(len(problem.train), batch_size))
+            train("full", all_examples, epoch, steps_per_epoch(len(problem.train), batch_size))
         return _finish(problem, state, history, None, ledger)
 
     budget = schedule.budget(len(problem.train))
     warm_epochs = round(schedule.warm_start * epochs)
     warm_steps = round(warm_epochs * budget / batch_size)
     if warm_steps:
-        train("warm_start", everything, warm_epochs, warm_steps)
-    subset, padded = None, everything
+        train("warm_start", all_examples, warm_epochs, warm_steps)
+    subset, padded = None, all_examples
     for epoch in range(warm_epochs, epochs):
         if (epoch - warm_epochs) % schedule.select_every == 0:
             round_key = jax.random.fold_in(select_key, epoch)
-            subset = _select(problem, state, schedule, select, budget, hyper, round_key, ledger)
+            subset = select_subset(
+                problem, state, schedule, select, budget, hyper, round_key, ledger
+            )
             with ledger.measure("other"):
-                padded = _padded(subset, problem)
+                padded = pad_subset(subset, problem)
         train("subset", padded, epoch + 1, steps_per_epoch(budget, batch_size))
     if subset is not None:
         subset = replace(subset, indices=jnp.asarray(problem.train[np.asarray(subset.indices)]))
@@ -286,64 +216,6 @@ def _check_outputs(state: TrainState, problem: Problem) -> None:
         )
 
 
-def _all(size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return jnp.arange(size, dtype=jnp.int32), jnp.ones(size), jnp.int32(size)
-
-
-def _padded(subset: Subset, problem: Problem) -> Subset:
-    """Positions among the training examples to a `Subset` of examples, of one shape for all."""
-    padding = len(problem.examples) - len(subset.indices)
-    chosen = problem.train[np.asarray(subset.indices)]
-    return Subset(
-        indices=jnp.asarray(np.pad(chosen, (0, padding)).astype(np.int32)),
-        weights=jnp.asarray(np.pad(np.asarray(subset.weights), (0, padding))),
-        num_selected=subset.num_selected,
-    )
-
-
-def _lifted_select(schedule: Schedule, problem: Problem, batch_size: int) -> Select | None:
-    select, lifting = schedule.strategy.select, schedule.strategy.lifting
-    if select is None or lifting == "all":
-        return select
-    if lifting == "per_class":
-        return per_class(select, problem.train_labels, problem.num_classes)
-    return per_batch(select, batch_size)
-
-
-def _select(
-    problem: Problem,
-    state: TrainState,
-    schedule: Schedule,
-    select: Select | None,
-    budget: int,
-    hyper: Hyperparameters,
-    key: jax.Array,
-    ledger: Ledger,
-) -> Subset:
-    """One selection round, on the lines "gradients" and "solving"."""
-    assert select is not None
-    gradients: Any = len(problem.train)
-    options = dict(schedule.strategy.options)
-    if schedule.strategy.needs_gradients:
-        with ledger.measure("gradients"):
-            layer = compute_last_layer(
-                state, problem.examples, problem.train, chunk_size=problem.chunk_size
-            )
-            labels = jnp.asarray(problem.train_labels)
-            errors = cross_entropy_errors(layer.logits, labels)
-            gradients = jax.block_until_ready(FactoredGradients(errors, layer.inputs))
-            is_finite = bool(_is_finite(gradients))
-        if not is_finite:
-            raise TrainingDivergedError("the per-example gradients are not finite")
-        if schedule.strategy.needs_objective:
-            # The outer likelihood is that of the training set, as in the paper. The learning rate
-            # multiplies the sum of the chosen gradients, where a step takes their mean.
-            options.setdefault("objective", LastLayerObjective(*layer, labels))
-            options.setdefault("learning_rate", hyper.learning_rate / budget)
-    with ledger.measure("solving"):
-        return jax.block_until_ready(select(gradients, budget, key=key, **options))
-
-
 def _finish(
     problem: Problem,
     state: TrainState,
@@ -353,8 +225,8 @@ def _finish(
 ) -> FitResult:
     # The loss of a step is that before its update: a last update that diverges shows only here.
     with ledger.measure("other"):
-        is_finite = bool(_is_finite(state.params))
-    if not is_finite:
+        finite = bool(is_finite(state.params))
+    if not finite:
         raise TrainingDivergedError("the parameters became NaN or infinite in the last update")
     accuracy = None
     if len(problem.validation):
@@ -363,8 +235,3 @@ def _finish(
                 state, problem.examples, problem.validation, chunk_size=problem.chunk_size
             )
     return FitResult(state, history, accuracy, subset, ledger)
-
-
-@jax.jit
-def _is_finite(tree: Any) -> jax.Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

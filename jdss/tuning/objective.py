@@ -14,16 +14,12 @@ from jdss.data.datasets import Dataset, load_dataset
 from jdss.reporting.energy import EnergyMeter
 from jdss.reporting.ledger import Ledger
 from jdss.subset import Select
-from jdss.training.fit import (
-    OnEpoch,
-    Schedule,
-    TrainingDivergedError,
-    make_schedule,
-    train_adaptively,
-)
+from jdss.training.divergence import TrainingDivergedError
+from jdss.training.fit import OnEpoch, train_adaptively
 from jdss.training.hyperparameters import DEFAULTS, hyperparameters
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
 from jdss.training.problem import Problem, make_problem
+from jdss.training.schedule import Schedule, make_schedule
 from jdss.tuning.sampling import INTERRUPTED, trial_index
 from jdss.tuning.space import Space, check_space, default_space, suggest
 

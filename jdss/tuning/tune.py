@@ -19,10 +19,12 @@ from jdss.reporting.energy import Energy, EnergyMeter
 from jdss.reporting.ledger import Ledger
 from jdss.subset import Select
 from jdss.training.checkpoint import save_model
-from jdss.training.fit import FitResult, TrainingDivergedError, make_schedule, train_adaptively
+from jdss.training.divergence import TrainingDivergedError
+from jdss.training.fit import FitResult, train_adaptively
 from jdss.training.forward import compute_accuracy
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
 from jdss.training.problem import Problem, check_like, make_problem
+from jdss.training.schedule import make_schedule
 from jdss.training.state import TrainState
 from jdss.tuning.objective import (
     FAILURE,

@@ -1,0 +1,79 @@
+"""When and how subsets are selected: the choices that `fit`, `objective` and `tune` share."""
+
+import numbers
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jdss import _checks
+from jdss.selection.strategies import Strategy, get_strategy
+from jdss.subset import Select
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When and how subsets are selected.
+
+    Attributes:
+      strategy: how subsets are chosen.
+      fraction: the share of the training examples in a subset, in (0, 1]; 1 for "full".
+      select_every: R, the epochs between two selections.
+      warm_start: κ in [0, 1], the share of the epochs spent on all the data first.
+    """
+
+    strategy: Strategy
+    fraction: float
+    select_every: int
+    warm_start: float
+
+    def budget(self, num_examples: int) -> int:
+        """The number k of examples in a subset, at least 1."""
+        return max(round(self.fraction * num_examples), 1)
+
+    def describe(self) -> dict[str, Any]:
+        """What result files say of it."""
+        return {
+            "name": self.strategy.name,
+            "fraction": self.fraction,
+            "select_every": self.select_every,
+            "warm_start": self.warm_start,
+            "lifting": self.strategy.lifting,
+            "options": {name: _plain(value) for name, value in self.strategy.options.items()},
+        }
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON can hold it."""
+    if isinstance(value, (np.generic, np.ndarray, jax.Array)):
+        return np.asarray(value).tolist()
+    return value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
+
+
+def make_schedule(
+    selection: str | Select = "grad_match",
+    *,
+    fraction: float = 0.05,
+    select_every: int = 10,
+    warm_start: float = 0.5,
+    lifting: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Schedule:
+    """Checks what `fit` and `tune` are told about selection.
+
+    Raises:
+      ValueError, TypeError: for a fraction outside (0, 1], `select_every` below 1, `warm_start`
+        outside [0, 1], or an unknown strategy or lifting.
+    """
+    strategy = get_strategy(selection, lifting=lifting, options=options)
+    fraction = _checks.check_fraction("fraction", fraction)
+    _checks.check_positive_int("select_every", select_every)
+    if not isinstance(warm_start, numbers.Real):
+        raise TypeError(f"warm_start must be a number in [0, 1], got {type(warm_start).__name__}")
+    if not 0 <= warm_start <= 1:
+        raise ValueError(f"warm_start must be in [0, 1], got {warm_start}")
+    if strategy.select is None:
+        fraction, warm_start = 1.0, 0.0
+    return Schedule(strategy, fraction, int(select_every), float(warm_start))
