@@ -16,7 +16,7 @@ All three are frozen pytrees, so they pass through `jit`, `vmap` and `pmap`.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self, TypeVar, runtime_checkable
+from typing import Protocol, Self, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -291,20 +291,13 @@ def per_example_gradients(
       Array([[-1., -2.],
              [-6., -8.]], dtype=float32)
     """
-    leaves: list[Any] = jax.tree.leaves(examples)
-    lengths = {leaf.shape[0] if getattr(leaf, "ndim", 0) else 0 for leaf in leaves}
-    if len(lengths) != 1 or lengths == {0}:
-        raise ValueError(
-            "examples must be arrays of one common length, at least 1, along the first axis; "
-            f"got lengths {sorted(lengths)}"
-        )
+    length = _checks.check_examples(examples)
     if batch_size is not None:
         batch_size = _checks.check_positive_int("batch_size", batch_size)
 
     def gradient(example: _Example) -> jax.Array:
         return ravel_pytree(jax.grad(loss_fn)(params, example))[0].astype(jnp.float32)
 
-    (length,) = lengths
     if batch_size is None or batch_size >= length:
         return DenseGradients(jax.vmap(gradient)(examples))
     return DenseGradients(jax.lax.map(gradient, examples, batch_size=batch_size))
