@@ -16,7 +16,7 @@ All three are frozen pytrees, so they pass through `jit`, `vmap` and `pmap`.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -313,6 +313,30 @@ def count_examples(gradients: Gradients | int) -> int:
             f"{type(gradients).__name__}"
         )
     return gradients.num_examples
+
+
+def check_gradients(gradients: Any) -> int:
+    """Checks the gradients that a method is given, and returns the number n of their rows.
+
+    Raises:
+      TypeError: where they are no operator, or of numbers that are not floating-point.
+      ValueError: where the shapes of an operator's parts disagree, or a value is not finite.
+    """
+    num_examples = count_examples(gradients)
+    rows = gradients.rows if isinstance(gradients, SummedGradients) else gradients
+    if isinstance(rows, DenseGradients):
+        _checks.check_ndim("gradients.matrix", rows.matrix, 2, "[n, p]")
+    if isinstance(rows, FactoredGradients):
+        _checks.check_ndim("gradients.errors", rows.errors, 2, "[n, c]")
+        _checks.check_ndim("gradients.inputs", rows.inputs, 2, "[n, d]")
+        _checks.check_same_length(
+            **{"gradients.errors": rows.errors, "gradients.inputs": rows.inputs}
+        )
+    for leaf in jax.tree.leaves(rows):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"gradients must be of floating-point numbers, got dtype {leaf.dtype}")
+    _checks.check_finite("gradients", gradients)
+    return num_examples
 
 
 def row_shape(gradients: Gradients) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdss import _checks, parallel
-from jdss.gradients import Gradients, count_examples, sum_consecutive
+from jdss.gradients import Gradients, check_gradients, count_examples, sum_consecutive
 
 Select = Callable[..., "Subset"]
 
@@ -170,7 +170,8 @@ def per_class(select: Select, labels: Any, num_classes: int) -> Select:
     ) -> Subset:
         if count is not None:
             raise TypeError("count is not taken by a per-class selection: give a smaller budget")
-        num_examples = count_examples(gradients)
+        rows = None if isinstance(gradients, (int, np.integer)) else gradients
+        num_examples = count_examples(gradients) if rows is None else check_gradients(rows)
         if num_examples != len(labels):
             raise ValueError(
                 f"labels and gradients must have one common length; labels has {len(labels)}, "
@@ -181,8 +182,6 @@ def per_class(select: Select, labels: Any, num_classes: int) -> Select:
         with jax.ensure_compile_time_eval():  # the gradients, and so the caller, may be traced
             allowed = np.asarray(_checks.check_mask(mask, num_examples))
         budget = _checks.check_budget(budget, int(allowed.sum()))
-        rows = None if isinstance(gradients, (int, np.integer)) else gradients
-        _checks.check_finite("gradients", rows)
         sizes = np.bincount(labels[allowed], minlength=num_classes)
         shares = class_shares(sizes, budget)
         width = int(sizes.max())
@@ -333,10 +332,8 @@ def per_batch(select: Select, batch_size: int) -> Select:
         **options: Any,
     ) -> Subset:
         is_size = isinstance(gradients, (int, np.integer))
-        num_examples = count_examples(gradients)
+        num_examples = count_examples(gradients) if is_size else check_gradients(gradients)
         budget = _checks.check_budget(budget, num_examples)
-        if not is_size:
-            _checks.check_finite("gradients", gradients)
         allowed = _checks.check_mask(mask, num_examples)
         count = jnp.asarray(budget if count is None else count, jnp.int32)
         num_batches = -(-num_examples // batch_size)

@@ -19,7 +19,13 @@ import jax
 import jax.numpy as jnp
 
 from jdss import _checks
-from jdss.gradients import FactoredGradients, Gradients, cross_entropy_errors, row_shape
+from jdss.gradients import (
+    FactoredGradients,
+    Gradients,
+    check_gradients,
+    cross_entropy_errors,
+    row_shape,
+)
 from jdss.solvers.facility_location import check_candidates
 from jdss.subset import Subset, fill_places
 
@@ -106,21 +112,47 @@ def glister(
       >>> glister(gradients, 1, objective=outer, learning_rate=1.0).indices
       Array([3], dtype=int32)
     """
-    budget = _checks.check_budget(budget, gradients.num_examples)
+    num_examples = check_gradients(gradients)
+    budget = _checks.check_budget(budget, num_examples)
+    _check_objective(objective, gradients)
     if rounds is not None:
         rounds = _checks.check_positive_int("rounds", rounds)
     rounds = budget if rounds is None else min(rounds, budget)
-    mask = _checks.check_mask(mask, gradients.num_examples)
-    _checks.check_finite("gradients", gradients)
+    mask = _checks.check_mask(mask, num_examples)
     _checks.check_nonnegative("learning_rate", learning_rate)
     count = jnp.asarray(budget if count is None else count, jnp.int32)
     _checks.check_choice("greedy", greedy, GREEDY)
     num_candidates = check_candidates(
-        epsilon if greedy == "stochastic" else None, key, gradients.num_examples, budget
+        epsilon if greedy == "stochastic" else None, key, num_examples, budget
     )
     return _pick(
         gradients, objective, learning_rate, key, mask, count, budget, rounds, num_candidates
     )
+
+
+def _check_objective(objective: Any, gradients: Gradients) -> None:
+    if not hasattr(objective, "gradient"):
+        raise TypeError(
+            "objective must have a method gradient(displacement), such as "
+            f"jdss.LastLayerObjective; got {type(objective).__name__}"
+        )
+    row = jax.ShapeDtypeStruct(row_shape(gradients), jnp.float32)
+    if isinstance(objective, LastLayerObjective):
+        logits, inputs = objective.logits, objective.inputs
+        _checks.check_ndim("objective.logits", logits, 2, "[m, c]")
+        _checks.check_ndim("objective.inputs", inputs, 2, "[m, d]")
+        _checks.check_same_length(**{"objective.logits": logits, "objective.inputs": inputs})
+        _checks.check_labels(
+            objective.labels, num_examples=len(logits), num_classes=logits.shape[1]
+        )
+        _checks.check_finite("objective", objective)
+        shape: tuple[int, ...] = (logits.shape[1], inputs.shape[1])
+    else:
+        shape = jax.eval_shape(objective.gradient, row).shape
+    if shape != row.shape:
+        raise ValueError(
+            f"objective must have gradients of the shape of one row, {row.shape}, got {shape}"
+        )
 
 
 @partial(jax.jit, static_argnames=("budget", "rounds", "num_candidates"))

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from jdss import _checks
-from jdss.gradients import Gradients
+from jdss.gradients import Gradients, check_gradients
 from jdss.solvers._similarities import (
     METRICS,
     Similarities,
@@ -153,10 +153,9 @@ def facility_location_of_gradients(
       >>> facility_location_of_gradients(gradients, 2).nearest
       Array([0, 0, 0, 1, 1], dtype=int32)
     """
-    num_examples = gradients.num_examples
+    num_examples = check_gradients(gradients)
     budget = _checks.check_budget(budget, num_examples)
     _checks.check_choice("metric", metric, METRICS)
-    _checks.check_finite("gradients", gradients)
     mask, count = _check_mask_and_count(mask, count, num_examples, budget)
     num_candidates = check_candidates(epsilon, key, num_examples, budget)
     if matrix is None:
