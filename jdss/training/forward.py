@@ -2,8 +2,8 @@
 
 A pass goes over the examples in chunks of one shape, so that the model's forward function is
 compiled once for the training, validation and test sets together, and memory is n (c + d)
-numbers plus one chunk. Every device takes a slice of each chunk. BatchNorm runs on its stored
-statistics.
+numbers plus one chunk. Every device takes a slice of each chunk, and is given the others'
+results. BatchNorm runs on its stored statistics.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,12 @@ CHUNK_SIZE = 512
 
 
 def compute_gradients(
-    state: TrainState, examples: Examples, indices: np.ndarray, *, chunk_size: int = CHUNK_SIZE
+    state: TrainState,
+    examples: Examples,
+    indices: np.ndarray,
+    *,
+    label_smoothing: float | jax.Array = 0.0,
+    chunk_size: int = CHUNK_SIZE,
 ) -> FactoredGradients:
     """Last-layer gradients of the cross-entropy of some examples, kept factored.
 
@@ -32,6 +37,7 @@ def compute_gradients(
       state: the model and its parameters; evaluation mode is used.
       examples: the stored examples.
       indices: int32[n], which of them.
+      label_smoothing: that of the loss; see `Hyperparameters`.
       chunk_size: how many pass through the model at once.
 
     Returns:
@@ -44,7 +50,8 @@ def compute_gradients(
       TypeError: for indices or a chunk size that are not integers.
     """
     layer = compute_last_layer(state, examples, indices, chunk_size=chunk_size)
-    return FactoredGradients(_errors(layer.logits, examples.labels[indices]), layer.inputs)
+    errors = _errors(layer.logits, examples.labels[indices], label_smoothing)
+    return FactoredGradients(errors, layer.inputs)
 
 
 def compute_last_layer(
@@ -88,27 +95,30 @@ def _passes(
             f"indices must be in 0..{len(examples) - 1}, got values in "
             f"{indices.min()}..{indices.max()}"
         )
-    applied = replace(state, optimizer_slots=())  # the forward function depends on the rest
+    # The forward function depends on nothing else, and this is placed once for all chunks.
+    applied = parallel.replicate(replace(state, optimizer_slots=()))
     for start in range(0, len(indices), chunk_size):
         chunk = np.asarray(indices[start : start + chunk_size], np.int32)
-        full = np.resize(chunk, chunk_size)
-        inputs = parallel.to_shards(examples.inputs[full])
-        layer = _forward(applied, examples.normalization, inputs)
-        yield jax.tree.map(parallel.from_shards, layer), examples.labels[full], len(chunk)
+        inputs, labels = _take(examples.inputs, examples.labels, np.resize(chunk, chunk_size))
+        yield _forward(applied, examples.normalization, inputs), labels, len(chunk)
+
+
+@jax.jit
+def _take(*arguments: jax.Array) -> tuple[jax.Array, ...]:
+    *arrays, indices = arguments
+    return tuple(array[indices] for array in arrays)
 
 
 def _apply(
     device: jax.Array, state: TrainState, normalization: Normalization, inputs: jax.Array
 ) -> LastLayer:
-    del device
-    return apply_last_layer(state.model, state.variables, normalization(inputs))
+    share = len(inputs) // jax.lax.axis_size(parallel.AXIS)
+    own = jax.lax.dynamic_slice_in_dim(inputs, device * share, share)
+    layer = apply_last_layer(state.model, state.variables, normalization(own))
+    return jax.lax.all_gather(layer, parallel.AXIS, tiled=True)
 
 
-_forward = parallel.parallel(
-    _apply,
-    in_axes=(parallel.REPLICATED, parallel.REPLICATED, parallel.SHARDED),
-    out_axes=parallel.SHARDED,
-)
+_forward = parallel.parallel(_apply)
 
 
 _errors = jax.jit(cross_entropy_errors)

@@ -66,7 +66,7 @@ def select_subset(
                 state, problem.examples, problem.train, chunk_size=problem.chunk_size
             )
             labels = jnp.asarray(problem.train_labels)
-            errors = cross_entropy_errors(layer.logits, labels)
+            errors = cross_entropy_errors(layer.logits, labels, hyper.label_smoothing)
             gradients = jax.block_until_ready(FactoredGradients(errors, layer.inputs))
             finite = bool(is_finite(gradients))
         if not finite:
