@@ -246,10 +246,17 @@ def last_layer_gradients(
     )
 
 
-def cross_entropy_errors(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """`softmax(logits_i) - onehot_i` float32[n, c], the cross-entropy derived by the logits."""
-    onehot = jax.nn.one_hot(labels, logits.shape[1], dtype=jnp.float32)
-    return jax.nn.softmax(logits.astype(jnp.float32)) - onehot
+def cross_entropy_errors(
+    logits: jax.Array, labels: jax.Array, label_smoothing: float | jax.Array = 0.0
+) -> jax.Array:
+    """`softmax(logits_i) - target_i` float32[n, c], the cross-entropy derived by the logits.
+
+    The target is `(1 - label_smoothing) onehot_i + label_smoothing / c`.
+    """
+    num_classes = logits.shape[1]
+    onehot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+    target = onehot + label_smoothing * (1 / num_classes - onehot)
+    return jax.nn.softmax(logits.astype(jnp.float32)) - target
 
 
 def append_ones(inputs: jax.Array) -> jax.Array:

@@ -255,19 +255,24 @@ def _select_in_classes(
     # Every device takes an equal share of the classes; those left over are filled up with some
     # that are there already, whose result is thrown away.
     padded = np.resize(np.arange(num_classes), num_classes + -num_classes % devices)
-    shares = jax.tree.map(lambda leaf: parallel.to_shards(leaf[padded]), classes)
-    subset = _on_all_devices(method)(gradients, options, shares)
-    return jax.tree.map(lambda leaf: parallel.from_shards(leaf)[:num_classes], subset)
+    classes = jax.tree.map(lambda leaf: leaf[padded], classes)
+    subset = _on_all_devices(method)(gradients, options, classes)
+    return jax.tree.map(lambda leaf: leaf[:num_classes], subset)
 
 
 @lru_cache(maxsize=32)
 def _on_all_devices(method: _Method) -> Callable[..., Subset]:
-    def on_device(device: jax.Array, *arguments: Any) -> Subset:
-        del device
-        return _class_by_class(method, *arguments)
+    def on_device(
+        device: jax.Array, gradients: Gradients | None, options: dict[str, Any], classes: _Classes
+    ) -> Subset:
+        share = len(classes.members) // jax.lax.axis_size(parallel.AXIS)
+        own = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, device * share, share), classes
+        )
+        subset = _class_by_class(method, gradients, options, own)
+        return jax.lax.all_gather(subset, parallel.AXIS, tiled=True)
 
-    axes = parallel.REPLICATED, parallel.REPLICATED, parallel.SHARDED
-    return parallel.parallel(on_device, in_axes=axes, out_axes=parallel.SHARDED)
+    return parallel.parallel(on_device)
 
 
 def _class_by_class(

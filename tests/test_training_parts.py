@@ -167,7 +167,9 @@ def test_optimizers_of_one_layout_of_state_share_a_slot():
 def test_hyperparameters_are_numbers_of_one_type_with_a_static_batch_size():
     hyper = jdss.hyperparameters({"learning_rate": 1, "batch_size": np.int64(8)}, optimizer="adamw")
     leaves, structure = jax.tree.flatten(hyper)
-    assert [str(leaf.dtype) for leaf in leaves] == ["float32"] * 3 + ["int32"] * 2
+    assert [str(leaf.dtype) for leaf in leaves] == ["float32"] * 3 + ["int32"] * 2 + [
+        "float32"
+    ] * 2 + ["int32"]
     assert list(OPTIMIZERS)[int(hyper.optimizer)] == "adamw"
     assert structure != jax.tree.structure(jdss.hyperparameters(batch_size=16))
     assert structure == jax.tree.structure(jdss.hyperparameters(batch_size=8, learning_rate=0.3))

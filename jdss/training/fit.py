@@ -165,6 +165,10 @@ def train_adaptively(
     init_key, train_key, select_key = jax.random.split(key, 3)
     history: list[dict[str, Any]] = []
     epochs, batch_size = int(hyper.epochs), hyper.batch_size
+    budget = schedule.budget(len(problem.train))
+    warm_epochs = round(schedule.warm_start * epochs)
+    warm_steps = round(warm_epochs * budget / batch_size)
+    total_steps = warm_steps + (epochs - warm_epochs) * steps_per_epoch(budget, batch_size)
     with ledger.measure("other"):
         if schedule.outer == "validation" and not len(problem.validation):
             raise ValueError("validation must be given for outer='validation', got None")
@@ -179,7 +183,13 @@ def train_adaptively(
         stretch_key = jax.random.fold_in(train_key, len(history))
         with ledger.measure("training" if line != "warm_start" else line):
             state, metrics = train_on_subset(
-                state, problem.examples, subset, hyper, stretch_key, num_steps=num_steps
+                state,
+                problem.examples,
+                subset,
+                hyper,
+                stretch_key,
+                num_steps=num_steps,
+                total_steps=total_steps,
             )
             loss, diverged = float(metrics.loss), bool(metrics.diverged)
         if diverged:
@@ -197,9 +207,6 @@ def train_adaptively(
             train("full", all_examples, epoch, steps_per_epoch(len(problem.train), batch_size))
         return _finish(problem, state, history, None, ledger)
 
-    budget = schedule.budget(len(problem.train))
-    warm_epochs = round(schedule.warm_start * epochs)
-    warm_steps = round(warm_epochs * budget / batch_size)
     if warm_steps:
         train("warm_start", all_examples, warm_epochs, warm_steps)
     subset, padded = None, all_examples

@@ -2,9 +2,8 @@
 
 A pass goes over the examples in chunks of one shape, so that the model's forward function is
 compiled once for the training, validation and test sets together, and memory is n (c + d)
-numbers plus one chunk: chunks are written in place. Every device takes a slice of each chunk; the
-whole is put together on the first. BatchNorm runs on its stored
-statistics.
+numbers plus one chunk: chunks are written in place. Every device takes a slice of each chunk, and
+is given the others' results. BatchNorm runs on its stored statistics.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,7 +14,6 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.flatten_util import ravel_pytree
 
 from jdss import _checks, parallel
@@ -23,6 +21,7 @@ from jdss.data.examples import Examples, Normalization
 from jdss.gradients import DenseGradients, FactoredGradients, cross_entropy_errors
 from jdss.models.last_layer import LastLayer, apply_last_layer, mode_arguments
 from jdss.random_projection import Sketch, make_sketch, rows_at_once
+from jdss.training.loss import cross_entropy
 from jdss.training.state import TrainState
 
 _Tree = TypeVar("_Tree")
@@ -32,7 +31,12 @@ CHUNK_SIZE = 512
 
 
 def compute_gradients(
-    state: TrainState, examples: Examples, indices: np.ndarray, *, chunk_size: int = CHUNK_SIZE
+    state: TrainState,
+    examples: Examples,
+    indices: np.ndarray,
+    *,
+    label_smoothing: float | jax.Array = 0.0,
+    chunk_size: int = CHUNK_SIZE,
 ) -> FactoredGradients:
     """Last-layer gradients of the cross-entropy of some examples, kept factored.
 
@@ -40,6 +44,7 @@ def compute_gradients(
       state: the model and its parameters; evaluation mode is used.
       examples: the stored examples.
       indices: int32[n], which of them.
+      label_smoothing: that of the loss; see `Hyperparameters`.
       chunk_size: how many pass through the model at once.
 
     Returns:
@@ -52,7 +57,8 @@ def compute_gradients(
       TypeError: for indices or a chunk size that are not integers.
     """
     layer = compute_last_layer(state, examples, indices, chunk_size=chunk_size)
-    return FactoredGradients(_errors(layer.logits, examples.labels[indices]), layer.inputs)
+    errors = _errors(layer.logits, examples.labels[indices], label_smoothing)
+    return FactoredGradients(errors, layer.inputs)
 
 
 def compute_last_layer(
@@ -71,6 +77,7 @@ def compute_projected_gradients(
     key: jax.Array,
     *,
     dimension: int = 512,
+    label_smoothing: float | jax.Array = 0.0,
     chunk_size: int = CHUNK_SIZE,
 ) -> DenseGradients:
     """Gradients of the cross-entropy by all parameters, each projected at random.
@@ -84,6 +91,7 @@ def compute_projected_gradients(
       indices: int32[n], which of them.
       key: a PRNG key; it alone decides on the projection.
       dimension: q, the numbers kept of each gradient.
+      label_smoothing: that of the loss; see `Hyperparameters`.
       chunk_size: at most so many gradients at once, and no more than fit into 256 MiB a device.
 
     Returns:
@@ -95,17 +103,16 @@ def compute_projected_gradients(
     indices = _check_indices(indices, examples)
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     sketch = parallel.replicate(make_sketch(key, num_parameters, dimension))
-    applied = replace(state, optimizer_slots=())
+    applied = parallel.replicate(replace(state, optimizer_slots=()))
     _checks.check_positive_int("chunk_size", chunk_size)
     size = min(chunk_size, rows_at_once(num_parameters) * parallel.num_devices())
 
     def passes() -> Iterator[tuple[jax.Array, int, int]]:
         for chunk, start, num_new in chunks(indices, size):
-            inputs, labels = (
-                parallel.to_shards(leaf[chunk]) for leaf in (examples.inputs, examples.labels)
-            )
-            rows = _project(applied, examples.normalization, sketch, inputs, labels)
-            yield parallel.from_shards(rows), start, num_new
+            inputs, labels = _take(examples.inputs, examples.labels, chunk)
+            smoothing = jnp.float32(label_smoothing)
+            rows = _project(applied, examples.normalization, sketch, inputs, labels, smoothing)
+            yield rows, start, num_new
 
     return DenseGradients(_assemble(passes(), len(indices)))
 
@@ -183,25 +190,38 @@ def _passes(
     state: TrainState, examples: Examples, indices: np.ndarray, chunk_size: int
 ) -> Iterator[tuple[LastLayer, jax.Array, int, int]]:
     """For each of the `chunks`: the last layer, the labels, where it belongs, how many are new."""
-    applied = replace(state, optimizer_slots=())  # the forward function depends on the rest
+    # The forward function depends on nothing else, and this is placed once for all chunks.
+    applied = parallel.replicate(replace(state, optimizer_slots=()))
     for chunk, start, num_new in chunks(indices, chunk_size):
-        inputs = parallel.to_shards(examples.inputs[chunk])
-        layer = _forward(applied, examples.normalization, inputs)
-        yield jax.tree.map(parallel.from_shards, layer), examples.labels[chunk], start, num_new
+        inputs, labels = _take(examples.inputs, examples.labels, chunk)
+        yield _forward(applied, examples.normalization, inputs), labels, start, num_new
+
+
+@jax.jit
+def _take(*arguments: jax.Array) -> tuple[jax.Array, ...]:
+    *arrays, indices = arguments
+    return tuple(array[indices] for array in arrays)
+
+
+def _own_share(device: jax.Array, arrays: _Tree) -> _Tree:
+    """A device's slice of a chunk, of which all have the whole."""
+
+    def share(array: jax.Array) -> jax.Array:
+        size = len(array) // jax.lax.axis_size(parallel.AXIS)
+        return jax.lax.dynamic_slice_in_dim(array, device * size, size)
+
+    return jax.tree.map(share, arrays)
 
 
 def _apply(
     device: jax.Array, state: TrainState, normalization: Normalization, inputs: jax.Array
 ) -> LastLayer:
-    del device
-    return apply_last_layer(state.model, state.variables, normalization(inputs))
+    own = _own_share(device, inputs)
+    layer = apply_last_layer(state.model, state.variables, normalization(own))
+    return jax.lax.all_gather(layer, parallel.AXIS, tiled=True)
 
 
-_forward = parallel.parallel(
-    _apply,
-    in_axes=(parallel.REPLICATED, parallel.REPLICATED, parallel.SHARDED),
-    out_axes=parallel.SHARDED,
-)
+_forward = parallel.parallel(_apply)
 
 
 def _projected(
@@ -211,29 +231,22 @@ def _projected(
     sketch: Sketch,
     inputs: jax.Array,
     labels: jax.Array,
+    label_smoothing: jax.Array,
 ) -> jax.Array:
-    del device
-
     def loss(params: Any, image: jax.Array, label: jax.Array) -> jax.Array:
         variables = {"params": params, **state.model_state}
         mode = mode_arguments(state.model, train=False)
         logits: Any = state.model.apply(variables, image[None], **mode)
-        return optax.softmax_cross_entropy_with_integer_labels(
-            logits.astype(jnp.float32), label[None]
-        )[0]
+        return cross_entropy(logits, label[None], label_smoothing)[0]
 
-    gradients = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(
-        state.params, normalization(inputs), labels
-    )
+    images, own_labels = _own_share(device, (normalization(inputs), labels))
+    gradients = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(state.params, images, own_labels)
     rows = jax.vmap(lambda gradient: ravel_pytree(gradient)[0])(gradients)
-    return sketch(rows.astype(jnp.float32))
+    own_rows = sketch(rows.astype(jnp.float32))
+    return jax.lax.all_gather(own_rows, parallel.AXIS, tiled=True)
 
 
-_project = parallel.parallel(
-    _projected,
-    in_axes=(parallel.REPLICATED,) * 3 + (parallel.SHARDED,) * 2,
-    out_axes=parallel.SHARDED,
-)
+_project = parallel.parallel(_projected)
 
 
 _errors = jax.jit(cross_entropy_errors)

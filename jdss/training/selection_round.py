@@ -75,10 +75,9 @@ def select_subset(
     if strategy.needs_gradients:
         with ledger.measure("gradients"):
             if schedule.gradients == "all":
-                gradients, known = _on_all_parameters(problem, state, schedule, key)
+                gradients, known = _on_all_parameters(problem, state, schedule, hyper, key)
             else:
-                rate = hyper.learning_rate / budget
-                gradients, known = _on_last_layer(problem, state, schedule, rate)
+                gradients, known = _on_last_layer(problem, state, schedule, hyper, budget)
             options = {**known, **options}
             finite = bool(is_finite((gradients, known)))
         if not finite:
@@ -88,34 +87,39 @@ def select_subset(
 
 
 def _on_last_layer(
-    problem: Problem, state: TrainState, schedule: Schedule, learning_rate: jax.Array
+    problem: Problem, state: TrainState, schedule: Schedule, hyper: Hyperparameters, budget: int
 ) -> tuple[Gradients, dict[str, Any]]:
     """The exact gradients of the last layer, and what the strategy is told beside them."""
-    strategy = schedule.strategy
 
     def layer_of(indices: np.ndarray) -> tuple[LastLayer, jax.Array]:
         layer = compute_last_layer(state, problem.examples, indices, chunk_size=problem.chunk_size)
         return layer, jnp.asarray(problem.labels_of(indices))
 
+    def gradients_of(layer: LastLayer, labels: jax.Array) -> FactoredGradients:
+        errors = cross_entropy_errors(layer.logits, labels, hyper.label_smoothing)
+        return FactoredGradients(errors, layer.inputs)
+
     layer, labels = layer_of(problem.train)
-    gradients = FactoredGradients(cross_entropy_errors(layer.logits, labels), layer.inputs)
+    gradients = gradients_of(layer, labels)
     if schedule.outer == "validation":
         layer, labels = layer_of(problem.validation)
-    if strategy.needs_objective:
+    if schedule.strategy.needs_objective:
         # The outer likelihood is that of the training set, as in the paper, unless it is asked for
         # otherwise. The learning rate multiplies the sum of the chosen gradients, where a step
         # takes their mean.
         objective = LastLayerObjective(*layer, labels)
-        return gradients, {"objective": objective, "learning_rate": learning_rate}
+        return gradients, {"objective": objective, "learning_rate": hyper.learning_rate / budget}
     if schedule.outer == "validation":
-        errors = cross_entropy_errors(layer.logits, labels)
-        outer_gradients = FactoredGradients(errors, layer.inputs)
-        return gradients, _target(problem, strategy, outer_gradients)
+        return gradients, _target(problem, schedule.strategy, gradients_of(layer, labels))
     return gradients, {}
 
 
 def _on_all_parameters(
-    problem: Problem, state: TrainState, schedule: Schedule, key: jax.Array
+    problem: Problem,
+    state: TrainState,
+    schedule: Schedule,
+    hyper: Hyperparameters,
+    key: jax.Array,
 ) -> tuple[Gradients, dict[str, Any]]:
     """Projected gradients of all parameters, and the target where it is not their own sum."""
 
@@ -126,13 +130,13 @@ def _on_all_parameters(
             indices,
             key,  # one projection for all
             dimension=schedule.projection_dimension,
+            label_smoothing=hyper.label_smoothing,
             chunk_size=problem.chunk_size,
         )
 
     gradients = gradients_of(problem.train)
     if schedule.outer == "validation":
-        outer_gradients = gradients_of(problem.validation)
-        return gradients, _target(problem, schedule.strategy, outer_gradients)
+        return gradients, _target(problem, schedule.strategy, gradients_of(problem.validation))
     return gradients, {}
 
 
