@@ -30,8 +30,10 @@ from jdss.training.state import TrainState, init_state
 from jdss.training.train_on_subset import TrainMetrics, train_on_subset
 from jdss.tuning.objective import Objective, objective
 from jdss.tuning.resuming import DifferentSearchError
+from jdss.tuning.retraining import Retraining
 from jdss.tuning.space import default_space
-from jdss.tuning.tune import Retraining, SearchFailedError, TuneResult, tune
+from jdss.tuning.study import SearchFailedError
+from jdss.tuning.tune import TuneResult, tune
 
 __version__ = "0.1.0.dev0"
 

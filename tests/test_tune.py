@@ -158,7 +158,7 @@ def test_a_retraining_that_diverges_does_not_lose_the_search(perceptron, blobs, 
     def diverge(*arguments, **options):
         raise jdss.TrainingDivergedError("the loss became NaN")
 
-    monkeypatch.setattr("jdss.tuning.tune._retrain", diverge)
+    monkeypatch.setattr("jdss.tuning.retraining.retrain", diverge)
     with pytest.warns(RuntimeWarning, match="retraining on everything diverged"):
         result = tune(perceptron, blobs)
     assert result.retraining is None

@@ -1,72 +1,28 @@
 """The search over cheap trials, and the retraining of the winner on everything."""
 
 import os
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import optuna
 from flax import linen as nn
 
 from jdss import _checks
 from jdss.data.datasets import Dataset, load_dataset
-from jdss.data.examples import Examples, make_examples
-from jdss.progress import progress_bar
 from jdss.reporting.energy import Energy, EnergyMeter
 from jdss.reporting.ledger import Ledger
 from jdss.subset import Select
-from jdss.training.checkpoint import save_model
-from jdss.training.divergence import TrainingDivergedError
-from jdss.training.fit import FitResult, train_adaptively
-from jdss.training.forward import compute_accuracy
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
-from jdss.training.problem import Problem, check_like, make_problem
+from jdss.training.problem import make_problem
 from jdss.training.schedule import make_schedule
-from jdss.training.state import TrainState
-from jdss.tuning.objective import (
-    FAILURE,
-    HYPERPARAMETERS,
-    LEDGER,
-    ModelFactory,
-    Objective,
-    build_model,
-    training_hyperparameters,
-)
-from jdss.tuning.resuming import (
-    SEARCH,
-    check_same_search,
-    describe_trial,
-    finished_trials,
-    retry_interrupted,
-)
-from jdss.tuning.sampling import default_startup_trials, make_sampler
+from jdss.tuning.objective import HYPERPARAMETERS, LEDGER, ModelFactory, Objective
+from jdss.tuning.resuming import describe_trial, finished_trials
+from jdss.tuning.retraining import Retraining, check_test, retrain_and_save
+from jdss.tuning.sampling import make_sampler
 from jdss.tuning.space import Space, check_space, default_space, describe_space
-
-_RETRAINING_KEY = 2**31 - 1  # apart from every trial's index
-
-
-class SearchFailedError(RuntimeError):
-    """Every trial of a search failed; the message says why the last one did."""
-
-
-@dataclass(frozen=True)
-class Retraining:
-    """The winner, trained on the whole original training set.
-
-    Attributes:
-      state: the trained state; `state.variables` is what `model.apply` takes.
-      test_accuracy: as a fraction; None where there is no test set.
-      history: as in `FitResult`.
-      ledger: where its seconds went.
-    """
-
-    state: TrainState
-    test_accuracy: float | None
-    history: list[dict[str, Any]]
-    ledger: Ledger
+from jdss.tuning.study import best_trial, open_study, quiet_optuna, run_trials
 
 
 @dataclass(frozen=True)
@@ -227,7 +183,7 @@ def tune(
         if test is None and isinstance(data, Dataset):
             test = (data.test_images, data.test_labels)
         problem = make_problem(data, validation=validation, augmentation=augmentation, seed=seed)
-        test_examples = None if test is None else _test_examples(test, problem)
+        test_examples = None if test is None else check_test(test, problem)
         search: dict[str, Any] = {
             "strategy": schedule.describe(),
             "sampler": sampler if isinstance(sampler, str) else type(sampler).__name__,
@@ -243,22 +199,22 @@ def tune(
 
     with EnergyMeter() as meter:
         run_trial = Objective(problem, model, space, schedule, optimizers, seed, meter)
-        with _quiet_optuna() if progress else nullcontext():
-            study = _open_study(storage, study_name, search, trials)
+        with quiet_optuna() if progress else nullcontext():
+            study = open_study(storage, study_name, search, trials)
             study.sampler = make_sampler(
                 sampler, seed=seed, n_startup_trials=search["n_startup_trials"] or 1
             )
-            _run_trials(study, run_trial, trials, progress=progress)
+            run_trials(study, run_trial, trials, progress=progress)
         finished = [
             describe_trial(trial, trial.user_attrs.get(LEDGER)) for trial in finished_trials(study)
         ]
         for trial in finished:
             ledger.add(trial["ledger"])
-        best = _best_trial(study)
+        best = best_trial(study)
         values = dict(best.user_attrs[HYPERPARAMETERS])
         retraining, failure = None, None
         if retrain:
-            retraining, failure = _retrain_and_save(
+            retraining, failure = retrain_and_save(
                 run_trial, values, test_examples, save_to, ledger, progress=progress
             )
         energy = meter.read()
@@ -275,162 +231,6 @@ def tune(
         study=study,
         search=search,
     )
-
-
-def _open_study(
-    storage: str | optuna.storages.BaseStorage | None,
-    study_name: str | None,
-    search: dict[str, Any],
-    trials: int,
-) -> optuna.Study:
-    """The study, new or resumed; completes `search` and checks that it is what the study holds."""
-    study = optuna.create_study(
-        storage=storage,
-        study_name=study_name,
-        pruner=optuna.pruners.NopPruner(),
-        direction="maximize",
-        load_if_exists=True,
-    )
-    if search["sampler"] == "tpe" and search["n_startup_trials"] is None:
-        # A search that is resumed keeps its own number, also when more trials are asked for.
-        known = study.user_attrs.get(SEARCH, {}).get("n_startup_trials")
-        search["n_startup_trials"] = known or default_startup_trials(trials)
-    check_same_search(study, search)
-    retry_interrupted(study)
-    return study
-
-
-def _run_trials(study: optuna.Study, objective: Objective, trials: int, *, progress: bool) -> None:
-    """Runs what is missing of a search, with a bar for the trials and one for the epochs."""
-    with (
-        progress_bar(trials, objective.schedule.strategy.name, enabled=progress) as outer,
-        progress_bar(1, "trial", enabled=progress, position=1) as inner,
-    ):
-
-        def show(study: optuna.Study, trial: Any = None) -> None:
-            del trial
-            complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-            best = max((trial.value for trial in complete if trial.value is not None), default=None)
-            outer.advance(len(finished_trials(study)), best=best)
-
-        def on_epoch(entry: Mapping[str, Any]) -> None:
-            inner.advance(entry["epoch"], entry["epochs"], phase=entry["phase"], loss=entry["loss"])
-
-        def run_trial(trial: optuna.Trial) -> float:
-            inner.restart(f"trial {trial.number}")
-            return replace(objective, on_epoch=on_epoch)(trial)
-
-        show(study)
-        missing = trials - len(finished_trials(study))
-        if missing > 0:
-            study.optimize(
-                run_trial, n_trials=missing, catch=(TrainingDivergedError,), callbacks=[show]
-            )
-
-
-@contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    """Optuna's line for every trial would tear the progress bars, which say the same."""
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-
-
-def _best_trial(study: optuna.Study) -> optuna.trial.FrozenTrial:
-    try:
-        return study.best_trial
-    except ValueError:
-        failures = [
-            trial.user_attrs[FAILURE]
-            for trial in study.get_trials(deepcopy=False)
-            if FAILURE in trial.user_attrs
-        ]
-        raise SearchFailedError(
-            f"all {len(failures)} trials of the search failed; the last one because "
-            f"{failures[-1] if failures else 'it was interrupted'}"
-        ) from None
-
-
-def _retrain_and_save(
-    objective: Objective,
-    values: Mapping[str, Any],
-    test: Examples | None,
-    save_to: str | os.PathLike[str] | None,
-    ledger: Ledger,
-    *,
-    progress: bool,
-) -> tuple[Retraining | None, str | None]:
-    """The retrained model, and what went wrong: a warning, so that the search is not lost."""
-    retraining, failure = None, None
-    try:
-        retraining = _retrain(objective, values, test, progress=progress)
-        compiling = retraining.ledger.seconds["compiling"]
-        ledger.seconds["compiling"] += compiling
-        ledger.seconds["retraining"] += retraining.ledger.total_seconds - compiling
-        if retraining.ledger.joules is not None:
-            ledger.joules = (ledger.joules or 0.0) + retraining.ledger.joules
-        if save_to is not None:
-            save_model(save_to, retraining.state)
-    except TrainingDivergedError as error:
-        failure = f"retraining on everything diverged: {error}"
-    except (OSError, ValueError) as error:
-        if retraining is None:
-            raise
-        failure = f"the retrained model could not be saved in {os.fspath(save_to or '')}: {error}"
-    if failure is not None:
-        warnings.warn(failure, RuntimeWarning, stacklevel=3)
-    return retraining, failure
-
-
-def _retrain(
-    objective: Objective,
-    values: Mapping[str, Any],
-    test: Examples | None,
-    *,
-    progress: bool,
-) -> Retraining:
-    """Full training with the best hyper-parameters; only here is the test set looked at."""
-    everything = objective.problem.on_everything()
-    hyper = training_hyperparameters(values, objective.optimizers)
-    ledger = Ledger()
-    start = objective.meter.read() if objective.meter else None
-    with (
-        progress_bar(int(hyper.epochs), "retraining", enabled=progress) as bar,
-        ledger.measure_rest(),
-    ):
-        result = train_adaptively(
-            everything,
-            build_model(objective.model, values),
-            make_schedule("full"),
-            hyper,
-            objective.trial_key(_RETRAINING_KEY),
-            ledger=ledger,
-            optimizers=objective.optimizers,
-            on_epoch=lambda entry: bar.advance(entry["epoch"], loss=entry["loss"]),
-        )
-        accuracy = None if test is None else _test(result, everything, test, ledger)
-    end = objective.meter.read() if objective.meter else None
-    ledger.joules = end.joules - start.joules if start and end else None
-    return Retraining(result.state, accuracy, result.history, ledger)
-
-
-def _test_examples(test: tuple[Any, Any], problem: Problem) -> Examples:
-    """The test set, checked before the search, and looked at after it."""
-    inputs, labels = check_like("test", test, problem.examples.inputs)
-    _checks.check_labels(labels, num_examples=len(labels), num_classes=problem.num_classes)
-    return make_examples(inputs, labels)
-
-
-def _test(result: FitResult, problem: Problem, test: Examples, ledger: Ledger) -> float:
-    """Accuracy on the test set, normalised as the training set was."""
-    with ledger.measure("evaluating"):
-        examples = replace(test, normalization=problem.examples.normalization)
-        return compute_accuracy(
-            result.state, examples, np.arange(len(test)), chunk_size=problem.chunk_size
-        )
 
 
 def _name(function: Any) -> str:
