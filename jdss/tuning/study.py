@@ -1,6 +1,6 @@
 """A study for the search: opened or resumed, its trials run, its best trial found."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -10,17 +10,23 @@ import optuna
 from jdss.progress import progress_bar
 from jdss.training.divergence import TrainingDivergedError
 from jdss.tuning.objective import FAILURE, Objective
+from jdss.tuning.points import PointSampler
 from jdss.tuning.resuming import (
     SEARCH,
     check_same_search,
     finished_trials,
     retry_interrupted,
 )
-from jdss.tuning.sampling import default_startup_trials
+from jdss.tuning.sampling import STARTUP_SAMPLERS, default_startup_trials, num_enqueued
+
+Callback = Callable[[optuna.Study, optuna.trial.FrozenTrial], None]
+
+IN_MEMORY = "search"
+"""The name of a study in memory: Hyperband's brackets follow from a study's name."""
 
 
 class SearchFailedError(RuntimeError):
-    """Every trial of a search failed; the message says why the last one did."""
+    """No trial of a search was completed; the message says why the last one failed."""
 
 
 def open_study(
@@ -32,12 +38,12 @@ def open_study(
     """The study, new or resumed; completes `search` and checks that it is what the study holds."""
     study = optuna.create_study(
         storage=storage,
-        study_name=study_name,
+        study_name=IN_MEMORY if study_name is None else study_name,
         pruner=optuna.pruners.NopPruner(),
-        direction="maximize",
+        direction=search["direction"],
         load_if_exists=True,
     )
-    if search["sampler"] == "tpe" and search["n_startup_trials"] is None:
+    if search["sampler"] in STARTUP_SAMPLERS and search["n_startup_trials"] is None:
         # A search that is resumed keeps its own number, also when more trials are asked for.
         known = study.user_attrs.get(SEARCH, {}).get("n_startup_trials")
         search["n_startup_trials"] = known or default_startup_trials(trials)
@@ -46,7 +52,29 @@ def open_study(
     return study
 
 
-def run_trials(study: optuna.Study, objective: Objective, trials: int, *, progress: bool) -> None:
+def enqueue_trials(study: optuna.Study, enqueue: Sequence[Mapping[str, Any]]) -> None:
+    """Enqueues hyper-parameters to be tried first, each once however often a search is resumed."""
+    for values in enqueue:
+        study.enqueue_trial(dict(values), skip_if_exists=True)
+
+
+def attainable(study: optuna.Study, trials: int) -> int:
+    """How many trials there are: no more than points on the grid, besides those enqueued."""
+    sampler = study.sampler
+    if isinstance(sampler, PointSampler) and sampler.points.size is not None:
+        return min(trials, sampler.points.size + num_enqueued(study))
+    return trials
+
+
+def run_trials(
+    study: optuna.Study,
+    objective: Objective,
+    trials: int,
+    *,
+    timeout: float | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool,
+) -> None:
     """Runs what is missing of a search, with a bar for the trials and one for the epochs."""
     with (
         progress_bar(trials, objective.schedule.strategy.name, enabled=progress) as outer,
@@ -56,8 +84,9 @@ def run_trials(study: optuna.Study, objective: Objective, trials: int, *, progre
         def show(study: optuna.Study, trial: Any = None) -> None:
             del trial
             complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-            best = max((trial.value for trial in complete if trial.value is not None), default=None)
-            outer.advance(len(finished_trials(study)), best=best)
+            values = [trial.value for trial in complete if trial.value is not None]
+            better = max if study.direction == optuna.study.StudyDirection.MAXIMIZE else min
+            outer.advance(len(finished_trials(study)), best=better(values, default=None))
 
         def on_epoch(entry: Mapping[str, Any]) -> None:
             inner.advance(entry["epoch"], entry["epochs"], phase=entry["phase"], loss=entry["loss"])
@@ -70,7 +99,11 @@ def run_trials(study: optuna.Study, objective: Objective, trials: int, *, progre
         missing = trials - len(finished_trials(study))
         if missing > 0:
             study.optimize(
-                run_trial, n_trials=missing, catch=(TrainingDivergedError,), callbacks=[show]
+                run_trial,
+                n_trials=missing,
+                timeout=timeout,
+                catch=(TrainingDivergedError,),
+                callbacks=[show, *callbacks],
             )
 
 
@@ -86,15 +119,23 @@ def quiet_optuna() -> Iterator[None]:
 
 
 def best_trial(study: optuna.Study) -> optuna.trial.FrozenTrial:
+    """The best of the trials that were completed; those that were pruned do not count.
+
+    Raises:
+      SearchFailedError: where no trial was completed.
+    """
     try:
         return study.best_trial
     except ValueError:
-        failures = [
-            trial.user_attrs[FAILURE]
-            for trial in study.get_trials(deepcopy=False)
-            if FAILURE in trial.user_attrs
-        ]
-        raise SearchFailedError(
-            f"all {len(failures)} trials of the search failed; the last one because "
-            f"{failures[-1] if failures else 'it was interrupted'}"
-        ) from None
+        trials = study.get_trials(deepcopy=False)
+        failures = [trial.user_attrs[FAILURE] for trial in trials if FAILURE in trial.user_attrs]
+        pruned = sum(trial.state == optuna.trial.TrialState.PRUNED for trial in trials)
+        if failures and not pruned:
+            message = f"all {len(failures)} trials of the search failed"
+        else:
+            message = (
+                f"no trial of the search was completed ({len(failures)} failed, {pruned} pruned)"
+            )
+        if failures:
+            message += f"; the last one because {failures[-1]}"
+        raise SearchFailedError(message) from None
