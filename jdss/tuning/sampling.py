@@ -18,6 +18,12 @@ from jdss import _checks
 INTERRUPTED = "jdss:interrupted"
 """The user attribute of a trial that was cut off, and whose place in the search another takes."""
 
+RETRIED = "jdss:retried"
+"""The user attribute of a trial that takes another's place: the number of that one."""
+
+PLACE = "jdss:place"
+"""The user attribute of a trial of `jdss.tune`: its place in the search, from 0."""
+
 
 def _tpe(seed: int, n_startup_trials: int) -> BaseSampler:
     return TPESampler(seed=seed, n_startup_trials=n_startup_trials)
@@ -60,7 +66,9 @@ def make_sampler(sampler: str | BaseSampler, *, seed: int, n_startup_trials: int
 
 
 def trial_index(study: optuna.Study, trial: FrozenTrial | optuna.Trial) -> int:
-    """The trial's place in the search: its number, less the interrupted trials before it."""
+    """The trial's place in the search; in a study of one's own, its number less the interrupted."""
+    if PLACE in trial.user_attrs:
+        return int(trial.user_attrs[PLACE])
     earlier = study.get_trials(deepcopy=False)[: trial.number]
     return trial.number - sum(INTERRUPTED in other.user_attrs for other in earlier)
 

@@ -1,22 +1,20 @@
 """A study for the search: opened or resumed, its trials run, its best trial found."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 
 from jdss.progress import progress_bar
 from jdss.training.divergence import TrainingDivergedError
-from jdss.tuning.objective import FAILURE, Objective
-from jdss.tuning.resuming import (
-    SEARCH,
-    check_same_search,
-    finished_trials,
-    retry_interrupted,
-)
+from jdss.tuning.claiming import NothingLeftError, SharedStudy, was_taken
+from jdss.tuning.objective import Objective
+from jdss.tuning.resuming import FAILURE, SEARCH, check_same_search, finished_trials
 from jdss.tuning.sampling import default_startup_trials
+from jdss.tuning.storage import open_storage
 
 
 class SearchFailedError(RuntimeError):
@@ -28,25 +26,25 @@ def open_study(
     study_name: str | None,
     search: dict[str, Any],
     trials: int,
-) -> optuna.Study:
+) -> SharedStudy:
     """The study, new or resumed; completes `search` and checks that it is what the study holds."""
-    study = optuna.create_study(
-        storage=storage,
+    created = optuna.create_study(
+        storage=open_storage(storage),
         study_name=study_name,
         pruner=optuna.pruners.NopPruner(),
         direction="maximize",
         load_if_exists=True,
     )
+    study = SharedStudy(created.study_name, created._storage, pruner=created.pruner)
     if search["sampler"] == "tpe" and search["n_startup_trials"] is None:
         # A search that is resumed keeps its own number, also when more trials are asked for.
         known = study.user_attrs.get(SEARCH, {}).get("n_startup_trials")
         search["n_startup_trials"] = known or default_startup_trials(trials)
     check_same_search(study, search)
-    retry_interrupted(study)
     return study
 
 
-def run_trials(study: optuna.Study, objective: Objective, trials: int, *, progress: bool) -> None:
+def run_trials(study: SharedStudy, objective: Objective, trials: int, *, progress: bool) -> None:
     """Runs what is missing of a search, with a bar for the trials and one for the epochs."""
     with (
         progress_bar(trials, objective.schedule.strategy.name, enabled=progress) as outer,
@@ -67,11 +65,35 @@ def run_trials(study: optuna.Study, objective: Objective, trials: int, *, progre
             return replace(objective, on_epoch=on_epoch)(trial)
 
         show(study)
-        missing = trials - len(finished_trials(study))
-        if missing > 0:
-            study.optimize(
-                run_trial, n_trials=missing, catch=(TrainingDivergedError,), callbacks=[show]
-            )
+        with study.sharing(trials):
+            optimize(study, run_trial, catch=(TrainingDivergedError, MemoryError), callbacks=[show])
+
+
+def optimize(
+    study: SharedStudy, run_trial: Callable[[optuna.Trial], float], **options: Any
+) -> None:
+    """Optuna's loop, until no place is left.
+
+    It goes on where another worker took this one for dead, after a pause of the machine say, and
+    has run its trial: that one's result counts.
+    """
+    number = None
+
+    def remembered(trial: optuna.Trial) -> float:
+        nonlocal number
+        number = trial._trial_id
+        return run_trial(trial)
+
+    while True:
+        try:
+            study.optimize(remembered, **options)
+        except NothingLeftError:
+            return
+        except (UpdateFinishedTrialError, ValueError):
+            if number is None or not was_taken(study, number):
+                raise
+        else:
+            return
 
 
 @contextmanager

@@ -17,12 +17,14 @@ from jdss.subset import Select
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
 from jdss.training.problem import make_problem
 from jdss.training.schedule import make_schedule
-from jdss.tuning.objective import HYPERPARAMETERS, LEDGER, ModelFactory, Objective
-from jdss.tuning.resuming import describe_trial, finished_trials
+from jdss.tuning.objective import LEDGER, ModelFactory, Objective
+from jdss.tuning.resuming import HYPERPARAMETERS, describe_trial, finished_trials
 from jdss.tuning.retraining import Retraining, check_test, retrain_and_save
 from jdss.tuning.sampling import make_sampler
 from jdss.tuning.space import Space, check_space, default_space, describe_space
+from jdss.tuning.storage import RANK
 from jdss.tuning.study import best_trial, open_study, quiet_optuna, run_trials
+from jdss.tuning.workers import check_workers, run_workers
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def tune(
     options: Mapping[str, Any] | None = None,
     augmentation: str = "none",
     optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
+    workers: int = 1,
     retrain: bool = True,
     save_to: str | os.PathLike[str] | None = None,
     data_dir: str | None = None,
@@ -138,6 +141,8 @@ def tune(
       validation: the fraction held out to score trials (stratified), or (inputs, labels).
       test: (inputs, labels), looked at once, after retraining; None means the `Dataset`'s own.
       select_every, warm_start, lifting, options, augmentation, optimizers: as in `jdss.fit`.
+      workers: how many processes run trials; they need a storage that they can share. Machines
+        share a study by the same call on each. See docs/workers.md for when it pays.
       retrain: whether to retrain the best on the training and validation examples together.
       save_to: a new directory for the retrained model (see `jdss.load_model`).
       data_dir: where `tensorflow_datasets` keeps its data, for data given by name.
@@ -154,6 +159,8 @@ def tune(
       DifferentSearchError: where the study of that name holds another search.
 
     """
+    arguments = dict(locals())
+    workers = check_workers(workers, storage)
     space = check_space(default_space() if space is None else space, optimizers)
     trials = _checks.check_positive_int("trials", trials)
     schedule = make_schedule(
@@ -175,6 +182,11 @@ def tune(
         raise FileExistsError(f"save_to must not exist yet, but {os.fspath(save_to)} does")
     if study_name is None and storage is not None:
         raise ValueError("study_name must be given with a storage: it is what a search resumes by")
+    if workers > 1:
+        # Afterwards all trials are finished, and what follows finds them as a resumed search does.
+        with quiet_optuna(), EnergyMeter() as crew_meter:
+            run_workers(arguments, workers, progress=progress)
+            crew_energy = crew_meter.read()
 
     ledger = Ledger()
     with ledger.measure("loading"):
@@ -198,12 +210,16 @@ def tune(
         }
 
     with EnergyMeter() as meter:
-        run_trial = Objective(problem, model, space, schedule, optimizers, seed, meter)
+        # A meter counts the whole machine: of several workers, none can tell its own trials' share.
+        own_meter = None if RANK in os.environ else meter
+        run_trial = Objective(problem, model, space, schedule, optimizers, seed, own_meter)
         with quiet_optuna() if progress else nullcontext():
             study = open_study(storage, study_name, search, trials)
             study.sampler = make_sampler(
                 sampler, seed=seed, n_startup_trials=search["n_startup_trials"] or 1
             )
+            if RANK in os.environ and not isinstance(sampler, str):
+                study.sampler.reseed_rng()  # each worker has a copy, and would repeat the others
             run_trials(study, run_trial, trials, progress=progress)
         finished = [
             describe_trial(trial, trial.user_attrs.get(LEDGER)) for trial in finished_trials(study)
@@ -218,7 +234,10 @@ def tune(
                 run_trial, values, test_examples, save_to, ledger, progress=progress
             )
         energy = meter.read()
-    if energy is not None and ledger.joules is not None:
+    if workers > 1:
+        if energy is not None and crew_energy is not None:
+            energy = replace(energy, joules=energy.joules + crew_energy.joules)
+    elif energy is not None and ledger.joules is not None:
         energy = replace(energy, joules=ledger.joules)  # earlier processes' trials included
     return TuneResult(
         best_hyperparameters=values,
