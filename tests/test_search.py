@@ -6,11 +6,10 @@ import numpy as np
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import TrialState
 
 import jdss
 from jdss.tuning.points import grid, low_discrepancy, value_at
-from jdss.tuning.sampling import INTERRUPTED, RETRIED, SAMPLERS, make_sampler, trial_index
+from jdss.tuning.sampling import SAMPLERS, make_sampler
 
 SPACE = {
     "learning_rate": FloatDistribution(1e-3, 0.3, log=True),
@@ -139,22 +138,6 @@ def test_shares_go_evenly_to_the_values(distribution, expected):
     assert [got.count(value) for value in expected] == [25] * 4
     assert value_at(distribution, 0.0) == expected[0]
     assert value_at(distribution, 1.0) == expected[-1]
-
-
-def test_every_trial_has_a_place_that_no_other_has_but_its_retry():
-    study = optuna.create_study()
-    asked = [study.ask() for _ in range(3)]
-    for trial in asked:
-        trial.suggest_float("x", 0, 1)
-    asked[1].set_user_attr(INTERRUPTED, "killed")
-    study.tell(1, state=TrialState.FAIL)
-    late = study.ask()  # another worker's, before the retry is known
-    study.enqueue_trial(asked[1].params, user_attrs={RETRIED: 1})
-    after = study.ask()
-    again = study.ask()
-    assert after.user_attrs[RETRIED] == 1
-    places = [trial_index(study, trial) for trial in [*asked, late, after, again]]
-    assert places == [0, 1, 2, 3, 1, 4]
 
 
 def test_two_workers_draw_different_trials_from_one_seed():

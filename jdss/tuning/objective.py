@@ -1,8 +1,6 @@
 """A trial of the search: train a model on adaptively selected subsets, score it on validation."""
 
 import math
-import os
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,23 +16,20 @@ from jdss.subset import Select
 from jdss.training.divergence import TrainingDivergedError
 from jdss.training.fit import OnEpoch, train_adaptively
 from jdss.training.hyperparameters import DEFAULTS, hyperparameters
+from jdss.training.memory import OutOfMemoryError, is_out_of_memory
 from jdss.training.metrics import METRICS, Metric, MetricFunction, make_metric
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
 from jdss.training.problem import Problem, make_problem
 from jdss.training.schedule import Schedule, make_schedule
 from jdss.tuning.pruning import check_rungs, rungs
+from jdss.tuning.resuming import FAILURE, HYPERPARAMETERS, WORKER, this_worker
 from jdss.tuning.sampling import INTERRUPTED, trial_index
 from jdss.tuning.space import Space, check_space, default_space, suggest
 
 ModelFactory = Callable[..., nn.Module]
 
-LEDGER, FAILURE, HYPERPARAMETERS, WORKER = (
-    "jdss:ledger",
-    "jdss:failure",
-    "jdss:hyperparameters",
-    "jdss:worker",
-)
-"""User attributes that every trial carries."""
+LEDGER = "jdss:ledger"
+"""The user attribute of every trial that says where its seconds went."""
 
 SELECTIONS = "jdss:selections"
 """The user attribute with the statistics of each of a trial's selections."""
@@ -83,7 +78,8 @@ class Objective:
         """
         selections: list[dict[str, Any]] = []
         ledger, start = Ledger(), self.meter.read() if self.meter else None
-        trial.set_user_attr(WORKER, this_worker())
+        if WORKER not in trial.user_attrs:
+            trial.set_user_attr(WORKER, this_worker())
         try:
             with ledger.measure_rest():
                 values = suggest(trial, self.space)
@@ -109,6 +105,15 @@ class Objective:
         except TrainingDivergedError as error:
             trial.set_user_attr(FAILURE, str(error))
             raise
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            if not is_out_of_memory(error):
+                trial.set_user_attr(INTERRUPTED, repr(error))
+                raise
+            # The sizes that did not fit are in the first line; the rest is the allocator's table.
+            first, *_ = [*str(error).splitlines(), repr(error)]
+            failure = f"the trial ran out of memory: {first}"
+            trial.set_user_attr(FAILURE, failure)
+            raise OutOfMemoryError(failure) from error
         except BaseException as error:  # Ctrl-C, memory, a bug: not the trial's own doing
             trial.set_user_attr(INTERRUPTED, repr(error))
             raise
@@ -274,8 +279,3 @@ def training_hyperparameters(
     """Training's own share of a trial's hyper-parameters, checked."""
     own = {name: value for name, value in values.items() if name in DEFAULTS}
     return hyperparameters(own, optimizers=tuple(optimizers))
-
-
-def this_worker() -> dict[str, Any]:
-    """Which process runs a trial, for telling later whether it is still there."""
-    return {"host": platform.node(), "pid": os.getpid()}

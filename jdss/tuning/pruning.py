@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial
 
 from jdss import _checks
 from jdss.training.hyperparameters import DEFAULTS
-from jdss.tuning.sampling import INTERRUPTED
+from jdss.tuning.resuming import was_cut_off
 
 
 class Asha(SuccessiveHalvingPruner):
@@ -45,7 +45,7 @@ class _WithoutInterrupted:
 
     def get_trials(self, *arguments: Any, **options: Any) -> list[FrozenTrial]:
         trials = self._study.get_trials(*arguments, **options)
-        return [trial for trial in trials if INTERRUPTED not in trial.user_attrs]
+        return [trial for trial in trials if not was_cut_off(trial)]
 
 
 def _none(first_rung: int, reduction_factor: int, longest: int | str) -> BasePruner:

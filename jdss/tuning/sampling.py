@@ -26,6 +26,9 @@ INTERRUPTED = "jdss:interrupted"
 RETRIED = "jdss:retried"
 """The user attribute of a trial that takes another's place: the number of that one."""
 
+PLACE = "jdss:place"
+"""The user attribute of a trial of `jdss.tune`: its place in the search, from 0."""
+
 
 def _startup(name: str) -> Callable[..., BaseSampler]:
     """A sampler of Optuna's that draws its first trials at random."""
@@ -128,35 +131,33 @@ def make_sampler(
 
 
 def trial_index(study: optuna.Study, trial: FrozenTrial | optuna.Trial) -> int:
-    """The trial's place in the search, which it keeps: its number, less the retries before it.
-
-    A trial that is run again in place of an interrupted one has that one's place. A trial that
-    was cut off before it had any hyper-parameters is not run again, and leaves its place.
-    """
-    trials = _all_trials(study)
-    original = trial.number
-    while RETRIED in trials[original].user_attrs:
-        original = trials[original].user_attrs[RETRIED]
-    return original - sum(
-        RETRIED in other.user_attrs or (INTERRUPTED in other.user_attrs and not other.params)
-        for other in trials[:original]
-    )
+    """The trial's place in the search; in a study of one's own, its number less the interrupted."""
+    if PLACE in trial.user_attrs:
+        return int(trial.user_attrs[PLACE])
+    earlier = _all_trials(study)[: trial.number]
+    return trial.number - sum(INTERRUPTED in other.user_attrs for other in earlier)
 
 
 def place_among_drawn(study: optuna.Study, trial: FrozenTrial) -> int | None:
     """The trial's place among those whose hyper-parameters are drawn; None for one given fixed."""
     if _is_fixed(trial):
         return None
-    trials = _all_trials(study)
-    given = sum(
-        _is_fixed(other) and RETRIED not in other.user_attrs for other in trials[: trial.number]
-    )
-    return trial_index(study, trial) - given
+    place = trial_index(study, trial)
+    enqueued = {trial_index(study, other) for other in _enqueued(study)}
+    return place - sum(other < place for other in enqueued)
 
 
 def num_enqueued(study: optuna.Study) -> int:
     """How many trials the user has enqueued."""
-    return sum(_is_fixed(trial) and RETRIED not in trial.user_attrs for trial in _all_trials(study))
+    return len(_enqueued(study))
+
+
+def _enqueued(study: optuna.Study) -> list[FrozenTrial]:
+    return [
+        trial
+        for trial in _all_trials(study)
+        if _is_fixed(trial) and RETRIED not in trial.user_attrs
+    ]
 
 
 def _is_fixed(trial: FrozenTrial) -> bool:

@@ -1,23 +1,24 @@
 """A study for the search: opened or resumed, its trials run, its best trial found."""
 
+import numbers
+import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 
 from jdss.progress import progress_bar
 from jdss.training.divergence import TrainingDivergedError
-from jdss.tuning.objective import FAILURE, Objective
+from jdss.tuning.claiming import NothingLeftError, SharedStudy, was_taken
+from jdss.tuning.objective import Objective
 from jdss.tuning.points import PointSampler
-from jdss.tuning.resuming import (
-    SEARCH,
-    check_same_search,
-    finished_trials,
-    retry_interrupted,
-)
+from jdss.tuning.resuming import FAILURE, SEARCH, check_same_search, finished_trials
 from jdss.tuning.sampling import STARTUP_SAMPLERS, default_startup_trials, num_enqueued
+from jdss.tuning.storage import RANK, open_storage
 
 Callback = Callable[[optuna.Study, optuna.trial.FrozenTrial], None]
 
@@ -34,22 +35,38 @@ def open_study(
     study_name: str | None,
     search: dict[str, Any],
     trials: int,
-) -> optuna.Study:
+    enqueue: Sequence[Mapping[str, Any]] = (),
+) -> SharedStudy:
     """The study, new or resumed; completes `search` and checks that it is what the study holds."""
-    study = optuna.create_study(
-        storage=storage,
-        study_name=IN_MEMORY if study_name is None else study_name,
-        pruner=optuna.pruners.NopPruner(),
-        direction=search["direction"],
-        load_if_exists=True,
-    )
+    opened = open_storage(storage)
+    name = IN_MEMORY if study_name is None else study_name
+    try:
+        optuna.create_study(storage=opened, study_name=name, direction=search["direction"])
+        is_new = True
+    except optuna.exceptions.DuplicatedStudyError:
+        is_new = False
+    study = SharedStudy(name, opened, pruner=optuna.pruners.NopPruner())
     if search["sampler"] in STARTUP_SAMPLERS and search["n_startup_trials"] is None:
         # A search that is resumed keeps its own number, also when more trials are asked for.
         known = study.user_attrs.get(SEARCH, {}).get("n_startup_trials")
         search["n_startup_trials"] = known or default_startup_trials(trials)
     check_same_search(study, search)
-    retry_interrupted(study)
+    if is_new or RANK not in os.environ:  # of several workers, the one that made the study
+        enqueue_trials(study, enqueue)
     return study
+
+
+def check_limits(timeout: Any, callbacks: Any) -> None:
+    """Checks what may end a search early.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    if timeout is not None and not (isinstance(timeout, numbers.Real) and timeout > 0):
+        raise ValueError(f"timeout must be a positive number of seconds, or None; got {timeout!r}")
+    for callback in callbacks:
+        if not callable(callback):
+            raise TypeError(f"callbacks must be functions of a study and a trial, got {callback!r}")
 
 
 def enqueue_trials(study: optuna.Study, enqueue: Sequence[Mapping[str, Any]]) -> None:
@@ -67,7 +84,7 @@ def attainable(study: optuna.Study, trials: int) -> int:
 
 
 def run_trials(
-    study: optuna.Study,
+    study: SharedStudy,
     objective: Objective,
     trials: int,
     *,
@@ -96,15 +113,41 @@ def run_trials(
             return replace(objective, on_epoch=on_epoch)(trial)
 
         show(study)
-        missing = trials - len(finished_trials(study))
-        if missing > 0:
-            study.optimize(
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with study.sharing(trials, deadline=deadline):
+            optimize(
+                study,
                 run_trial,
-                n_trials=missing,
-                timeout=timeout,
-                catch=(TrainingDivergedError,),
+                catch=(TrainingDivergedError, MemoryError),
                 callbacks=[show, *callbacks],
             )
+
+
+def optimize(
+    study: SharedStudy, run_trial: Callable[[optuna.Trial], float], **options: Any
+) -> None:
+    """Optuna's loop, until no place is left.
+
+    It goes on where another worker took this one for dead, after a pause of the machine say, and
+    has run its trial: that one's result counts.
+    """
+    number = None
+
+    def remembered(trial: optuna.Trial) -> float:
+        nonlocal number
+        number = trial._trial_id
+        return run_trial(trial)
+
+    while True:
+        try:
+            study.optimize(remembered, **options)
+        except NothingLeftError:
+            return
+        except (UpdateFinishedTrialError, ValueError):
+            if number is None or not was_taken(study, number):
+                raise
+        else:
+            return
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The search over cheap trials, and the retraining of the winner on everything."""
 
-import numbers
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -19,27 +18,23 @@ from jdss.training.metrics import MetricFunction, make_metric
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
 from jdss.training.problem import make_problem
 from jdss.training.schedule import make_schedule
-from jdss.tuning.objective import (
-    HYPERPARAMETERS,
-    LEDGER,
-    SELECTIONS,
-    ModelFactory,
-    Objective,
-)
+from jdss.tuning.objective import LEDGER, SELECTIONS, ModelFactory, Objective
 from jdss.tuning.pruning import make_pruner
-from jdss.tuning.resuming import describe_trial, finished_trials
+from jdss.tuning.resuming import HYPERPARAMETERS, describe_trial, finished_trials
 from jdss.tuning.retraining import Retraining, check_test, retrain_and_save
 from jdss.tuning.sampling import STARTUP_SAMPLERS, make_sampler
 from jdss.tuning.space import Space, check_enqueued, check_space, default_space, describe_space
+from jdss.tuning.storage import RANK
 from jdss.tuning.study import (
     Callback,
     attainable,
     best_trial,
-    enqueue_trials,
+    check_limits,
     open_study,
     quiet_optuna,
     run_trials,
 )
+from jdss.tuning.workers import check_workers, run_workers
 
 
 @dataclass(frozen=True)
@@ -131,6 +126,7 @@ def tune(
     options: Mapping[str, Any] | None = None,
     augmentation: str = "none",
     optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
+    workers: int = 1,
     retrain: bool = True,
     save_to: str | os.PathLike[str] | None = None,
     data_dir: str | None = None,
@@ -177,6 +173,8 @@ def tune(
       validation: the fraction held out to score trials (stratified), or (inputs, labels).
       test: (inputs, labels), looked at once, after retraining; None means the `Dataset`'s own.
       select_every, warm_start, lifting, options, augmentation, optimizers: as in `jdss.fit`.
+      workers: how many processes run trials; they need a storage that they can share. Machines
+        share a study by the same call on each. See docs/workers.md for when it pays.
       retrain: whether to retrain the best on the training and validation examples together.
       save_to: a new directory for the retrained model (see `jdss.load_model`).
       data_dir: where `tensorflow_datasets` keeps its data, for data given by name.
@@ -193,6 +191,8 @@ def tune(
       FileExistsError: where `save_to` is there already; looked at first, not last.
       DifferentSearchError: where the study of that name holds another search.
     """
+    arguments = dict(locals())
+    workers = check_workers(workers, storage)
     space = check_space(default_space() if space is None else space, optimizers)
     trials = _checks.check_positive_int("trials", trials)
     schedule = make_schedule(
@@ -212,17 +212,15 @@ def tune(
     sampling: dict[str, Any] = {"seed": seed, "space": space, "options": sampler_options}
     make_sampler(sampler, n_startup_trials=1, **sampling)
     enqueue = check_enqueued(enqueue, space, optimizers)
-    if timeout is not None and not (isinstance(timeout, numbers.Real) and timeout > 0):
-        raise ValueError(f"timeout must be a positive number of seconds, or None; got {timeout!r}")
-    for callback in callbacks:
-        if not callable(callback):
-            raise TypeError(f"callbacks must be functions of a study and a trial, got {callback!r}")
+    check_limits(timeout, callbacks)
     if validation is None:
         raise TypeError("validation must be a fraction or (inputs, labels): it scores the trials")
-    if save_to is not None and os.path.exists(save_to):
-        raise FileExistsError(f"save_to must not exist yet, but {os.fspath(save_to)} does")
-    if study_name is None and storage is not None:
-        raise ValueError("study_name must be given with a storage: it is what a search resumes by")
+    _check_places(storage, study_name, save_to)
+    if workers > 1:
+        # Afterwards all trials are finished; what follows finds them as a resumed search does.
+        with quiet_optuna(), EnergyMeter() as crew_meter:
+            run_workers(arguments, workers, progress=progress)
+            crew_energy = crew_meter.read()
 
     ledger = Ledger()
     with ledger.measure("loading"):
@@ -250,6 +248,8 @@ def tune(
         }
 
     with EnergyMeter() as meter:
+        # A meter counts the whole machine: of several workers, none can tell its own trials' share.
+        own_meter = None if RANK in os.environ else meter
         run_trial = Objective(
             problem,
             model,
@@ -257,26 +257,28 @@ def tune(
             schedule,
             optimizers,
             seed,
-            meter,
+            own_meter,
             metric=scored_by,
             first_rung=first_rung,
             reduction_factor=reduction_factor,
         )
         with quiet_optuna() if progress else nullcontext():
-            study = open_study(storage, study_name, search, trials)
+            study = open_study(storage, study_name, search, trials, enqueue)
             study.sampler = make_sampler(
                 sampler, n_startup_trials=search["n_startup_trials"] or 1, **sampling
             )
+            if RANK in os.environ and not isinstance(sampler, str):
+                study.sampler.reseed_rng()  # each worker has a copy, and would repeat the others
             study.pruner = found_pruner
-            enqueue_trials(study, enqueue)
-            run_trials(
-                study,
-                run_trial,
-                attainable(study, trials),
-                timeout=timeout,
-                callbacks=callbacks,
-                progress=progress,
-            )
+            if workers == 1:
+                run_trials(
+                    study,
+                    run_trial,
+                    attainable(study, trials),
+                    timeout=timeout,
+                    callbacks=callbacks,
+                    progress=progress,
+                )
         finished = [_described_trial(trial) for trial in finished_trials(study)]
         for trial in finished:
             ledger.add(trial["ledger"])
@@ -288,7 +290,10 @@ def tune(
                 run_trial, values, test_examples, save_to, ledger, progress=progress
             )
         energy = meter.read()
-    if energy is not None and ledger.joules is not None:
+    if workers > 1:
+        if energy is not None and crew_energy is not None:
+            energy = replace(energy, joules=energy.joules + crew_energy.joules)
+    elif energy is not None and ledger.joules is not None:
         energy = replace(energy, joules=ledger.joules)  # earlier processes' trials included
     return TuneResult(
         best_hyperparameters=values,
@@ -301,6 +306,14 @@ def tune(
         study=study,
         search=search,
     )
+
+
+def _check_places(storage: Any, study_name: str | None, save_to: Any) -> None:
+    """Checks where a search is kept and where its model goes, before anything is computed."""
+    if save_to is not None and os.path.exists(save_to):
+        raise FileExistsError(f"save_to must not exist yet, but {os.fspath(save_to)} does")
+    if study_name is None and storage is not None:
+        raise ValueError("study_name must be given with a storage: it is what a search resumes by")
 
 
 def _described_trial(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
