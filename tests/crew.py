@@ -5,7 +5,13 @@ import subprocess
 import sys
 import textwrap
 
+import optuna
 from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState
+
+from jdss.tuning.resuming import finished_trials
+from jdss.tuning.sampling import PLACE, make_sampler
+from jdss.tuning.storage import open_storage
 
 SPACE = {"x": FloatDistribution(0.0, 1.0), "y": FloatDistribution(0.0, 1.0)}
 ARGUMENTS = {"heartbeat_interval": 1, "grace_period": 4}
@@ -78,3 +84,29 @@ def wait_for(process, word):
         if first == word:
             return rest
     raise AssertionError(f"the worker ended before it said {word!r}: {process.wait()}")
+
+
+def check_complete(url, trials):
+    """Asserts that a study has every trial, each once, with the points of an undisturbed search."""
+    study = optuna.load_study(study_name="shared", storage=open_storage(url, **ARGUMENTS))
+    finished = finished_trials(study)
+    assert [trial.user_attrs[PLACE] for trial in finished] == list(range(trials))
+    assert [trial.params for trial in finished] == undisturbed(trials)
+    assert [trial.value for trial in finished] == [value(**trial.params) for trial in finished]
+    states = [trial.state for trial in study.trials]
+    # Nothing else was completed, and nothing is left over: the rest was cut off.
+    assert states.count(TrialState.COMPLETE) == trials
+    assert states.count(TrialState.FAIL) == len(states) - trials
+    return study
+
+
+def undisturbed(trials):
+    """The hyper-parameters of the same search in one process, without a storage."""
+    sampler = make_sampler("random", seed=0, n_startup_trials=1)
+    study = optuna.create_study(sampler=sampler)
+    for _ in range(trials):
+        trial = study.ask()
+        for name in SPACE:
+            trial.suggest_float(name, 0, 1)
+        study.tell(trial, 0.0)
+    return [trial.params for trial in study.trials]

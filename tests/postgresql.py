@@ -52,8 +52,8 @@ class Server:
         log = str(self.directory / "server.log")
         self._run("pg_ctl", "start", "-w", "-t", "100", "-D", self.data, "-l", log, "-o", options)
 
-    def stop(self):
-        self._run("pg_ctl", "stop", "-w", "-t", "100", "-D", self.data, "-m", "fast")
+    def stop(self, mode="fast"):
+        self._run("pg_ctl", "stop", "-w", "-t", "100", "-D", self.data, "-m", mode)
 
     def url(self, database):
         return f"postgresql://jdss@/{database}?host={self.directory}"
@@ -99,6 +99,6 @@ def postgresql():
         try:
             yield server
         finally:
-            server.stop()
+            server.stop("immediate")
     finally:
         shutil.rmtree(directory, ignore_errors=True)

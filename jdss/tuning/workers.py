@@ -18,6 +18,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
