@@ -1,6 +1,5 @@
 """A study for the search: opened or resumed, its trials run, its best trial found."""
 
-import numbers
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,7 +61,7 @@ def check_limits(timeout: Any, callbacks: Any) -> None:
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    if timeout is not None and not (isinstance(timeout, numbers.Real) and timeout > 0):
+    if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
         raise ValueError(f"timeout must be a positive number of seconds, or None; got {timeout!r}")
     for callback in callbacks:
         if not callable(callback):

@@ -203,19 +203,19 @@ def tune(
         lifting=lifting,
         options=options,
     )
-    if n_startup_trials is not None:
-        _checks.check_positive_int("n_startup_trials", n_startup_trials)
     # Made here to refuse bad ones before anything is loaded.
     scored_by = make_metric(metric, direction)
     rungs = {"first_rung": first_rung, "reduction_factor": reduction_factor}
     found_pruner = make_pruner(pruner, space=space, options=pruner_options, **rungs)
     sampling: dict[str, Any] = {"seed": seed, "space": space, "options": sampler_options}
-    make_sampler(sampler, n_startup_trials=1, **sampling)
+    startup = 1 if n_startup_trials is None else n_startup_trials
+    make_sampler(sampler, n_startup_trials=startup, **sampling)
     enqueue = check_enqueued(enqueue, space, optimizers)
     check_limits(timeout, callbacks)
     if validation is None:
         raise TypeError("validation must be a fraction or (inputs, labels): it scores the trials")
     _check_places(storage, study_name, save_to)
+    crew_energy = None
     if workers > 1:
         # Afterwards all trials are finished; what follows finds them as a resumed search does.
         with quiet_optuna(), EnergyMeter() as crew_meter:
@@ -290,11 +290,6 @@ def tune(
                 run_trial, values, test_examples, save_to, ledger, progress=progress
             )
         energy = meter.read()
-    if workers > 1:
-        if energy is not None and crew_energy is not None:
-            energy = replace(energy, joules=energy.joules + crew_energy.joules)
-    elif energy is not None and ledger.joules is not None:
-        energy = replace(energy, joules=ledger.joules)  # earlier processes' trials included
     return TuneResult(
         best_hyperparameters=values,
         best_value=float(best.value),  # type: ignore[arg-type]
@@ -302,10 +297,21 @@ def tune(
         retraining=retraining,
         failure=failure,
         ledger=ledger,
-        energy=energy,
+        energy=_whole_energy(energy, crew_energy, ledger, workers),
         study=study,
         search=search,
     )
+
+
+def _whole_energy(
+    energy: Energy | None, crew: Energy | None, ledger: Ledger, workers: int
+) -> Energy | None:
+    """The energy of trials and retraining: also of other processes' trials."""
+    if energy is None:
+        return None
+    if workers > 1:
+        return energy if crew is None else replace(energy, joules=energy.joules + crew.joules)
+    return energy if ledger.joules is None else replace(energy, joules=ledger.joules)
 
 
 def _check_places(storage: Any, study_name: str | None, save_to: Any) -> None:
