@@ -1,5 +1,6 @@
 """One selection round of a training run: forward pass, gradients, selection, padding."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -62,8 +63,8 @@ def select_subset(
     hyper: Hyperparameters,
     key: jax.Array,
     ledger: Ledger,
-) -> Subset:
-    """One selection round, on the lines "gradients" and "solving".
+) -> tuple[Subset, dict[str, Any]]:
+    """One selection round, on the lines "gradients" and "solving", and what is said of it.
 
     Raises:
       TrainingDivergedError: where the gradients are not finite.
@@ -71,7 +72,7 @@ def select_subset(
     assert select is not None
     strategy = schedule.strategy
     gradients: Any = len(problem.train)
-    options = dict(strategy.options)
+    options, known = dict(strategy.options), dict[str, Any]()
     if strategy.needs_gradients:
         with ledger.measure("gradients"):
             if schedule.gradients == "all":
@@ -83,7 +84,9 @@ def select_subset(
         if not finite:
             raise TrainingDivergedError("the per-example gradients are not finite")
     with ledger.measure("solving"):
-        return jax.block_until_ready(select(gradients, budget, key=key, **options))
+        subset = jax.block_until_ready(select(gradients, budget, key=key, **options))
+    with ledger.measure("other"):
+        return subset, describe_selection(strategy.name, gradients, subset, _whole_target(known))
 
 
 def _on_last_layer(
@@ -162,3 +165,37 @@ def _target(problem: Problem, strategy: Strategy, outer: Gradients) -> dict[str,
 
     targets = jax.lax.map(of_class, jnp.arange(problem.num_classes))
     return {"class_options": {"target": targets}}
+
+
+def describe_selection(
+    strategy: str, gradients: Any, subset: Subset, target: jax.Array | None = None
+) -> dict[str, Any]:
+    """Statistics of a selection that cost next to nothing beside it.
+
+    Returns:
+      selected: how many places the method itself filled.
+      relative_residual: ‖Σ_S w_i g_i - b‖ / ‖b‖ for "grad_match" and "craig", whose weights are
+        made for that sum to come close to b: the target, or else the sum of all gradients. None
+        for other strategies.
+    """
+    residual = None
+    if strategy in ("grad_match", "craig"):
+        residual = float(_relative_residual(gradients, subset.indices, subset.weights, target))
+    return {"selected": int(subset.num_selected), "relative_residual": residual}
+
+
+def _whole_target(known: Mapping[str, Any]) -> jax.Array | None:
+    """What is matched in place of the sum of all gradients: for all classes together."""
+    if "class_options" in known:
+        return known["class_options"]["target"].sum(axis=0)
+    return known.get("target")
+
+
+@jax.jit
+def _relative_residual(
+    gradients: Any, indices: jax.Array, weights: jax.Array, target: jax.Array | None
+) -> jax.Array:
+    if target is None:
+        target = gradients.weighted_sum(jnp.ones(gradients.num_examples))
+    rest = gradients.take(indices).weighted_sum(weights) - target
+    return jnp.linalg.norm(rest) / jnp.maximum(jnp.linalg.norm(target), 1e-30)

@@ -1,34 +1,60 @@
-"""Resuming a search: which trials are finished, which were cut off, and whether it is the same."""
+"""Resuming a search: which trials are finished, which were cut off, and whether it is the same.
+
+A search of n trials has n *places*, 0 to n - 1. A trial holds a place until it is cut off; then
+the place is open again, and the next trial that takes it repeats the first one's
+hyper-parameters. Whatever happens to processes, every place is finished exactly once.
+"""
 
 import json
 import os
 import platform
+from functools import cache
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from jdss.tuning.objective import FAILURE, HYPERPARAMETERS, WORKER
-from jdss.tuning.sampling import INTERRUPTED
+from jdss.tuning.sampling import INTERRUPTED, PLACE
 
 SEARCH = "jdss:search"
 """The study attribute that says what is searched, and how."""
 
-_RETRIED = "jdss:retried"
+FAILURE, HYPERPARAMETERS, WORKER = "jdss:failure", "jdss:hyperparameters", "jdss:worker"
+
+GONE = "its process is gone"
 
 
 class DifferentSearchError(ValueError):
     """A study of that name holds another search; the message says where they differ."""
 
 
+def was_cut_off(trial: FrozenTrial) -> bool:
+    """Whether a trial ended for a reason that is not its own: a kill, Ctrl-C, a bug."""
+    return trial.state == TrialState.FAIL and FAILURE not in trial.user_attrs
+
+
+def held_places(trials: list[FrozenTrial]) -> dict[int, FrozenTrial]:
+    """The trial that holds each place that is held: the first one there that was not cut off.
+
+    Trials that carry no place (enqueued by a user, say) take the lowest that is not held by an
+    earlier trial.
+    """
+    held: dict[int, FrozenTrial] = {}
+    free = 0  # every place below it is held
+    for trial in trials:
+        if was_cut_off(trial):
+            continue
+        while free in held:
+            free += 1
+        held.setdefault(trial.user_attrs.get(PLACE, free), trial)
+    return held
+
+
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that count: complete, pruned, or failed for a reason of their own."""
-    return [
-        trial
-        for trial in study.get_trials(deepcopy=False)
-        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-        or (trial.state == TrialState.FAIL and FAILURE in trial.user_attrs)
-    ]
+    """The trials that count, by place: complete, pruned, or failed for a reason of their own."""
+    held = held_places(study.get_trials(deepcopy=False))
+    return [held[place] for place in sorted(held) if held[place].state.is_finished()]
 
 
 def check_same_search(study: optuna.Study, search: dict[str, Any]) -> None:
@@ -59,28 +85,62 @@ def check_same_search(study: optuna.Study, search: dict[str, Any]) -> None:
         )
 
 
-def retry_interrupted(study: optuna.Study) -> None:
-    """Marks trials whose process is gone as interrupted, and enqueues their hyper-parameters.
+def release_trials_of_the_dead(study: optuna.Study) -> None:
+    """Marks running trials whose process is gone as cut off, which opens their places.
 
-    Only processes of this machine can be looked at; a trial that another machine runs is left
-    to it.
+    Only processes of this machine can be looked at. Those of others are noticed by their
+    heartbeat, where the storage has one.
     """
-    for trial in study.get_trials(deepcopy=False):
-        if trial.state == TrialState.RUNNING and _is_gone(trial.user_attrs.get(WORKER)):
-            study._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, "its process is gone")
-            study.tell(trial.number, state=TrialState.FAIL)
-    trials = study.get_trials(deepcopy=False)
-    retried = {trial.user_attrs.get(_RETRIED) for trial in trials}
-    for trial in trials:
-        if INTERRUPTED in trial.user_attrs and trial.number not in retried and trial.params:
-            study.enqueue_trial(trial.params, user_attrs={_RETRIED: trial.number})
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if _is_gone(trial.user_attrs.get(WORKER)):
+            cut_off(study, trial._trial_id, GONE)
+
+
+def cut_off(study: optuna.Study, trial_id: int, reason: str) -> None:
+    """Ends a trial without a result, unless another process has ended it meanwhile."""
+    try:
+        study._storage.set_trial_user_attr(trial_id, INTERRUPTED, reason)
+        study._storage.set_trial_state_values(trial_id, state=TrialState.FAIL)
+    except UpdateFinishedTrialError:
+        pass
+
+
+def this_worker() -> dict[str, Any]:
+    """Which process runs a trial, for telling later whether it is still there."""
+    pid = os.getpid()
+    return {"host": _host(), "pid": pid, "started": _started(pid)}
+
+
+@cache
+def _host() -> str:
+    """The machine's name and, where there are such things, the container's process numbers."""
+    try:
+        return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return platform.node()
+
+
+def _started(pid: int) -> str | None:
+    """When a process was started, in the kernel's ticks; None where it is gone or unknown.
+
+    Process numbers are given again: a number alone would take a stranger for the worker.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    # A zombie, killed and not yet reaped by its parent, is as good as gone.
+    return None if fields[0] == b"Z" else fields[19].decode()
 
 
 def _is_gone(worker: dict[str, Any] | None) -> bool:
-    if worker is None or worker["host"] != platform.node():
+    if worker is None or worker["host"] != _host():
         return False
     if worker["pid"] == os.getpid():
         return True  # a trial of this process that is not being run was left behind by it
+    if worker.get("started") is not None:
+        return _started(worker["pid"]) != worker["started"]
     try:
         os.kill(worker["pid"], 0)
     except ProcessLookupError:

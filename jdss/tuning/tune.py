@@ -1,72 +1,40 @@
 """The search over cheap trials, and the retraining of the winner on everything."""
 
 import os
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import optuna
 from flax import linen as nn
 
 from jdss import _checks
 from jdss.data.datasets import Dataset, load_dataset
-from jdss.data.examples import Examples, make_examples
-from jdss.progress import progress_bar
 from jdss.reporting.energy import Energy, EnergyMeter
 from jdss.reporting.ledger import Ledger
 from jdss.subset import Select
-from jdss.training.checkpoint import save_model
-from jdss.training.divergence import TrainingDivergedError
-from jdss.training.fit import FitResult, train_adaptively
-from jdss.training.forward import compute_accuracy
+from jdss.training.metrics import MetricFunction, make_metric
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
-from jdss.training.problem import Problem, check_like, make_problem
+from jdss.training.problem import make_problem
 from jdss.training.schedule import make_schedule
-from jdss.training.state import TrainState
-from jdss.tuning.objective import (
-    FAILURE,
-    HYPERPARAMETERS,
-    LEDGER,
-    ModelFactory,
-    Objective,
-    build_model,
-    training_hyperparameters,
+from jdss.tuning.objective import LEDGER, SELECTIONS, ModelFactory, Objective
+from jdss.tuning.pruning import make_pruner
+from jdss.tuning.resuming import HYPERPARAMETERS, describe_trial, finished_trials
+from jdss.tuning.retraining import Retraining, check_test, retrain_and_save
+from jdss.tuning.sampling import STARTUP_SAMPLERS, make_sampler
+from jdss.tuning.space import Space, check_enqueued, check_space, default_space, describe_space
+from jdss.tuning.storage import RANK
+from jdss.tuning.study import (
+    Callback,
+    attainable,
+    best_trial,
+    check_limits,
+    open_study,
+    quiet_optuna,
+    run_trials,
 )
-from jdss.tuning.resuming import (
-    SEARCH,
-    check_same_search,
-    describe_trial,
-    finished_trials,
-    retry_interrupted,
-)
-from jdss.tuning.sampling import default_startup_trials, make_sampler
-from jdss.tuning.space import Space, check_space, default_space, describe_space
-
-_RETRAINING_KEY = 2**31 - 1  # apart from every trial's index
-
-
-class SearchFailedError(RuntimeError):
-    """Every trial of a search failed; the message says why the last one did."""
-
-
-@dataclass(frozen=True)
-class Retraining:
-    """The winner, trained on the whole original training set.
-
-    Attributes:
-      state: the trained state; `state.variables` is what `model.apply` takes.
-      test_accuracy: as a fraction; None where there is no test set.
-      history: as in `FitResult`.
-      ledger: where its seconds went.
-    """
-
-    state: TrainState
-    test_accuracy: float | None
-    history: list[dict[str, Any]]
-    ledger: Ledger
+from jdss.tuning.workers import check_workers, run_workers
 
 
 @dataclass(frozen=True)
@@ -74,9 +42,10 @@ class TuneResult:
     """What a search found, and what it cost.
 
     Attributes:
-      best_hyperparameters: of the trial with the best validation accuracy.
-      best_value: that validation accuracy, as a fraction.
-      trials: every finished trial: number, state, value, hyperparameters, failure and ledger.
+      best_hyperparameters: of the completed trial with the best score.
+      best_value: that score: the validation accuracy as a fraction, or what `metric` measures.
+      trials: every finished trial: number, state, value, hyperparameters, failure, ledger, the
+        scores at its rungs, and the statistics of its selections.
       retraining: the retrained model; None where it was not asked for, or diverged.
       failure: what went wrong after the search, in retraining or saving; None if nothing did.
       ledger: where all the seconds went: the trials' lines, those of loading, and retraining.
@@ -137,7 +106,16 @@ def tune(
     trials: int = 10,
     sampler: str | optuna.samplers.BaseSampler = "tpe",
     n_startup_trials: int | None = None,
-    pruner: optuna.pruners.BasePruner | None = None,
+    sampler_options: Mapping[str, Any] | None = None,
+    pruner: str | optuna.pruners.BasePruner | None = "none",
+    first_rung: int = 1,
+    reduction_factor: int = 3,
+    pruner_options: Mapping[str, Any] | None = None,
+    enqueue: Sequence[Mapping[str, Any]] = (),
+    timeout: float | None = None,
+    callbacks: Sequence[Callback] = (),
+    metric: str | MetricFunction = "accuracy",
+    direction: str | None = None,
     storage: str | optuna.storages.BaseStorage | None = None,
     study_name: str | None = None,
     validation: tuple[Any, Any] | float = 0.1,
@@ -148,6 +126,7 @@ def tune(
     options: Mapping[str, Any] | None = None,
     augmentation: str = "none",
     optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
+    workers: int = 1,
     retrain: bool = True,
     save_to: str | os.PathLike[str] | None = None,
     data_dir: str | None = None,
@@ -172,16 +151,30 @@ def tune(
         protocol.
       fraction: the share of the training examples in a subset, in (0, 1].
       trials: how many trials in all, those of a resumed study included.
-      sampler: "tpe", "random", or an Optuna sampler.
-      n_startup_trials: trials that TPE draws at random first; None means two fifths of `trials`,
-        at most ten.
-      pruner: must be None for now.
+      sampler: "tpe", "random", "grid", "qmc", "brute_force", "gp" (needs PyTorch), "cmaes" (needs
+        cmaes), "nsgaii", "nsgaiii", or an Optuna sampler.
+      n_startup_trials: trials that "tpe", "gp" and "cmaes" draw at random first; None means two
+        fifths of `trials`, at most ten.
+      sampler_options: passed to the sampler: for example `points` of "grid".
+      pruner: "none", "asha", "hyperband", "median", or an Optuna pruner; it stops poor trials at
+        rungs, the epochs r, r·η, r·η², …
+      first_rung: r, the epoch at which trials first report.
+      reduction_factor: η, also the share 1/η of trials that "asha" and "hyperband" keep at a rung.
+      pruner_options: passed to the pruner: for example `n_startup_trials` of "median".
+      enqueue: hyper-parameters to be tried first, each a mapping; what one leaves open is sampled.
+      timeout: seconds after which this call begins no further trial; None means no limit.
+      callbacks: called after each trial with the study and the frozen trial, as by Optuna.
+      metric: what a trial is scored by: "accuracy", "loss" (mean cross-entropy), or a function of
+        logits float32[m, c] and labels int32[m] to a number.
+      direction: "maximize" or "minimize", for a metric of your own.
       storage: an Optuna storage or its URL, such as "sqlite:///search.db"; None keeps the study
         in memory.
       study_name: the study's name in the storage.
       validation: the fraction held out to score trials (stratified), or (inputs, labels).
       test: (inputs, labels), looked at once, after retraining; None means the `Dataset`'s own.
       select_every, warm_start, lifting, options, augmentation, optimizers: as in `jdss.fit`.
+      workers: how many processes run trials; they need a storage that they can share. Machines
+        share a study by the same call on each. See docs/workers.md for when it pays.
       retrain: whether to retrain the best on the training and validation examples together.
       save_to: a new directory for the retrained model (see `jdss.load_model`).
       data_dir: where `tensorflow_datasets` keeps its data, for data given by name.
@@ -193,11 +186,13 @@ def tune(
 
     Raises:
       ValueError, TypeError: for bad arguments, naming them.
-      SearchFailedError: where every trial failed.
+      SearchFailedError: where no trial was completed.
+      ModuleNotFoundError: where a sampler needs a package that is not installed.
       FileExistsError: where `save_to` is there already; looked at first, not last.
       DifferentSearchError: where the study of that name holds another search.
-
     """
+    arguments = dict(locals())
+    workers = check_workers(workers, storage)
     space = check_space(default_space() if space is None else space, optimizers)
     trials = _checks.check_positive_int("trials", trials)
     schedule = make_schedule(
@@ -208,17 +203,24 @@ def tune(
         lifting=lifting,
         options=options,
     )
-    if n_startup_trials is not None:
-        _checks.check_positive_int("n_startup_trials", n_startup_trials)
-    make_sampler(sampler, seed=seed, n_startup_trials=1)  # refuses an unknown one before loading
-    if pruner is not None:
-        raise ValueError("pruner must be None: trials do not report intermediate values yet")
+    # Made here to refuse bad ones before anything is loaded.
+    scored_by = make_metric(metric, direction)
+    rungs = {"first_rung": first_rung, "reduction_factor": reduction_factor}
+    found_pruner = make_pruner(pruner, space=space, options=pruner_options, **rungs)
+    sampling: dict[str, Any] = {"seed": seed, "space": space, "options": sampler_options}
+    startup = 1 if n_startup_trials is None else n_startup_trials
+    make_sampler(sampler, n_startup_trials=startup, **sampling)
+    enqueue = check_enqueued(enqueue, space, optimizers)
+    check_limits(timeout, callbacks)
     if validation is None:
         raise TypeError("validation must be a fraction or (inputs, labels): it scores the trials")
-    if save_to is not None and os.path.exists(save_to):
-        raise FileExistsError(f"save_to must not exist yet, but {os.fspath(save_to)} does")
-    if study_name is None and storage is not None:
-        raise ValueError("study_name must be given with a storage: it is what a search resumes by")
+    _check_places(storage, study_name, save_to)
+    crew_energy = None
+    if workers > 1:
+        # Afterwards all trials are finished; what follows finds them as a resumed search does.
+        with quiet_optuna(), EnergyMeter() as crew_meter:
+            run_workers(arguments, workers, progress=progress)
+            crew_energy = crew_meter.read()
 
     ledger = Ledger()
     with ledger.measure("loading"):
@@ -227,11 +229,15 @@ def tune(
         if test is None and isinstance(data, Dataset):
             test = (data.test_images, data.test_labels)
         problem = make_problem(data, validation=validation, augmentation=augmentation, seed=seed)
-        test_examples = None if test is None else _test_examples(test, problem)
+        test_examples = None if test is None else check_test(test, problem)
         search: dict[str, Any] = {
             "strategy": schedule.describe(),
             "sampler": sampler if isinstance(sampler, str) else type(sampler).__name__,
-            "n_startup_trials": n_startup_trials if sampler == "tpe" else None,
+            "n_startup_trials": n_startup_trials if sampler in STARTUP_SAMPLERS else None,
+            "sampler_options": _described(sampler_options),
+            "pruner": _described_pruner(pruner, pruner_options, rungs),
+            "metric": scored_by.name,
+            "direction": scored_by.direction,
             "space": describe_space(space),
             "seed": seed,
             "model": repr(model) if isinstance(model, nn.Module) else _name(model),
@@ -242,28 +248,48 @@ def tune(
         }
 
     with EnergyMeter() as meter:
-        run_trial = Objective(problem, model, space, schedule, optimizers, seed, meter)
-        with _quiet_optuna() if progress else nullcontext():
-            study = _open_study(storage, study_name, search, trials)
+        # A meter counts the whole machine: of several workers, none can tell its own trials' share.
+        own_meter = None if RANK in os.environ else meter
+        run_trial = Objective(
+            problem,
+            model,
+            space,
+            schedule,
+            optimizers,
+            seed,
+            own_meter,
+            metric=scored_by,
+            first_rung=first_rung,
+            reduction_factor=reduction_factor,
+        )
+        with quiet_optuna() if progress else nullcontext():
+            study = open_study(storage, study_name, search, trials, enqueue)
             study.sampler = make_sampler(
-                sampler, seed=seed, n_startup_trials=search["n_startup_trials"] or 1
+                sampler, n_startup_trials=search["n_startup_trials"] or 1, **sampling
             )
-            _run_trials(study, run_trial, trials, progress=progress)
-        finished = [
-            describe_trial(trial, trial.user_attrs.get(LEDGER)) for trial in finished_trials(study)
-        ]
+            if RANK in os.environ and not isinstance(sampler, str):
+                study.sampler.reseed_rng()  # each worker has a copy, and would repeat the others
+            study.pruner = found_pruner
+            if workers == 1:
+                run_trials(
+                    study,
+                    run_trial,
+                    attainable(study, trials),
+                    timeout=timeout,
+                    callbacks=callbacks,
+                    progress=progress,
+                )
+        finished = [_described_trial(trial) for trial in finished_trials(study)]
         for trial in finished:
             ledger.add(trial["ledger"])
-        best = _best_trial(study)
+        best = best_trial(study)
         values = dict(best.user_attrs[HYPERPARAMETERS])
         retraining, failure = None, None
         if retrain:
-            retraining, failure = _retrain_and_save(
+            retraining, failure = retrain_and_save(
                 run_trial, values, test_examples, save_to, ledger, progress=progress
             )
         energy = meter.read()
-    if energy is not None and ledger.joules is not None:
-        energy = replace(energy, joules=ledger.joules)  # earlier processes' trials included
     return TuneResult(
         best_hyperparameters=values,
         best_value=float(best.value),  # type: ignore[arg-type]
@@ -271,166 +297,53 @@ def tune(
         retraining=retraining,
         failure=failure,
         ledger=ledger,
-        energy=energy,
+        energy=_whole_energy(energy, crew_energy, ledger, workers),
         study=study,
         search=search,
     )
 
 
-def _open_study(
-    storage: str | optuna.storages.BaseStorage | None,
-    study_name: str | None,
-    search: dict[str, Any],
-    trials: int,
-) -> optuna.Study:
-    """The study, new or resumed; completes `search` and checks that it is what the study holds."""
-    study = optuna.create_study(
-        storage=storage,
-        study_name=study_name,
-        pruner=optuna.pruners.NopPruner(),
-        direction="maximize",
-        load_if_exists=True,
-    )
-    if search["sampler"] == "tpe" and search["n_startup_trials"] is None:
-        # A search that is resumed keeps its own number, also when more trials are asked for.
-        known = study.user_attrs.get(SEARCH, {}).get("n_startup_trials")
-        search["n_startup_trials"] = known or default_startup_trials(trials)
-    check_same_search(study, search)
-    retry_interrupted(study)
-    return study
+def _whole_energy(
+    energy: Energy | None, crew: Energy | None, ledger: Ledger, workers: int
+) -> Energy | None:
+    """The energy of trials and retraining: also of other processes' trials."""
+    if energy is None:
+        return None
+    if workers > 1:
+        return energy if crew is None else replace(energy, joules=energy.joules + crew.joules)
+    return energy if ledger.joules is None else replace(energy, joules=ledger.joules)
 
 
-def _run_trials(study: optuna.Study, objective: Objective, trials: int, *, progress: bool) -> None:
-    """Runs what is missing of a search, with a bar for the trials and one for the epochs."""
-    with (
-        progress_bar(trials, objective.schedule.strategy.name, enabled=progress) as outer,
-        progress_bar(1, "trial", enabled=progress, position=1) as inner,
-    ):
-
-        def show(study: optuna.Study, trial: Any = None) -> None:
-            del trial
-            complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-            best = max((trial.value for trial in complete if trial.value is not None), default=None)
-            outer.advance(len(finished_trials(study)), best=best)
-
-        def on_epoch(entry: Mapping[str, Any]) -> None:
-            inner.advance(entry["epoch"], entry["epochs"], phase=entry["phase"], loss=entry["loss"])
-
-        def run_trial(trial: optuna.Trial) -> float:
-            inner.restart(f"trial {trial.number}")
-            return replace(objective, on_epoch=on_epoch)(trial)
-
-        show(study)
-        missing = trials - len(finished_trials(study))
-        if missing > 0:
-            study.optimize(
-                run_trial, n_trials=missing, catch=(TrainingDivergedError,), callbacks=[show]
-            )
+def _check_places(storage: Any, study_name: str | None, save_to: Any) -> None:
+    """Checks where a search is kept and where its model goes, before anything is computed."""
+    if save_to is not None and os.path.exists(save_to):
+        raise FileExistsError(f"save_to must not exist yet, but {os.fspath(save_to)} does")
+    if study_name is None and storage is not None:
+        raise ValueError("study_name must be given with a storage: it is what a search resumes by")
 
 
-@contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    """Optuna's line for every trial would tear the progress bars, which say the same."""
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(verbosity)
+def _described_trial(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
+    return {
+        **describe_trial(trial, trial.user_attrs.get(LEDGER)),
+        "rungs": {str(epoch): score for epoch, score in trial.intermediate_values.items()},
+        "selections": trial.user_attrs.get(SELECTIONS, []),
+    }
 
 
-def _best_trial(study: optuna.Study) -> optuna.trial.FrozenTrial:
-    try:
-        return study.best_trial
-    except ValueError:
-        failures = [
-            trial.user_attrs[FAILURE]
-            for trial in study.get_trials(deepcopy=False)
-            if FAILURE in trial.user_attrs
-        ]
-        raise SearchFailedError(
-            f"all {len(failures)} trials of the search failed; the last one because "
-            f"{failures[-1] if failures else 'it was interrupted'}"
-        ) from None
+def _described(options: Mapping[str, Any] | None) -> dict[str, str]:
+    return {name: repr(value) for name, value in (options or {}).items()}
 
 
-def _retrain_and_save(
-    objective: Objective,
-    values: Mapping[str, Any],
-    test: Examples | None,
-    save_to: str | os.PathLike[str] | None,
-    ledger: Ledger,
-    *,
-    progress: bool,
-) -> tuple[Retraining | None, str | None]:
-    """The retrained model, and what went wrong: a warning, so that the search is not lost."""
-    retraining, failure = None, None
-    try:
-        retraining = _retrain(objective, values, test, progress=progress)
-        compiling = retraining.ledger.seconds["compiling"]
-        ledger.seconds["compiling"] += compiling
-        ledger.seconds["retraining"] += retraining.ledger.total_seconds - compiling
-        if retraining.ledger.joules is not None:
-            ledger.joules = (ledger.joules or 0.0) + retraining.ledger.joules
-        if save_to is not None:
-            save_model(save_to, retraining.state)
-    except TrainingDivergedError as error:
-        failure = f"retraining on everything diverged: {error}"
-    except (OSError, ValueError) as error:
-        if retraining is None:
-            raise
-        failure = f"the retrained model could not be saved in {os.fspath(save_to or '')}: {error}"
-    if failure is not None:
-        warnings.warn(failure, RuntimeWarning, stacklevel=3)
-    return retraining, failure
-
-
-def _retrain(
-    objective: Objective,
-    values: Mapping[str, Any],
-    test: Examples | None,
-    *,
-    progress: bool,
-) -> Retraining:
-    """Full training with the best hyper-parameters; only here is the test set looked at."""
-    everything = objective.problem.on_everything()
-    hyper = training_hyperparameters(values, objective.optimizers)
-    ledger = Ledger()
-    start = objective.meter.read() if objective.meter else None
-    with (
-        progress_bar(int(hyper.epochs), "retraining", enabled=progress) as bar,
-        ledger.measure_rest(),
-    ):
-        result = train_adaptively(
-            everything,
-            build_model(objective.model, values),
-            make_schedule("full"),
-            hyper,
-            objective.trial_key(_RETRAINING_KEY),
-            ledger=ledger,
-            optimizers=objective.optimizers,
-            on_epoch=lambda entry: bar.advance(entry["epoch"], loss=entry["loss"]),
-        )
-        accuracy = None if test is None else _test(result, everything, test, ledger)
-    end = objective.meter.read() if objective.meter else None
-    ledger.joules = end.joules - start.joules if start and end else None
-    return Retraining(result.state, accuracy, result.history, ledger)
-
-
-def _test_examples(test: tuple[Any, Any], problem: Problem) -> Examples:
-    """The test set, checked before the search, and looked at after it."""
-    inputs, labels = check_like("test", test, problem.examples.inputs)
-    _checks.check_labels(labels, num_examples=len(labels), num_classes=problem.num_classes)
-    return make_examples(inputs, labels)
-
-
-def _test(result: FitResult, problem: Problem, test: Examples, ledger: Ledger) -> float:
-    """Accuracy on the test set, normalised as the training set was."""
-    with ledger.measure("evaluating"):
-        examples = replace(test, normalization=problem.examples.normalization)
-        return compute_accuracy(
-            result.state, examples, np.arange(len(test)), chunk_size=problem.chunk_size
-        )
+def _described_pruner(
+    pruner: str | optuna.pruners.BasePruner | None,
+    options: Mapping[str, Any] | None,
+    rungs: Mapping[str, int],
+) -> dict[str, Any]:
+    """The pruner in JSON, with its rungs; these mean nothing without one."""
+    if pruner is None or pruner == "none" or isinstance(pruner, optuna.pruners.NopPruner):
+        return {"name": "none"}
+    name = pruner if isinstance(pruner, str) else type(pruner).__name__
+    return {"name": name, **rungs, "options": _described(options)}
 
 
 def _name(function: Any) -> str:

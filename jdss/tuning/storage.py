@@ -1,0 +1,430 @@
+"""Where a study is kept: in memory, in a journal file, in SQLite or in PostgreSQL.
+
+A storage that `open_storage` opens waits for a database that goes away for a while, has a
+heartbeat where Optuna offers one (SQLite and PostgreSQL; its journal has none), and says in one
+sentence what is wrong.
+"""
+
+import errno
+import itertools
+import json
+import os
+import random
+import re
+import sqlite3
+import time
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
+from optuna.storages._rdb import models
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+RANK = "JDSS_WORKER"
+"""The environment variable that holds a worker's number among those of its command."""
+
+_JOURNAL = "journal://"
+_KINDS = "'sqlite:///search.db', 'journal:///search.log' or 'postgresql://user@host/database'"
+
+
+class StorageError(RuntimeError):
+    """The study's storage cannot be reached, read or written; the message says why."""
+
+
+def open_storage(
+    storage: str | os.PathLike[str] | BaseStorage | None,
+    *,
+    heartbeat_interval: int = 10,
+    grace_period: int = 60,
+    patience: float = 60.0,
+) -> BaseStorage:
+    """Opens the storage of a study.
+
+    Args:
+      storage: a URL, such as "sqlite:///search.db", "postgresql://user@host/database" or
+        "journal:///shared/search.log" (as with SQLite, a fourth slash makes the path absolute);
+        the path of a file that ends in .log or .journal, for a journal; None for one in memory.
+        An Optuna storage is taken as it is.
+      heartbeat_interval: seconds between two heartbeats of a running trial.
+      grace_period: seconds without a heartbeat after which a trial is taken to be dead. At least
+        three intervals, so that one beat may get lost.
+      patience: seconds that a storage which was reached before is waited for when it goes away.
+
+    Returns:
+      An Optuna storage, for `jdss.tune`, `optuna.create_study` or the dashboard.
+
+    Raises:
+      StorageError: where it cannot be reached or written, in one sentence.
+      ValueError, TypeError: for bad arguments, naming them.
+      ImportError: where the database's driver is not installed.
+
+    Example:
+      >>> import optuna, tempfile
+      >>> storage = open_storage(f"sqlite:///{tempfile.mkdtemp()}/search.db")
+      >>> optuna.create_study(storage=storage, study_name="mine").study_name
+      'mine'
+    """
+    if storage is None:
+        return InMemoryStorage()
+    if isinstance(storage, BaseStorage):
+        return storage
+    if not isinstance(storage, (str, os.PathLike)):
+        raise TypeError(
+            f"storage must be an Optuna storage, or a URL such as {_KINDS}; got {storage!r}"
+        )
+    if not 0 < 3 * heartbeat_interval <= grace_period:
+        raise ValueError(
+            "grace_period must be at least three times heartbeat_interval, got "
+            f"{grace_period} and {heartbeat_interval}"
+        )
+    url = os.fspath(storage)
+    if url.startswith(_JOURNAL):
+        return _open_journal(url.removeprefix(_JOURNAL + "/"))
+    if "://" not in url and Path(url).suffix in (".log", ".journal"):
+        return _open_journal(url)
+    return _open_database(url, heartbeat_interval, grace_period, patience)
+
+
+# Journal files ----------------------------------------------------------------------------------
+
+
+class SafeJournalFile(JournalFileBackend):
+    """A journal file that a full disk, or a kill in the middle of a line, does not spoil.
+
+    Optuna's own would leave half a line, which the next line joins: then nobody can read on.
+    """
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Appends whole lines, or nothing."""
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        with (
+            _explaining_files(self._file_path),
+            _held(self._lock),
+            # Unbuffered: what a buffer could not write it would try to write again on closing.
+            open(self._file_path, "r+b", buffering=0) as file,
+        ):
+            size = _end_of_whole_lines(file)
+            file.truncate(size)
+            file.seek(size)
+            try:
+                _write_all(file, lines.encode())
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)
+                raise
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        """The lines from one on."""
+        with _explaining_files(self._file_path):
+            yield from super().read_logs(log_number_from)
+
+
+def _open_journal(path: str) -> JournalStorage:
+    if not path:
+        raise ValueError("storage must name a file after 'journal:///', got none")
+    with _explaining_files(path):
+        return JournalStorage(SafeJournalFile(path))
+
+
+@contextmanager
+def _held(lock: Any) -> Iterator[None]:
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _end_of_whole_lines(file: Any) -> int:
+    """Where the last newline stands, plus one: what follows was never acknowledged."""
+    end: int = file.seek(0, os.SEEK_END)
+    start = max(0, end - 2**20)
+    file.seek(start)
+    tail = file.read(end - start)
+    return start + tail.rfind(b"\n") + 1 if tail else end
+
+
+def _write_all(file: Any, content: bytes) -> None:
+    while content:
+        content = content[file.write(content) :]
+
+
+@contextmanager
+def _explaining_files(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"the study's journal {path} cannot be used: {_reason(error)}"
+        ) from error
+    except ValueError as error:  # from json, or of Optuna's own
+        raise StorageError(
+            f"the study's journal {path} holds a line that is not Optuna's: {error}"
+        ) from error
+
+
+def _reason(error: OSError) -> str:
+    reasons = {
+        errno.ENOSPC: "the disk is full; make room and run the same command again",
+        errno.EDQUOT: "the disk quota is used up; make room and run the same command again",
+        errno.EFBIG: "the file may not grow any more; raise the limit and run the command again",
+        errno.EACCES: "no permission to write there",
+        errno.EROFS: "the file system is read-only",
+        errno.ENOENT: "the directory does not exist",
+    }
+    return reasons.get(error.errno or 0, str(error))
+
+
+# Databases --------------------------------------------------------------------------------------
+
+
+class PatientStorage(RDBStorage):
+    """SQLite or PostgreSQL, waited for when it goes away, with a heartbeat for each trial.
+
+    Every call is repeated, at growing intervals, until `patience` is up. Repeating is safe:
+    attributes and parameters are set to the same values again, a trial that was made twice is
+    told apart by whoever claims it (`jdss.tuning.claiming`), and a state that was set although
+    the answer got lost is recognised below.
+    """
+
+    def __init__(
+        self, url: str, *, heartbeat_interval: int, grace_period: int, patience: float
+    ) -> None:
+        self.patience = patience
+        self._first_seen: dict[int, float] = {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            super().__init__(
+                url,
+                engine_kwargs={"pool_pre_ping": True, "connect_args": _connect_arguments(url)},
+                heartbeat_interval=heartbeat_interval,
+                grace_period=grace_period,
+            )
+        self._begin_at_once()
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__(state)
+        self._begin_at_once()
+
+    def _begin_at_once(self) -> None:
+        """Makes every transaction on SQLite a writing one from its start.
+
+        SQLite knows no SELECT … FOR UPDATE: of two workers that read a trial before they write
+        it, both would succeed. Now the second waits until the first is done.
+        """
+        if self.engine.dialect.name == "sqlite":
+            sqlalchemy.event.listen(
+                self.engine, "begin", lambda connection: connection.exec_driver_sql(_BEGIN)
+            )
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Records a heartbeat; one that gets lost is made up for by the next."""
+        with suppress(SQLAlchemyError, StorageInternalError):
+            super().record_heartbeat(trial_id)
+
+    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
+        """Also those whose worker died before the first heartbeat, which Optuna passes over.
+
+        They are told by this process's own clock, since the clocks of workers may differ.
+        """
+        stale = super()._get_stale_trial_ids(study_id)
+        with self.scoped_session() as session:
+            rows = (
+                session.query(models.TrialModel.trial_id)
+                .outerjoin(models.TrialModel.heartbeats)
+                .filter(models.TrialModel.study_id == study_id)
+                .filter(models.TrialModel.state == TrialState.RUNNING)
+                .filter(models.TrialHeartbeatModel.trial_heartbeat_id.is_(None))
+                .all()
+            )
+        now, known = time.monotonic(), self._first_seen
+        self._first_seen = {trial_id: known.get(trial_id, now) for (trial_id,) in rows}
+        grace = self.grace_period or 0
+        return stale + [i for i, seen in self._first_seen.items() if now - seen > grace]
+
+
+def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method, repeated while the database is away."""
+
+    @wraps(method)
+    def call(self: PatientStorage, *arguments: Any, **options: Any) -> Any:
+        start, pause = time.monotonic(), 0.1
+        repeated = False
+        while True:
+            try:
+                return method(self, *arguments, **options)
+            except UpdateFinishedTrialError:
+                if repeated and _is_done(self, method, *arguments, **options):
+                    return True
+                raise
+            except (SQLAlchemyError, StorageInternalError) as error:
+                waited = time.monotonic() - start
+                if not _may_pass(error):
+                    raise StorageError(_sentence(self.url, error)) from error
+                if waited > self.patience:
+                    raise StorageError(_sentence(self.url, error, waited=waited)) from error
+            time.sleep(pause)
+            pause, repeated = min(2 * pause, 2.0), True
+
+    return call
+
+
+def _is_done(
+    storage: PatientStorage,
+    method: Callable[..., Any],
+    trial_id: int,
+    state: TrialState | None = None,
+    values: Any = None,
+) -> bool:
+    """Whether a state was set by a call whose answer got lost."""
+    if method.__name__ != "set_trial_state_values":
+        return False
+    trial = storage.get_trial(trial_id)
+    return trial.state == state and (values is None or list(values) == trial.values)
+
+
+for _name in (
+    "create_new_study",
+    "delete_study",
+    "set_study_user_attr",
+    "set_study_system_attr",
+    "get_study_id_from_name",
+    "get_study_name_from_id",
+    "get_study_directions",
+    "get_study_user_attrs",
+    "get_study_system_attrs",
+    "get_all_studies",
+    "_create_new_trial",
+    "_set_trial_param",
+    "get_trial_id_from_study_id_trial_number",
+    "get_trial_number_from_id",
+    "get_trial_param",
+    "set_trial_state_values",
+    "set_trial_intermediate_value",
+    "set_trial_user_attr",
+    "set_trial_system_attr",
+    "get_trial",
+    "get_all_trials",
+    "_get_trials",
+    "_get_best_trial_id",
+    "_get_stale_trial_ids",
+):
+    # What Optuna's cache calls of the storage behind it; the rest of the interface goes through.
+    setattr(PatientStorage, _name, _patient(getattr(PatientStorage, _name)))
+
+
+def _open_database(
+    url: str, heartbeat_interval: int, grace_period: int, patience: float
+) -> RDBStorage:
+    url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except sqlalchemy.exc.ArgumentError:
+        raise ValueError(f"storage must be a URL such as {_KINDS}; got {url!r}") from None
+    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+        return RDBStorage(url)  # nobody else can see it, and a heartbeat's thread cannot either
+    # A worker starts while the others run: then the database was there a moment ago.
+    end = time.monotonic() + (patience if RANK in os.environ else 0.0)
+    for attempt in itertools.count():
+        try:
+            return PatientStorage(
+                url,
+                heartbeat_interval=heartbeat_interval,
+                grace_period=grace_period,
+                patience=patience,
+            )
+        except ImportError as error:
+            raise ImportError(
+                f"the driver of the storage {_shown(url)} is not installed: "
+                f"pip install 'jdss[postgresql]' ({error.__cause__ or error})"
+            ) from error
+        except sqlalchemy.exc.NoSuchModuleError:
+            raise ValueError(f"storage must be a URL such as {_KINDS}; got {url!r}") from None
+        except (SQLAlchemyError, StorageInternalError) as error:
+            # Several may find no tables and make them at the same moment: all but one fail once.
+            in_a_race = attempt < 20 and re.search("already exists|UNIQUE|unique", str(error))
+            if not in_a_race and not (_may_pass(error) and time.monotonic() < end):
+                raise StorageError(_sentence(url, error)) from error
+        time.sleep(0.1 + 0.2 * random.random())
+    raise AssertionError("unreachable")
+
+
+_BEGIN = "BEGIN IMMEDIATE"
+
+
+def _connect_arguments(url: str) -> dict[str, Any]:
+    if url.startswith("sqlite"):
+        # Without an isolation level the driver starts no transactions of its own.
+        return {"timeout": 10, "isolation_level": None}
+    return {"connect_timeout": 10} if url.startswith("postgresql") else {}
+
+
+def _driver_error(error: BaseException) -> BaseException:
+    """The driver's own error: Optuna and SQLAlchemy each wrap it."""
+    while isinstance(error, (SQLAlchemyError, StorageInternalError)):
+        inner = getattr(error, "orig", None) or error.__cause__
+        if inner is None:
+            break
+        error = inner
+    return error
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the same call may succeed later: the server is away, or the file is locked."""
+    driver = _driver_error(error)
+    if isinstance(driver, sqlite3.Error):
+        return _sqlite_name(driver).startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+    if isinstance(driver, sqlalchemy.exc.PendingRollbackError):
+        return True  # Optuna asked again on a connection that had just broken
+    state = getattr(driver, "sqlstate", None)
+    if state is not None:  # connection lost, shut down, starting, too many, deadlock, lock
+        return state[:2] in ("08", "57", "40") or state in ("53300", "55P03")
+    lasting = "authentication|does not exist|pg_hba|password|could not translate|not known"
+    return type(driver).__name__ in ("OperationalError", "InterfaceError") and not re.search(
+        lasting, str(driver)
+    )
+
+
+def _sqlite_name(error: sqlite3.Error) -> str:
+    return getattr(error, "sqlite_errorname", "")
+
+
+_SQLITE_REASONS = {
+    "SQLITE_FULL": "the disk is full; make room and run the same command again",
+    "SQLITE_IOERR": "the disk is full, or the file may not grow any more ({})",
+    "SQLITE_READONLY": "it is read-only",
+    "SQLITE_CANTOPEN": "the directory must exist and be writable",
+    "SQLITE_NOTADB": "the file is not an SQLite database",
+    "SQLITE_CORRUPT": "the file is damaged",
+    "SQLITE_BUSY": "another process keeps it locked",
+}
+
+
+def _sentence(url: str, error: BaseException, waited: float | None = None) -> str:
+    driver = _driver_error(error)
+    reason = " ".join(str(driver).split())
+    if isinstance(driver, sqlite3.Error):
+        name = _sqlite_name(driver)
+        known = [text for start, text in _SQLITE_REASONS.items() if name.startswith(start)]
+        reason = known[0].format(reason) if known else reason
+    elif getattr(driver, "sqlstate", None) == "53100":
+        reason = "the server's disk is full; make room and run the same command again"
+    if waited is None:
+        return f"the study's storage {_shown(url)} cannot be used: {reason}"
+    return (
+        f"the study's storage {_shown(url)} has been away for {waited:.0f} s ({reason}): run the "
+        "same command when it is back; finished trials are kept"
+    )
+
+
+def _shown(url: str) -> str:
+    """The URL without its password."""
+    return sqlalchemy.make_url(url).render_as_string(hide_password=True)

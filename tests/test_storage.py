@@ -1,0 +1,309 @@
+"""Storages: opened by name, shared by processes that claim places, and clear when they fail."""
+
+import os
+import pickle
+import sqlite3
+import tempfile
+
+import optuna
+import pytest
+from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
+from optuna.trial import TrialState
+
+from jdss.tuning import claiming, resuming
+from jdss.tuning.sampling import PLACE
+from jdss.tuning.storage import PatientStorage, StorageError, open_storage
+from tests import crew
+from tests.postgresql import postgresql  # noqa: F401
+
+
+@pytest.fixture(params=["sqlite", "journal", "postgresql"])
+def url(request, tmp_path):
+    """A storage of each kind that processes can share."""
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgresql").new_database()
+    return {"sqlite": f"sqlite:///{tmp_path}/s.db", "journal": f"journal:///{tmp_path}/s.log"}[
+        request.param
+    ]
+
+
+def new_study(storage):
+    created = optuna.create_study(storage=storage, study_name="shared", load_if_exists=True)
+    return claiming.SharedStudy("shared", created._storage)
+
+
+def test_storages_are_opened_by_name(tmp_path):
+    assert isinstance(open_storage(None), InMemoryStorage)
+    mine = InMemoryStorage()
+    assert open_storage(mine) is mine
+    for name in (f"journal:///{tmp_path}/a.log", f"{tmp_path}/b.journal", tmp_path / "c.log"):
+        assert isinstance(open_storage(name), JournalStorage)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.log", "b.journal", "c.log"}
+    assert isinstance(open_storage(f"sqlite:///{tmp_path}/d.db"), PatientStorage)
+
+
+def test_a_journal_url_is_relative_to_the_directory_as_one_of_sqlite_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    open_storage("journal:///here.log")
+    assert (tmp_path / "here.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"storage": 3}, TypeError, "storage must be an Optuna storage, or a URL"),
+        ({"storage": "search"}, ValueError, "storage must be a URL such as 'sqlite:"),
+        ({"storage": "nosuch://host/db"}, ValueError, "storage must be a URL such as 'sqlite:"),
+        ({"storage": "journal:///"}, ValueError, "must name a file"),
+        ({"storage": "sqlite:///x.db", "grace_period": 20}, ValueError, "at least three times"),
+        ({"storage": "sqlite:///x.db", "heartbeat_interval": 0}, ValueError, "grace_period must"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(arguments, error, message):
+    with pytest.raises(error, match=message):
+        open_storage(**arguments)
+
+
+def test_every_call_of_the_interface_waits_for_the_database():
+    """A new version of Optuna may add calls: then this says which."""
+    shared = {name for name in vars(optuna.storages.BaseStorage) if not name.startswith("_")}
+    local = {
+        "check_trial_is_updatable",  # looks at its arguments only
+        "remove_session",
+        "create_new_trial",  # calls _create_new_trial
+        "set_trial_param",  # _set_trial_param
+        "get_best_trial",  # _get_best_trial_id
+        "get_n_trials",  # get_all_trials, and below get_trial
+        "get_trial_number_from_id",
+        "get_trial_param",
+        "get_trial_params",
+        "get_trial_user_attrs",
+        "get_trial_system_attrs",
+    }
+    patient = {name for name in shared if hasattr(getattr(PatientStorage, name), "__wrapped__")}
+    assert shared - patient <= local
+
+
+def test_places_are_claimed_in_order_and_given_back_by_the_dead(url):
+    study = new_study(open_storage(url))
+    first, second = (claiming.claim_place(study, 2) for _ in range(2))
+    # Both are of this process, which does not run them: they were left behind.
+    trials = study.trials
+    assert [trial.user_attrs[PLACE] for trial in trials] == [0, 0]
+    assert [trial._trial_id for trial in trials] == [first, second]
+    assert [trial.state for trial in trials] == [TrialState.FAIL, TrialState.RUNNING]
+    assert resuming.was_cut_off(trials[0])
+
+
+def test_of_two_claims_on_one_place_the_first_counts(url):
+    study = new_study(open_storage(url))
+
+    def create():
+        trial = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={PLACE: 0})
+        return study._storage.create_new_trial(study._study_id, trial)
+
+    first, second = create(), create()
+    assert claiming._keep_if_first(study, [second], 0) is None
+    assert claiming._keep_if_first(study, [first], 0) == first
+    assert [trial.state for trial in study.trials] == [TrialState.RUNNING, TrialState.FAIL]
+
+
+def test_enqueued_trials_take_the_first_places(url):
+    study = new_study(open_storage(url))
+    study.enqueue_trial({"x": 0.25})
+    with study.sharing(2):
+        assert study.ask().suggest_float("x", 0, 1) == 0.25
+    assert study.trials[0].user_attrs[PLACE] == 0
+
+
+def test_a_trial_that_kills_every_worker_is_given_up():
+    study = new_study(None)
+    for _ in range(claiming.MOST_DEATHS):
+        claiming.claim_place(study, 1)  # and is left behind
+    assert claiming.claim_place(study, 1) is None
+    (trial,) = resuming.finished_trials(study)
+    assert "its worker died 4 times" in trial.user_attrs["jdss:failure"]
+    assert len(study.trials) == claiming.MOST_DEATHS + 1
+
+
+def test_a_worker_that_was_taken_for_dead_does_not_count_its_trial_twice(tmp_path):
+    from jdss.tuning.study import optimize
+
+    study, runs = new_study(open_storage(f"sqlite:///{tmp_path}/s.db")), []
+
+    def run_trial(trial):
+        runs.append(trial.number)
+        if len(runs) == 1:  # what another worker does, seeing no heartbeat
+            study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
+        trial.set_user_attr("late", True)
+        return 1.0
+
+    with study.sharing(2):
+        optimize(study, run_trial)
+    assert runs == [0, 1, 2]
+    finished = resuming.finished_trials(study)
+    assert [(trial.number, trial.user_attrs[PLACE]) for trial in finished] == [(1, 0), (2, 1)]
+
+
+def test_outside_of_sharing_a_study_asks_as_ever():
+    study = new_study(None)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    assert len(study.trials) == 2
+
+
+def test_workers_that_claim_all_at_once_never_meet(url):
+    """Real processes, all of the same rank, so that all want the same place; trials of no time."""
+    workers = [crew.start(url, 12, seconds=0) for _ in range(3)]
+    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0, 0]
+    study = crew.check_complete(url, 12)
+    ran = [int(line.split()[1]) for text in outputs for line in text.splitlines() if " " in line]
+    # What was run is what was completed: a worker that gave way had not begun.
+    assert sorted(ran) == [t.number for t in study.trials if t.state == TrialState.COMPLETE]
+
+
+def test_a_storage_reaches_another_process_with_its_settings(tmp_path):
+    storage = open_storage(f"sqlite:///{tmp_path}/s.db", heartbeat_interval=2, grace_period=7)
+    new_study(storage)
+    again = pickle.loads(pickle.dumps(storage))
+    assert (again.heartbeat_interval, again.grace_period) == (2, 7)
+    assert new_study(again).study_name == "shared"
+
+
+# A call that is repeated because its answer got lost -----------------------------------------
+
+
+def lose_answers(monkeypatch, method):
+    """The first answer of a storage's method gets lost on its way."""
+    original, lost = getattr(RDBStorage, method), []
+
+    def call(self, *arguments, **options):
+        answer = original(self, *arguments, **options)
+        if not lost:
+            lost.append(answer)
+            raise sqlalchemy_error("SQLITE_BUSY")
+        return answer
+
+    from jdss.tuning import storage
+
+    call.__name__ = method
+    monkeypatch.setattr(PatientStorage, method, storage._patient(call))
+    return lost
+
+
+def sqlalchemy_error(name):
+    import sqlalchemy
+
+    original = sqlite3.OperationalError("database is locked")
+    original.sqlite_errorname = name
+    return sqlalchemy.exc.OperationalError("statement", {}, original)
+
+
+@pytest.mark.parametrize(
+    "method", ["_create_new_trial", "set_trial_state_values", "set_trial_user_attr"]
+)
+def test_a_lost_answer_loses_and_doubles_nothing(tmp_path, monkeypatch, method):
+    from jdss.tuning.study import optimize
+
+    study = new_study(open_storage(f"sqlite:///{tmp_path}/s.db"))
+    lost = lose_answers(monkeypatch, method)
+
+    def run_trial(trial):
+        trial.set_user_attr("seen", True)
+        return trial.suggest_float("x", 0, 1)
+
+    with study.sharing(3):
+        optimize(study, run_trial)
+    assert len(lost) == 1
+    assert [t.user_attrs[PLACE] for t in resuming.finished_trials(study)] == [0, 1, 2]
+    assert [t.state for t in study.trials].count(TrialState.COMPLETE) == 3
+
+
+# What goes wrong ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def read_only():
+    """A directory that this process may read only, also where it is root's."""
+    directory = tempfile.mkdtemp(prefix="jdss-", dir="/tmp")
+    os.chmod(directory, 0o555)
+    if os.getuid() == 0:
+        os.seteuid(65534)
+    try:
+        yield directory
+    finally:
+        if os.getuid() == 0:
+            os.seteuid(0)
+        os.chmod(directory, 0o755)
+        os.rmdir(directory)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("sqlite:///{}/s.db", "the directory must exist and be writable"),
+        ("journal:///{}/s.log", "no permission to write there"),
+    ],
+)
+def test_a_read_only_directory_is_one_sentence(read_only, name, reason):
+    with pytest.raises(StorageError, match=rf"{read_only}/s\.\w+ cannot be used: {reason}$"):
+        open_storage(name.format(read_only))
+
+
+def test_a_directory_that_does_not_exist_is_one_sentence(tmp_path):
+    with pytest.raises(StorageError, match="the directory must exist"):
+        open_storage(f"sqlite:///{tmp_path}/nowhere/s.db")
+    with pytest.raises(StorageError, match="the directory does not exist"):
+        open_storage(f"{tmp_path}/nowhere/s.log")
+
+
+def test_a_file_that_is_no_database_is_one_sentence(tmp_path):
+    (tmp_path / "s.db").write_bytes(b"not a database " * 100)
+    with pytest.raises(StorageError, match="the file is not an SQLite database"):
+        open_storage(f"sqlite:///{tmp_path}/s.db")
+
+
+def test_an_unreachable_database_is_one_sentence_without_the_password(tmp_path):
+    pytest.importorskip("psycopg")
+    url = f"postgresql://someone:secret@/search?host={tmp_path}"
+    with pytest.raises(StorageError, match=r"cannot be used: .*No such file") as caught:
+        open_storage(url)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_database_that_does_not_exist_is_not_waited_for(postgresql):  # noqa: F811
+    with pytest.raises(StorageError, match='database "nowhere" does not exist'):
+        open_storage(postgresql.url("nowhere"))
+
+
+def test_a_locked_database_is_waited_for_only_so_long(tmp_path):
+    storage = open_storage(f"sqlite:///{tmp_path}/s.db", patience=0.5)
+    storage.engine.dispose()
+    storage.engine_kwargs["connect_args"]["timeout"] = 0.1
+    storage = pickle.loads(pickle.dumps(storage))
+    other = sqlite3.connect(tmp_path / "s.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StorageError, match=r"has been away for \d+ s .another process keeps it"):
+        optuna.create_study(storage=storage)
+    other.rollback()
+    optuna.create_study(storage=storage, study_name="now")
+
+
+def test_half_a_line_in_a_journal_is_dropped(tmp_path):
+    """What a kill in the middle of writing leaves; Optuna itself could not read on."""
+    path = tmp_path / "s.log"
+    new_study(open_storage(path))
+    with open(path, "ab") as file:
+        file.write(b'{"op_code": 4, "wor')
+    study = new_study(open_storage(path))
+    study.enqueue_trial({"x": 0.5})
+    study.enqueue_trial({"x": 0.7})
+    assert len(new_study(open_storage(path)).trials) == 2
+
+
+def test_a_journal_that_holds_something_else_is_one_sentence(tmp_path):
+    path = tmp_path / "training.log"
+    path.write_text("epoch 1: loss 0.3\nepoch 2: loss 0.2\n")
+    with pytest.raises(StorageError, match="holds a line that is not Optuna's"):
+        open_storage(path)
