@@ -1,9 +1,12 @@
 """Processes that share a study whose trials cost nothing, for tests that kill them."""
 
 import os
+import random
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import optuna
 from optuna.distributions import FloatDistribution
@@ -78,12 +81,34 @@ def start(url, trials, *, seconds=0.1, rank=0, host="here", **options):
 
 
 def wait_for(process, word):
-    """Reads a worker's lines until one begins with a word; returns its other words."""
+    """Reads a worker's lines until one begins with a word: its other words, or None at the end."""
     for line in process.stdout:
         first, *rest = line.split()
         if first == word:
             return rest
-    raise AssertionError(f"the worker ended before it said {word!r}: {process.wait()}")
+    return None
+
+
+def run_and_kill(url, *, trials, workers, seconds, seed):
+    """Runs workers over one study, and kills and replaces each of them, at a random moment.
+
+    Returns how many were killed: one that starts late may find the study complete.
+    """
+    moments = random.Random(seed)
+    crew = [start(url, trials, seconds=seconds, rank=rank) for rank in range(workers)]
+    killed = 0
+    for rank in moments.sample(range(workers), workers):
+        if wait_for(crew[rank], "trial") is None:
+            continue
+        time.sleep(moments.uniform(0, seconds))
+        crew[rank].kill()
+        killed += crew[rank].wait() == -signal.SIGKILL
+        crew[rank].communicate()
+        crew[rank] = start(url, trials, seconds=seconds, rank=rank)
+    for process in crew:
+        process.communicate(timeout=600)
+        assert process.returncode == 0
+    return killed
 
 
 def check_complete(url, trials):
