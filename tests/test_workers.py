@@ -53,15 +53,12 @@ def test_ten_workers_killed_at_random_moments_over_forty_trials(url, seed):
 
 def test_a_worker_killed_on_another_machine_is_noticed_by_its_heartbeat(url):
     """Its process cannot be looked at from here: only the heartbeat tells."""
-    victim = crew.start(url, 2, seconds=300, host="elsewhere")
-    (number,) = crew.wait_for(victim, "trial")
-    victim.kill()
-    victim.communicate()
-    other = crew.start(url, 2)
-    other.communicate(timeout=300)
-    assert other.returncode == 0
+    victim = crew.Worker(url, 2, seconds=300, host="elsewhere")
+    number = victim.wait_for_trial()
+    assert victim.kill()
+    crew.Worker(url, 2).join()
     study = crew.check_complete(url, 2)
-    killed, retried = study.trials[int(number)], study.trials[-1]
+    killed, retried = study.trials[number], study.trials[-1]
     assert killed.state == TrialState.FAIL
     assert INTERRUPTED not in killed.user_attrs  # which whoever looks at processes writes
     assert retried.user_attrs["jdss:retried"] == killed.number
@@ -166,7 +163,7 @@ def wait_until(condition):
         time.sleep(0.1)
 
 
-# A share of the machine for each worker -------------------------------------------------------------
+# A share of the machine for each worker ----------------------------------------------------------
 
 
 def test_each_worker_has_cores_of_its_own(monkeypatch):
