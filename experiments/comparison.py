@@ -72,14 +72,14 @@ def compare(
                 study_name=f"{dataset.name}-{scale['name']}-{strategy}-{seed}",
                 progress=progress,
             )
-            record = _record(found, model, dataset, scale, seed, loading_seconds)
+            record = record_of(found, model, dataset, scale, seed, loading_seconds)
             reporting.write_result(out / f"{strategy}-seed{seed}.json", record)
             results.append(record)
     report(out, Console())
     return results
 
 
-def _record(
+def record_of(
     found: jdss.TuneResult,
     model: nn.Module,
     dataset: jdss.Dataset,

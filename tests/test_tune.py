@@ -254,7 +254,7 @@ def test_the_retrained_model_is_saved_and_loads_back(perceptron, blobs, tmp_path
     [
         ({"trials": 0}, ValueError, "trials must be at least 1"),
         ({"trials": 2.5}, TypeError, "trials must be an int"),
-        ({"sampler": "tpee"}, ValueError, "sampler must be one of 'random', 'tpe'"),
+        ({"sampler": "tpee"}, ValueError, "sampler must be one of .* .tpe."),
         ({"sampler": 3}, TypeError, "sampler must be a name or an Optuna sampler"),
         ({"space": {}}, ValueError, "space must have at least one"),
         ({"space": {"epochs": (1, 2)}}, TypeError, r"space\['epochs'\] must be an Optuna"),
@@ -264,7 +264,6 @@ def test_the_retrained_model_is_saved_and_loads_back(perceptron, blobs, tmp_path
         ({"selection": 3}, TypeError, "selection must be a name or a function"),
         ({"storage": "sqlite:///:memory:"}, ValueError, "study_name must be given"),
         ({"validation": None}, TypeError, "validation must be"),
-        ({"pruner": optuna.pruners.MedianPruner()}, ValueError, "pruner must be None"),
         ({"n_startup_trials": -5}, ValueError, "n_startup_trials must be at least 1"),
         ({"test": np.zeros(3)}, TypeError, "test must be a pair"),
         (

@@ -5,7 +5,7 @@ spent, at the cost of subset epochs, on all the data: κT·k/n passes over it, c
 The other (1 - κ)T epochs train on a subset of k examples, which is selected anew every R epochs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -21,9 +21,9 @@ from jdss.progress import progress_bar
 from jdss.reporting.ledger import Ledger
 from jdss.subset import Select, Subset
 from jdss.training.divergence import TrainingDivergedError, is_finite
-from jdss.training.forward import compute_accuracy
 from jdss.training.hyperparameters import Hyperparameters
 from jdss.training.hyperparameters import hyperparameters as make_hyperparameters
+from jdss.training.metrics import METRICS, Metric, validate
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
 from jdss.training.problem import Problem, make_problem
 from jdss.training.schedule import Schedule, make_schedule
@@ -32,6 +32,7 @@ from jdss.training.state import TrainState, init_state
 from jdss.training.train_on_subset import steps_per_epoch, train_on_subset
 
 OnEpoch = Callable[[Mapping[str, Any]], None]
+OnRung = Callable[[int, float], None]
 
 
 @dataclass
@@ -43,8 +44,11 @@ class FitResult:
       history: for each stretch of training, its phase ("warm_start", "subset" or "full"), epoch,
         epochs in all, steps and mean loss.
       validation_accuracy: as a fraction, at the end; None without a validation set.
+      validation_score: the metric's value at the end; the accuracy, where nothing else is asked.
       subset: the last subset, its indices into the training inputs as given; None for "full".
       ledger: where the seconds went.
+      selections: for each selection round, its epoch, the number of examples selected and, for
+        methods that match gradients, the relative residual (see `describe_selection`).
     """
 
     state: TrainState
@@ -52,6 +56,8 @@ class FitResult:
     validation_accuracy: float | None
     subset: Subset | None
     ledger: Ledger = field(default_factory=Ledger)
+    validation_score: float | None = None
+    selections: list[dict[str, Any]] = field(default_factory=list)
 
 
 def fit(
@@ -145,14 +151,24 @@ def train_adaptively(
     ledger: Ledger,
     optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
     on_epoch: OnEpoch = lambda entry: None,
+    metric: Metric = METRICS["accuracy"],
+    rungs: Sequence[int] = (),
+    on_rung: OnRung = lambda epoch, score: None,
+    selections: list[dict[str, Any]] | None = None,
 ) -> FitResult:
     """`fit` on a `Problem` that is already on the devices: what every trial of a search runs.
 
     Args:
       on_epoch: called after every stretch of training with its entry of the history.
+      metric: what validation measures.
+      rungs: epochs after which the model is validated on the way, in rising order. Nothing else
+        changes: a stretch that a rung cuts goes on as if it had not been cut.
+      on_rung: called at each rung with its epoch and the metric's value; it may raise to stop.
+      selections: where `FitResult.selections` are kept, for one who looks before the end.
     """
     init_key, train_key, select_key = jax.random.split(key, 3)
     history: list[dict[str, Any]] = []
+    selections = [] if selections is None else selections
     epochs, batch_size = int(hyper.epochs), hyper.batch_size
     with ledger.measure("other"):
         state = init_state(model, problem.examples.inputs, init_key, optimizers=optimizers)
@@ -160,20 +176,40 @@ def train_adaptively(
         all_examples = everything(problem)
         select = lift(schedule, problem, batch_size)
 
-    def train(line: str, subset: Subset, epoch: int, num_steps: int) -> None:
-        """One stretch, on one line of the ledger; the loss is fetched once, at its end."""
+    def train(
+        line: str, subset: Subset, epoch: int, num_steps: int, cuts: Mapping[int, int] | None = None
+    ) -> None:
+        """One stretch, on one line of the ledger; the loss is fetched once, at its end.
+
+        A stretch of several epochs has `cuts`: the steps after which a rung's epoch ends.
+        """
         nonlocal state
         stretch_key = jax.random.fold_in(train_key, len(history))
-        with ledger.measure("training" if line != "warm_start" else line):
-            state, metrics = train_on_subset(
-                state, problem.examples, subset, hyper, stretch_key, num_steps=num_steps
-            )
-            loss, diverged = float(metrics.loss), bool(metrics.diverged)
-        if diverged:
-            raise TrainingDivergedError(
-                f"the loss became NaN or infinite in epoch {epoch} of {epochs} "
-                f"({line}, step {int(metrics.num_steps)} of {num_steps})"
-            )
+        done, total_loss = 0, 0.0
+        for end, until in {**(cuts or {}), epoch: num_steps}.items():
+            if until > done:
+                with ledger.measure("training" if line != "warm_start" else line):
+                    state, metrics = train_on_subset(
+                        state,
+                        problem.examples,
+                        subset,
+                        hyper,
+                        stretch_key,
+                        num_steps=until - done,
+                        first_step=done,
+                    )
+                    loss, diverged = float(metrics.loss), bool(metrics.diverged)
+                if diverged:
+                    raise TrainingDivergedError(
+                        f"the loss became NaN or infinite in epoch {epoch} of {epochs} "
+                        f"({line}, step {done + int(metrics.num_steps)} of {num_steps})"
+                    )
+                total_loss, done = total_loss + loss * (until - done), until
+            if end in rungs and end < epochs:
+                with ledger.measure("evaluating"):
+                    _, score = validate(problem, state, metric)
+                on_rung(end, score)
+        loss = total_loss / num_steps
         history.append(
             {"phase": line, "epoch": epoch, "epochs": epochs, "steps": num_steps, "loss": loss}
         )
@@ -182,26 +218,28 @@ def train_adaptively(
     if schedule.strategy.select is None:
         for epoch in range(1, epochs + 1):
             train("full", all_examples, epoch, steps_per_epoch(len(problem.train), batch_size))
-        return _finish(problem, state, history, None, ledger)
+        return _finish(problem, state, history, None, ledger, metric, selections)
 
     budget = schedule.budget(len(problem.train))
     warm_epochs = round(schedule.warm_start * epochs)
     warm_steps = round(warm_epochs * budget / batch_size)
     if warm_steps:
-        train("warm_start", all_examples, warm_epochs, warm_steps)
+        cuts = {rung: round(rung * budget / batch_size) for rung in rungs if rung < warm_epochs}
+        train("warm_start", all_examples, warm_epochs, warm_steps, cuts)
     subset, padded = None, all_examples
     for epoch in range(warm_epochs, epochs):
         if (epoch - warm_epochs) % schedule.select_every == 0:
             round_key = jax.random.fold_in(select_key, epoch)
-            subset = select_subset(
+            subset, statistics = select_subset(
                 problem, state, schedule, select, budget, hyper, round_key, ledger
             )
+            selections.append({"epoch": epoch, **statistics})
             with ledger.measure("other"):
                 padded = pad_subset(subset, problem)
         train("subset", padded, epoch + 1, steps_per_epoch(budget, batch_size))
     if subset is not None:
         subset = replace(subset, indices=jnp.asarray(problem.train[np.asarray(subset.indices)]))
-    return _finish(problem, state, history, subset, ledger)
+    return _finish(problem, state, history, subset, ledger, metric, selections)
 
 
 def _check_outputs(state: TrainState, problem: Problem) -> None:
@@ -222,16 +260,16 @@ def _finish(
     history: list[dict[str, Any]],
     subset: Subset | None,
     ledger: Ledger,
+    metric: Metric,
+    selections: list[dict[str, Any]],
 ) -> FitResult:
     # The loss of a step is that before its update: a last update that diverges shows only here.
     with ledger.measure("other"):
         finite = bool(is_finite(state.params))
     if not finite:
         raise TrainingDivergedError("the parameters became NaN or infinite in the last update")
-    accuracy = None
+    accuracy, score = None, None
     if len(problem.validation):
         with ledger.measure("evaluating"):
-            accuracy = compute_accuracy(
-                state, problem.examples, problem.validation, chunk_size=problem.chunk_size
-            )
-    return FitResult(state, history, accuracy, subset, ledger)
+            accuracy, score = validate(problem, state, metric)
+    return FitResult(state, history, accuracy, subset, ledger, score, selections)

@@ -55,8 +55,8 @@ def select_subset(
     hyper: Hyperparameters,
     key: jax.Array,
     ledger: Ledger,
-) -> Subset:
-    """One selection round, on the lines "gradients" and "solving"."""
+) -> tuple[Subset, dict[str, Any]]:
+    """One selection round, on the lines "gradients" and "solving", and what is said of it."""
     assert select is not None
     gradients: Any = len(problem.train)
     options = dict(schedule.strategy.options)
@@ -77,4 +77,27 @@ def select_subset(
             options.setdefault("objective", LastLayerObjective(*layer, labels))
             options.setdefault("learning_rate", hyper.learning_rate / budget)
     with ledger.measure("solving"):
-        return jax.block_until_ready(select(gradients, budget, key=key, **options))
+        subset = jax.block_until_ready(select(gradients, budget, key=key, **options))
+    with ledger.measure("other"):
+        return subset, describe_selection(schedule.strategy.name, gradients, subset)
+
+
+def describe_selection(strategy: str, gradients: Any, subset: Subset) -> dict[str, Any]:
+    """Statistics of a selection that cost next to nothing beside it.
+
+    Returns:
+      selected: how many places the method itself filled.
+      relative_residual: ‖Σ_S w_i g_i - Σ g_i‖ / ‖Σ g_i‖ over the last layer's gradients, for
+        "grad_match" and "craig", whose weights are made for that sum to come close; else None.
+    """
+    residual = None
+    if strategy in ("grad_match", "craig"):
+        residual = float(_relative_residual(gradients, subset.indices, subset.weights))
+    return {"selected": int(subset.num_selected), "relative_residual": residual}
+
+
+@jax.jit
+def _relative_residual(gradients: Any, indices: jax.Array, weights: jax.Array) -> jax.Array:
+    whole = gradients.weighted_sum(jnp.ones(gradients.num_examples))
+    rest = gradients.take(indices).weighted_sum(weights) - whole
+    return jnp.linalg.norm(rest) / jnp.maximum(jnp.linalg.norm(whole), 1e-30)

@@ -51,6 +51,7 @@ def train_on_subset(
     key: jax.Array,
     *,
     num_steps: int | jax.Array | None = None,
+    first_step: int | jax.Array = 0,
 ) -> tuple[TrainState, TrainMetrics]:
     """Trains on a fixed weighted subset: pure, `pmap`ped, compiled once for each batch size.
 
@@ -71,6 +72,8 @@ def train_on_subset(
       hyperparameters: see `jdss.Hyperparameters`; `epochs` is not used here.
       key: a PRNG key for the order of the examples, augmentation and dropout.
       num_steps: how many updates; may be traced. None means one epoch.
+      first_step: how many updates of this stretch were made before, with the same key: a stretch
+        that is trained in parts ends where it would have ended in one; may be traced.
 
     Returns:
       The new state, and `TrainMetrics`.
@@ -105,10 +108,11 @@ def train_on_subset(
     if num_steps is None:
         num_steps = steps_per_epoch((subset.weights > 0).sum(), hyperparameters.batch_size)
     num_steps = _checks.check_integers("num_steps", num_steps)
+    first_step = _checks.check_integers("first_step", first_step)
     if _checks.is_concrete(subset):
         with jax.ensure_compile_time_eval():
             _check_subset(subset, len(data))
-    return _train(state, data, subset, hyperparameters, key, num_steps)
+    return _train(state, data, subset, hyperparameters, key, num_steps, first_step)
 
 
 def _check_subset(subset: Subset, num_examples: int) -> None:
@@ -134,7 +138,7 @@ def _inspect(subset: Subset, num_examples: int) -> jax.Array:
 
 class _Loop(NamedTuple):
     state: TrainState
-    taken: jax.Array  # int32[], steps made
+    taken: jax.Array  # int32[], steps made of the stretch
     loss: jax.Array  # float32[], of the last step
     total: jax.Array  # float32[], sum of the steps' losses
 
@@ -147,6 +151,7 @@ def _run(
     hyper: Hyperparameters,
     key: jax.Array,
     num_steps: jax.Array,
+    first_step: jax.Array,
 ) -> tuple[TrainState, TrainMetrics]:
     capacity = len(subset.indices)
     visited = subset.weights > 0
@@ -170,13 +175,14 @@ def _run(
         return _Loop(state, loop.taken + 1, loss, loop.total + loss)
 
     def goes_on(loop: _Loop) -> jax.Array:
-        return (loop.taken < num_steps) & jnp.isfinite(loop.loss)
+        return (loop.taken < first_step + num_steps) & jnp.isfinite(loop.loss)
 
     zero = jnp.zeros((), jnp.float32)
-    loop = jax.lax.while_loop(goes_on, step, _Loop(state, jnp.int32(0), zero, zero))
+    loop = jax.lax.while_loop(goes_on, step, _Loop(state, first_step, zero, zero))
+    taken = loop.taken - first_step
     return loop.state, TrainMetrics(
-        loss=loop.total / loop.taken,
-        num_steps=loop.taken,
+        loss=loop.total / taken,
+        num_steps=taken,
         diverged=~jnp.isfinite(loop.loss),
     )
 
@@ -223,6 +229,6 @@ def _update(
 
 _train = parallel.parallel(
     _run,
-    in_axes=(parallel.REPLICATED,) * 6,
+    in_axes=(parallel.REPLICATED,) * 7,
     donate=(0,),
 )

@@ -1,5 +1,6 @@
 """A trial of the search: train a model on adaptively selected subsets, score it on validation."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,11 @@ from jdss.training.divergence import TrainingDivergedError
 from jdss.training.fit import OnEpoch, train_adaptively
 from jdss.training.hyperparameters import DEFAULTS, hyperparameters
 from jdss.training.memory import OutOfMemoryError, is_out_of_memory
+from jdss.training.metrics import METRICS, Metric, MetricFunction, make_metric
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
 from jdss.training.problem import Problem, make_problem
 from jdss.training.schedule import Schedule, make_schedule
+from jdss.tuning.pruning import check_rungs, rungs
 from jdss.tuning.resuming import FAILURE, HYPERPARAMETERS, WORKER, this_worker
 from jdss.tuning.sampling import INTERRUPTED, trial_index
 from jdss.tuning.space import Space, check_space, default_space, suggest
@@ -27,6 +30,9 @@ ModelFactory = Callable[..., nn.Module]
 
 LEDGER = "jdss:ledger"
 """The user attribute of every trial that says where its seconds went."""
+
+SELECTIONS = "jdss:selections"
+"""The user attribute with the statistics of each of a trial's selections."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,9 @@ class Objective:
       seed: with a trial's index in the search, decides on everything random in the trial.
       meter: measures energy; it must have been started.
       on_epoch: called after every stretch of training.
+      metric: what a trial is scored by.
+      first_rung: r, the epoch at which trials first report to the study's pruner.
+      reduction_factor: η: each rung is η times the one before.
     """
 
     problem: Problem
@@ -56,9 +65,18 @@ class Objective:
     seed: int
     meter: EnergyMeter | None = None
     on_epoch: OnEpoch = lambda entry: None
+    metric: Metric = METRICS["accuracy"]
+    first_rung: int = 1
+    reduction_factor: int = 3
 
     def __call__(self, trial: optuna.Trial) -> float:
-        """Runs a trial and returns its validation accuracy, as a fraction."""
+        """Runs a trial and returns its score on the validation set.
+
+        Raises:
+          optuna.TrialPruned: where the study's pruner stops the trial at a rung.
+          TrainingDivergedError: where the loss or the score becomes NaN or infinite.
+        """
+        selections: list[dict[str, Any]] = []
         ledger, start = Ledger(), self.meter.read() if self.meter else None
         if WORKER not in trial.user_attrs:
             trial.set_user_attr(WORKER, this_worker())
@@ -75,7 +93,15 @@ class Objective:
                     ledger=ledger,
                     optimizers=self.optimizers,
                     on_epoch=self.on_epoch,
+                    metric=self.metric,
+                    rungs=self.rungs(trial.study, values),
+                    on_rung=lambda epoch, score: report(trial, epoch, self.checked(score)),
+                    selections=selections,
                 )
+                score = self.checked(result.validation_score)
+                trial.set_user_attr("jdss:validation_accuracy", result.validation_accuracy)
+        except optuna.TrialPruned:
+            raise
         except TrainingDivergedError as error:
             trial.set_user_attr(FAILURE, str(error))
             raise
@@ -95,8 +121,24 @@ class Objective:
             end = self.meter.read() if self.meter else None
             ledger.joules = end.joules - start.joules if start and end else None
             trial.set_user_attr(LEDGER, ledger.as_dict())
-        assert result.validation_accuracy is not None
-        return result.validation_accuracy
+            if selections:
+                trial.set_user_attr(SELECTIONS, selections)
+            for name, value in watched(ledger, selections).items():
+                trial.set_user_attr(name, value)
+        return score
+
+    def rungs(self, study: optuna.Study, values: Mapping[str, Any]) -> tuple[int, ...]:
+        """The epochs at which a trial reports: none where nothing prunes, for each costs a pass."""
+        if isinstance(study.pruner, optuna.pruners.NopPruner):
+            return ()
+        epochs = int(values.get("epochs", DEFAULTS["epochs"]))
+        return rungs(epochs, first_rung=self.first_rung, reduction_factor=self.reduction_factor)
+
+    def checked(self, score: float | None) -> float:
+        """The score, if it is a finite number: Optuna takes no other."""
+        if score is None or not math.isfinite(score):
+            raise TrainingDivergedError(f"the metric {self.metric.name!r} became {score}")
+        return score
 
     def trial_key(self, index: int) -> jax.Array:
         """The PRNG key of the trial at a place in the search."""
@@ -117,10 +159,17 @@ def objective(
     options: Mapping[str, Any] | None = None,
     augmentation: str = "none",
     optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
+    metric: str | MetricFunction = "accuracy",
+    direction: str | None = None,
+    first_rung: int = 1,
+    reduction_factor: int = 3,
     data_dir: str | None = None,
     seed: int = 0,
 ) -> Objective:
-    """An objective for a study of your own: validation accuracy after training on subsets.
+    """An objective for a study of your own: the score on validation after training on subsets.
+
+    A study's pruner is asked at rungs only (see `jdss.tuning.pruning`); a study that is created
+    without one has Optuna's median pruner.
 
     Args:
       model: a Flax module; or a function `model(**architecture)` of those hyper-parameters of
@@ -131,11 +180,15 @@ def objective(
       validation: the fraction held out to score trials, or (inputs, labels).
       selection, fraction, select_every, warm_start, lifting, options, augmentation, optimizers:
         as in `jdss.fit`.
+      metric: "accuracy", "loss", or a function of logits [m, c] and labels [m] to a number.
+      direction: "maximize" or "minimize", for a metric of your own: the study's.
+      first_rung: the epoch at which trials first report to the study's pruner.
+      reduction_factor: how many times later than the one before the next rung is.
       data_dir: where `tensorflow_datasets` keeps its data, for data given by name.
       seed: decides on everything random, together with each trial's number.
 
     Returns:
-      A callable for `study.optimize`; maximise it.
+      A callable for `study.optimize`; accuracy is to be maximised, loss to be minimised.
 
     Raises:
       ValueError, TypeError: for bad arguments, naming them.
@@ -162,12 +215,49 @@ def objective(
         lifting=lifting,
         options=options,
     )
+    scored_by = make_metric(metric, direction)
+    check_rungs(first_rung, reduction_factor)
     if validation is None:
         raise TypeError("validation must be a fraction or (inputs, labels): it scores the trials")
     if isinstance(data, str):
         data = load_dataset(data, data_dir=data_dir)
     problem = make_problem(data, validation=validation, augmentation=augmentation, seed=seed)
-    return Objective(problem, model, space, schedule, optimizers, seed)
+    return Objective(
+        problem,
+        model,
+        space,
+        schedule,
+        optimizers,
+        seed,
+        metric=scored_by,
+        first_rung=first_rung,
+        reduction_factor=reduction_factor,
+    )
+
+
+def report(trial: optuna.Trial, epoch: int, score: float) -> None:
+    """Tells the pruner the score at a rung.
+
+    Raises:
+      optuna.TrialPruned: where it stops the trial there.
+    """
+    trial.report(score, epoch)
+    if trial.should_prune():
+        raise optuna.TrialPruned(f"pruned after {epoch} epochs with {score:.4g}")
+
+
+def watched(ledger: Ledger, selections: list[dict[str, Any]]) -> dict[str, Any]:
+    """Numbers, one a user attribute, so that optuna-dashboard shows them as columns."""
+    seconds = {line: spent for line, spent in ledger.seconds.items() if spent >= 0.0005}
+    shown = {f"jdss:seconds:{line}": round(spent, 3) for line, spent in seconds.items()}
+    if selections:
+        total = ledger.total_seconds
+        selecting = ledger.seconds["gradients"] + ledger.seconds["solving"]
+        shown["jdss:selecting_share"] = round(selecting / total, 4) if total else 0.0
+        shown["jdss:selected"] = selections[-1]["selected"]
+        if selections[-1]["relative_residual"] is not None:
+            shown["jdss:relative_residual"] = round(selections[-1]["relative_residual"], 6)
+    return shown
 
 
 def build_model(model: nn.Module | ModelFactory, values: Mapping[str, Any]) -> nn.Module:

@@ -1,7 +1,7 @@
 """Search spaces: a mapping from names to Optuna distributions, or a function of a trial."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -61,6 +61,44 @@ def check_space(space: Any, optimizers: Iterable[str]) -> Space:
             for value in _extremes(distribution):
                 hyperparameters({name: value}, optimizers=tuple(optimizers))
     return space
+
+
+def check_enqueued(
+    enqueue: Any, space: Space, optimizers: Iterable[str]
+) -> Sequence[Mapping[str, Any]]:
+    """Checks hyper-parameters that are to be tried first.
+
+    Raises:
+      TypeError, ValueError: where they are no mappings, name what the space does not have, or have
+        a value that training, or a distribution, does not take.
+    """
+    if isinstance(enqueue, Mapping) or not isinstance(enqueue, Sequence):
+        raise TypeError(f"enqueue must be a sequence of mappings, got {type(enqueue).__name__}")
+    for number, values in enumerate(enqueue):
+        if not isinstance(values, Mapping) or not values:
+            raise TypeError(f"enqueue[{number}] must map names to values, got {values!r}")
+        for name, value in values.items():
+            if name in DEFAULTS:
+                hyperparameters({name: value}, optimizers=tuple(optimizers))
+            if not isinstance(space, Mapping):
+                continue
+            if name not in space:
+                raise ValueError(
+                    f"enqueue[{number}] must have names of the space "
+                    f"({', '.join(map(repr, space))}), got {name!r}"
+                )
+            if not _contains(space[name], value):
+                raise ValueError(
+                    f"enqueue[{number}][{name!r}] must be in {space[name]}, got {value!r}"
+                )
+    return enqueue
+
+
+def _contains(distribution: BaseDistribution, value: Any) -> bool:
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except (TypeError, ValueError):
+        return False
 
 
 def _extremes(distribution: BaseDistribution) -> tuple[Any, ...]:

@@ -1,6 +1,8 @@
 """A study for the search: opened or resumed, its trials run, its best trial found."""
 
-from collections.abc import Callable, Iterator, Mapping
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,13 +14,19 @@ from jdss.progress import progress_bar
 from jdss.training.divergence import TrainingDivergedError
 from jdss.tuning.claiming import NothingLeftError, SharedStudy, was_taken
 from jdss.tuning.objective import Objective
+from jdss.tuning.points import PointSampler
 from jdss.tuning.resuming import FAILURE, SEARCH, check_same_search, finished_trials
-from jdss.tuning.sampling import default_startup_trials
-from jdss.tuning.storage import open_storage
+from jdss.tuning.sampling import STARTUP_SAMPLERS, default_startup_trials, num_enqueued
+from jdss.tuning.storage import RANK, open_storage
+
+Callback = Callable[[optuna.Study, optuna.trial.FrozenTrial], None]
+
+IN_MEMORY = "search"
+"""The name of a study in memory: Hyperband's brackets follow from a study's name."""
 
 
 class SearchFailedError(RuntimeError):
-    """Every trial of a search failed; the message says why the last one did."""
+    """No trial of a search was completed; the message says why the last one failed."""
 
 
 def open_study(
@@ -26,25 +34,63 @@ def open_study(
     study_name: str | None,
     search: dict[str, Any],
     trials: int,
+    enqueue: Sequence[Mapping[str, Any]] = (),
 ) -> SharedStudy:
     """The study, new or resumed; completes `search` and checks that it is what the study holds."""
-    created = optuna.create_study(
-        storage=open_storage(storage),
-        study_name=study_name,
-        pruner=optuna.pruners.NopPruner(),
-        direction="maximize",
-        load_if_exists=True,
-    )
-    study = SharedStudy(created.study_name, created._storage, pruner=created.pruner)
-    if search["sampler"] == "tpe" and search["n_startup_trials"] is None:
+    opened = open_storage(storage)
+    name = IN_MEMORY if study_name is None else study_name
+    try:
+        optuna.create_study(storage=opened, study_name=name, direction=search["direction"])
+        is_new = True
+    except optuna.exceptions.DuplicatedStudyError:
+        is_new = False
+    study = SharedStudy(name, opened, pruner=optuna.pruners.NopPruner())
+    if search["sampler"] in STARTUP_SAMPLERS and search["n_startup_trials"] is None:
         # A search that is resumed keeps its own number, also when more trials are asked for.
         known = study.user_attrs.get(SEARCH, {}).get("n_startup_trials")
         search["n_startup_trials"] = known or default_startup_trials(trials)
     check_same_search(study, search)
+    if is_new or RANK not in os.environ:  # of several workers, the one that made the study
+        enqueue_trials(study, enqueue)
     return study
 
 
-def run_trials(study: SharedStudy, objective: Objective, trials: int, *, progress: bool) -> None:
+def check_limits(timeout: Any, callbacks: Any) -> None:
+    """Checks what may end a search early.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
+        raise ValueError(f"timeout must be a positive number of seconds, or None; got {timeout!r}")
+    for callback in callbacks:
+        if not callable(callback):
+            raise TypeError(f"callbacks must be functions of a study and a trial, got {callback!r}")
+
+
+def enqueue_trials(study: optuna.Study, enqueue: Sequence[Mapping[str, Any]]) -> None:
+    """Enqueues hyper-parameters to be tried first, each once however often a search is resumed."""
+    for values in enqueue:
+        study.enqueue_trial(dict(values), skip_if_exists=True)
+
+
+def attainable(study: optuna.Study, trials: int) -> int:
+    """How many trials there are: no more than points on the grid, besides those enqueued."""
+    sampler = study.sampler
+    if isinstance(sampler, PointSampler) and sampler.points.size is not None:
+        return min(trials, sampler.points.size + num_enqueued(study))
+    return trials
+
+
+def run_trials(
+    study: SharedStudy,
+    objective: Objective,
+    trials: int,
+    *,
+    timeout: float | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool,
+) -> None:
     """Runs what is missing of a search, with a bar for the trials and one for the epochs."""
     with (
         progress_bar(trials, objective.schedule.strategy.name, enabled=progress) as outer,
@@ -54,8 +100,9 @@ def run_trials(study: SharedStudy, objective: Objective, trials: int, *, progres
         def show(study: optuna.Study, trial: Any = None) -> None:
             del trial
             complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-            best = max((trial.value for trial in complete if trial.value is not None), default=None)
-            outer.advance(len(finished_trials(study)), best=best)
+            values = [trial.value for trial in complete if trial.value is not None]
+            better = max if study.direction == optuna.study.StudyDirection.MAXIMIZE else min
+            outer.advance(len(finished_trials(study)), best=better(values, default=None))
 
         def on_epoch(entry: Mapping[str, Any]) -> None:
             inner.advance(entry["epoch"], entry["epochs"], phase=entry["phase"], loss=entry["loss"])
@@ -65,8 +112,14 @@ def run_trials(study: SharedStudy, objective: Objective, trials: int, *, progres
             return replace(objective, on_epoch=on_epoch)(trial)
 
         show(study)
-        with study.sharing(trials):
-            optimize(study, run_trial, catch=(TrainingDivergedError, MemoryError), callbacks=[show])
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with study.sharing(trials, deadline=deadline):
+            optimize(
+                study,
+                run_trial,
+                catch=(TrainingDivergedError, MemoryError),
+                callbacks=[show, *callbacks],
+            )
 
 
 def optimize(
@@ -108,15 +161,23 @@ def quiet_optuna() -> Iterator[None]:
 
 
 def best_trial(study: optuna.Study) -> optuna.trial.FrozenTrial:
+    """The best of the trials that were completed; those that were pruned do not count.
+
+    Raises:
+      SearchFailedError: where no trial was completed.
+    """
     try:
         return study.best_trial
     except ValueError:
-        failures = [
-            trial.user_attrs[FAILURE]
-            for trial in study.get_trials(deepcopy=False)
-            if FAILURE in trial.user_attrs
-        ]
-        raise SearchFailedError(
-            f"all {len(failures)} trials of the search failed; the last one because "
-            f"{failures[-1] if failures else 'it was interrupted'}"
-        ) from None
+        trials = study.get_trials(deepcopy=False)
+        failures = [trial.user_attrs[FAILURE] for trial in trials if FAILURE in trial.user_attrs]
+        pruned = sum(trial.state == optuna.trial.TrialState.PRUNED for trial in trials)
+        if failures and not pruned:
+            message = f"all {len(failures)} trials of the search failed"
+        else:
+            message = (
+                f"no trial of the search was completed ({len(failures)} failed, {pruned} pruned)"
+            )
+        if failures:
+            message += f"; the last one because {failures[-1]}"
+        raise SearchFailedError(message) from None

@@ -1,7 +1,7 @@
 """The search over cheap trials, and the retraining of the winner on everything."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,16 +14,26 @@ from jdss.data.datasets import Dataset, load_dataset
 from jdss.reporting.energy import Energy, EnergyMeter
 from jdss.reporting.ledger import Ledger
 from jdss.subset import Select
+from jdss.training.metrics import MetricFunction, make_metric
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
 from jdss.training.problem import make_problem
 from jdss.training.schedule import make_schedule
-from jdss.tuning.objective import LEDGER, ModelFactory, Objective
+from jdss.tuning.objective import LEDGER, SELECTIONS, ModelFactory, Objective
+from jdss.tuning.pruning import make_pruner
 from jdss.tuning.resuming import HYPERPARAMETERS, describe_trial, finished_trials
 from jdss.tuning.retraining import Retraining, check_test, retrain_and_save
-from jdss.tuning.sampling import make_sampler
-from jdss.tuning.space import Space, check_space, default_space, describe_space
+from jdss.tuning.sampling import STARTUP_SAMPLERS, make_sampler
+from jdss.tuning.space import Space, check_enqueued, check_space, default_space, describe_space
 from jdss.tuning.storage import RANK
-from jdss.tuning.study import best_trial, open_study, quiet_optuna, run_trials
+from jdss.tuning.study import (
+    Callback,
+    attainable,
+    best_trial,
+    check_limits,
+    open_study,
+    quiet_optuna,
+    run_trials,
+)
 from jdss.tuning.workers import check_workers, run_workers
 
 
@@ -32,9 +42,10 @@ class TuneResult:
     """What a search found, and what it cost.
 
     Attributes:
-      best_hyperparameters: of the trial with the best validation accuracy.
-      best_value: that validation accuracy, as a fraction.
-      trials: every finished trial: number, state, value, hyperparameters, failure and ledger.
+      best_hyperparameters: of the completed trial with the best score.
+      best_value: that score: the validation accuracy as a fraction, or what `metric` measures.
+      trials: every finished trial: number, state, value, hyperparameters, failure, ledger, the
+        scores at its rungs, and the statistics of its selections.
       retraining: the retrained model; None where it was not asked for, or diverged.
       failure: what went wrong after the search, in retraining or saving; None if nothing did.
       ledger: where all the seconds went: the trials' lines, those of loading, and retraining.
@@ -95,7 +106,16 @@ def tune(
     trials: int = 10,
     sampler: str | optuna.samplers.BaseSampler = "tpe",
     n_startup_trials: int | None = None,
-    pruner: optuna.pruners.BasePruner | None = None,
+    sampler_options: Mapping[str, Any] | None = None,
+    pruner: str | optuna.pruners.BasePruner | None = "none",
+    first_rung: int = 1,
+    reduction_factor: int = 3,
+    pruner_options: Mapping[str, Any] | None = None,
+    enqueue: Sequence[Mapping[str, Any]] = (),
+    timeout: float | None = None,
+    callbacks: Sequence[Callback] = (),
+    metric: str | MetricFunction = "accuracy",
+    direction: str | None = None,
     storage: str | optuna.storages.BaseStorage | None = None,
     study_name: str | None = None,
     validation: tuple[Any, Any] | float = 0.1,
@@ -131,10 +151,22 @@ def tune(
         protocol.
       fraction: the share of the training examples in a subset, in (0, 1].
       trials: how many trials in all, those of a resumed study included.
-      sampler: "tpe", "random", or an Optuna sampler.
-      n_startup_trials: trials that TPE draws at random first; None means two fifths of `trials`,
-        at most ten.
-      pruner: must be None for now.
+      sampler: "tpe", "random", "grid", "qmc", "brute_force", "gp" (needs PyTorch), "cmaes" (needs
+        cmaes), "nsgaii", "nsgaiii", or an Optuna sampler.
+      n_startup_trials: trials that "tpe", "gp" and "cmaes" draw at random first; None means two
+        fifths of `trials`, at most ten.
+      sampler_options: passed to the sampler: for example `points` of "grid".
+      pruner: "none", "asha", "hyperband", "median", or an Optuna pruner; it stops poor trials at
+        rungs, the epochs r, r·η, r·η², …
+      first_rung: r, the epoch at which trials first report.
+      reduction_factor: η, also the share 1/η of trials that "asha" and "hyperband" keep at a rung.
+      pruner_options: passed to the pruner: for example `n_startup_trials` of "median".
+      enqueue: hyper-parameters to be tried first, each a mapping; what one leaves open is sampled.
+      timeout: seconds after which this call begins no further trial; None means no limit.
+      callbacks: called after each trial with the study and the frozen trial, as by Optuna.
+      metric: what a trial is scored by: "accuracy", "loss" (mean cross-entropy), or a function of
+        logits float32[m, c] and labels int32[m] to a number.
+      direction: "maximize" or "minimize", for a metric of your own.
       storage: an Optuna storage or its URL, such as "sqlite:///search.db"; None keeps the study
         in memory.
       study_name: the study's name in the storage.
@@ -154,10 +186,10 @@ def tune(
 
     Raises:
       ValueError, TypeError: for bad arguments, naming them.
-      SearchFailedError: where every trial failed.
+      SearchFailedError: where no trial was completed.
+      ModuleNotFoundError: where a sampler needs a package that is not installed.
       FileExistsError: where `save_to` is there already; looked at first, not last.
       DifferentSearchError: where the study of that name holds another search.
-
     """
     arguments = dict(locals())
     workers = check_workers(workers, storage)
@@ -171,19 +203,21 @@ def tune(
         lifting=lifting,
         options=options,
     )
-    if n_startup_trials is not None:
-        _checks.check_positive_int("n_startup_trials", n_startup_trials)
-    make_sampler(sampler, seed=seed, n_startup_trials=1)  # refuses an unknown one before loading
-    if pruner is not None:
-        raise ValueError("pruner must be None: trials do not report intermediate values yet")
+    # Made here to refuse bad ones before anything is loaded.
+    scored_by = make_metric(metric, direction)
+    rungs = {"first_rung": first_rung, "reduction_factor": reduction_factor}
+    found_pruner = make_pruner(pruner, space=space, options=pruner_options, **rungs)
+    sampling: dict[str, Any] = {"seed": seed, "space": space, "options": sampler_options}
+    startup = 1 if n_startup_trials is None else n_startup_trials
+    make_sampler(sampler, n_startup_trials=startup, **sampling)
+    enqueue = check_enqueued(enqueue, space, optimizers)
+    check_limits(timeout, callbacks)
     if validation is None:
         raise TypeError("validation must be a fraction or (inputs, labels): it scores the trials")
-    if save_to is not None and os.path.exists(save_to):
-        raise FileExistsError(f"save_to must not exist yet, but {os.fspath(save_to)} does")
-    if study_name is None and storage is not None:
-        raise ValueError("study_name must be given with a storage: it is what a search resumes by")
+    _check_places(storage, study_name, save_to)
+    crew_energy = None
     if workers > 1:
-        # Afterwards all trials are finished, and what follows finds them as a resumed search does.
+        # Afterwards all trials are finished; what follows finds them as a resumed search does.
         with quiet_optuna(), EnergyMeter() as crew_meter:
             run_workers(arguments, workers, progress=progress)
             crew_energy = crew_meter.read()
@@ -199,7 +233,11 @@ def tune(
         search: dict[str, Any] = {
             "strategy": schedule.describe(),
             "sampler": sampler if isinstance(sampler, str) else type(sampler).__name__,
-            "n_startup_trials": n_startup_trials if sampler == "tpe" else None,
+            "n_startup_trials": n_startup_trials if sampler in STARTUP_SAMPLERS else None,
+            "sampler_options": _described(sampler_options),
+            "pruner": _described_pruner(pruner, pruner_options, rungs),
+            "metric": scored_by.name,
+            "direction": scored_by.direction,
             "space": describe_space(space),
             "seed": seed,
             "model": repr(model) if isinstance(model, nn.Module) else _name(model),
@@ -212,18 +250,36 @@ def tune(
     with EnergyMeter() as meter:
         # A meter counts the whole machine: of several workers, none can tell its own trials' share.
         own_meter = None if RANK in os.environ else meter
-        run_trial = Objective(problem, model, space, schedule, optimizers, seed, own_meter)
+        run_trial = Objective(
+            problem,
+            model,
+            space,
+            schedule,
+            optimizers,
+            seed,
+            own_meter,
+            metric=scored_by,
+            first_rung=first_rung,
+            reduction_factor=reduction_factor,
+        )
         with quiet_optuna() if progress else nullcontext():
-            study = open_study(storage, study_name, search, trials)
+            study = open_study(storage, study_name, search, trials, enqueue)
             study.sampler = make_sampler(
-                sampler, seed=seed, n_startup_trials=search["n_startup_trials"] or 1
+                sampler, n_startup_trials=search["n_startup_trials"] or 1, **sampling
             )
             if RANK in os.environ and not isinstance(sampler, str):
                 study.sampler.reseed_rng()  # each worker has a copy, and would repeat the others
-            run_trials(study, run_trial, trials, progress=progress)
-        finished = [
-            describe_trial(trial, trial.user_attrs.get(LEDGER)) for trial in finished_trials(study)
-        ]
+            study.pruner = found_pruner
+            if workers == 1:
+                run_trials(
+                    study,
+                    run_trial,
+                    attainable(study, trials),
+                    timeout=timeout,
+                    callbacks=callbacks,
+                    progress=progress,
+                )
+        finished = [_described_trial(trial) for trial in finished_trials(study)]
         for trial in finished:
             ledger.add(trial["ledger"])
         best = best_trial(study)
@@ -234,11 +290,6 @@ def tune(
                 run_trial, values, test_examples, save_to, ledger, progress=progress
             )
         energy = meter.read()
-    if workers > 1:
-        if energy is not None and crew_energy is not None:
-            energy = replace(energy, joules=energy.joules + crew_energy.joules)
-    elif energy is not None and ledger.joules is not None:
-        energy = replace(energy, joules=ledger.joules)  # earlier processes' trials included
     return TuneResult(
         best_hyperparameters=values,
         best_value=float(best.value),  # type: ignore[arg-type]
@@ -246,10 +297,53 @@ def tune(
         retraining=retraining,
         failure=failure,
         ledger=ledger,
-        energy=energy,
+        energy=_whole_energy(energy, crew_energy, ledger, workers),
         study=study,
         search=search,
     )
+
+
+def _whole_energy(
+    energy: Energy | None, crew: Energy | None, ledger: Ledger, workers: int
+) -> Energy | None:
+    """The energy of trials and retraining: also of other processes' trials."""
+    if energy is None:
+        return None
+    if workers > 1:
+        return energy if crew is None else replace(energy, joules=energy.joules + crew.joules)
+    return energy if ledger.joules is None else replace(energy, joules=ledger.joules)
+
+
+def _check_places(storage: Any, study_name: str | None, save_to: Any) -> None:
+    """Checks where a search is kept and where its model goes, before anything is computed."""
+    if save_to is not None and os.path.exists(save_to):
+        raise FileExistsError(f"save_to must not exist yet, but {os.fspath(save_to)} does")
+    if study_name is None and storage is not None:
+        raise ValueError("study_name must be given with a storage: it is what a search resumes by")
+
+
+def _described_trial(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
+    return {
+        **describe_trial(trial, trial.user_attrs.get(LEDGER)),
+        "rungs": {str(epoch): score for epoch, score in trial.intermediate_values.items()},
+        "selections": trial.user_attrs.get(SELECTIONS, []),
+    }
+
+
+def _described(options: Mapping[str, Any] | None) -> dict[str, str]:
+    return {name: repr(value) for name, value in (options or {}).items()}
+
+
+def _described_pruner(
+    pruner: str | optuna.pruners.BasePruner | None,
+    options: Mapping[str, Any] | None,
+    rungs: Mapping[str, int],
+) -> dict[str, Any]:
+    """The pruner in JSON, with its rungs; these mean nothing without one."""
+    if pruner is None or pruner == "none" or isinstance(pruner, optuna.pruners.NopPruner):
+        return {"name": "none"}
+    name = pruner if isinstance(pruner, str) else type(pruner).__name__
+    return {"name": name, **rungs, "options": _described(options)}
 
 
 def _name(function: Any) -> str:

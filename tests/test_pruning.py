@@ -1,0 +1,143 @@
+"""Pruning at rungs: same places for every trial, nothing else changed, complete records."""
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+
+import jdss
+from jdss.tuning.pruning import make_pruner, rungs
+from jdss.tuning.sampling import INTERRUPTED
+
+SPACE = {
+    "learning_rate": FloatDistribution(1e-4, 0.3, log=True),
+    "epochs": IntDistribution(6, 11),
+    "batch_size": CategoricalDistribution((16,)),
+}
+
+
+def tune(model, data, **options):
+    defaults = {"space": SPACE, "fraction": 0.2, "trials": 7, "progress": False, "retrain": False}
+    return jdss.tune(model, data, **{**defaults, "select_every": 2, **options})
+
+
+@pytest.fixture(scope="module")
+def pruned(perceptron, blobs):
+    return tune(perceptron, blobs, pruner="asha", sampler="random", seed=1)
+
+
+@pytest.fixture(scope="module")
+def whole(perceptron, blobs):
+    return tune(perceptron, blobs, sampler="random", seed=1)
+
+
+def test_every_trial_reports_at_the_same_rungs_before_its_own_end(pruned):
+    for trial in pruned.trials:
+        reported = [int(epoch) for epoch in trial["rungs"]]
+        epochs = trial["hyperparameters"]["epochs"]
+        expected = list(rungs(epochs, first_rung=1, reduction_factor=3))
+        if trial["state"] == "pruned":
+            assert reported == expected[: len(reported)]
+            assert len(reported) >= 1
+        else:
+            assert reported == expected
+    assert {trial["state"] for trial in pruned.trials} == {"pruned", "complete"}
+
+
+def test_a_trial_that_is_not_pruned_is_the_trial_without_a_pruner(pruned, whole):
+    """A rung cuts the warm start in two, and trains the same steps on the same examples."""
+    by_number = {trial["number"]: trial for trial in whole.trials}
+    complete = [trial for trial in pruned.trials if trial["state"] == "complete"]
+    assert complete
+    for trial in complete:
+        assert trial["hyperparameters"] == by_number[trial["number"]]["hyperparameters"]
+        assert trial["value"] == by_number[trial["number"]]["value"]
+
+
+def test_asha_keeps_what_successive_halving_keeps(pruned):
+    """An oracle by hand: at a rung, a trial goes on if it is in the best third of those so far."""
+    seen = {}
+    for trial in pruned.trials:
+        for rung, score in trial["rungs"].items():
+            scores = seen.setdefault(rung, [])
+            scores.append(score)
+            kept = max(len(scores) // 3, 1)
+            promoted = score >= sorted(scores, reverse=True)[kept - 1]
+            last = rung == list(trial["rungs"])[-1]
+            assert promoted == (not last or trial["state"] == "complete")
+
+
+def test_pruned_trials_are_finished_and_their_ledger_is_complete(pruned):
+    assert len(pruned.trials) == 7
+    for trial in pruned.trials:
+        assert trial["ledger"]["seconds"]["evaluating"] > 0
+        assert trial["failure"] is None
+    assert all(INTERRUPTED not in trial.user_attrs for trial in pruned.study.trials)
+
+
+def test_the_winner_is_a_trial_that_was_completed(pruned):
+    complete = [trial for trial in pruned.trials if trial["state"] == "complete"]
+    assert pruned.best_value == max(trial["value"] for trial in complete)
+
+
+@pytest.mark.parametrize("pruner", ["hyperband", "median", optuna.pruners.PercentilePruner(25.0)])
+def test_other_pruners_resume_where_they_were(perceptron, blobs, tmp_path, pruner):
+    options = {"storage": f"sqlite:///{tmp_path}/search.db", "study_name": "s", "pruner": pruner}
+    if pruner == "median":
+        options["pruner_options"] = {"n_startup_trials": 1}
+    tune(perceptron, blobs, trials=3, **options)
+    result = tune(perceptron, blobs, trials=6, n_startup_trials=1, **options)
+    states = [trial["state"] for trial in result.trials]
+    assert len(states) == 6
+    assert set(states) <= {"pruned", "complete"}
+    if pruner != "hyperband":  # which draws a trial's bracket from its number
+        assert "pruned" in states
+
+
+def test_an_objective_prunes_in_a_study_of_ones_own(perceptron, blobs):
+    objective = jdss.objective(
+        perceptron, blobs, space=SPACE, selection="uniform", fraction=0.2, metric="loss"
+    )
+
+    class Second(optuna.pruners.BasePruner):
+        def prune(self, study, trial):
+            return trial.last_step == 3 and trial.number == 1
+
+    study = optuna.create_study(pruner=Second(), sampler=optuna.samplers.RandomSampler(0))
+    study.optimize(objective, n_trials=2)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED]
+    assert list(study.trials[1].intermediate_values) == [1, 3]
+
+
+def test_without_a_pruner_nothing_is_reported(whole):
+    assert all(trial["rungs"] == {} for trial in whole.trials)
+
+
+def test_a_search_without_a_completed_trial_says_so(perceptron, blobs):
+    class All(optuna.pruners.BasePruner):
+        def prune(self, study, trial):
+            return True
+
+    with pytest.raises(jdss.SearchFailedError, match=r"no trial .* completed \(0 failed, 2 pruned"):
+        tune(perceptron, blobs, trials=2, pruner=All(), selection="uniform")
+
+
+def test_an_interrupted_trial_does_not_compete_with_its_own_retry():
+    pruner = make_pruner("asha", first_rung=1, reduction_factor=2, space=SPACE)
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+    cut = study.ask()
+    cut.report(0.9, 1)
+    assert not cut.should_prune()
+    cut.set_user_attr(INTERRUPTED, "killed")
+    study.tell(cut, state=TrialState.FAIL)
+    retry = study.ask()
+    retry.report(0.8, 1)  # worse than the 0.9 that no longer counts
+    assert not retry.should_prune()
+
+
+def test_hyperband_has_its_brackets_from_the_start():
+    pruner = make_pruner("hyperband", first_rung=1, reduction_factor=3, space=SPACE)
+    assert pruner._max_resource == 11
+    fixed = {"learning_rate": FloatDistribution(0, 1)}
+    pruner = make_pruner("hyperband", first_rung=1, reduction_factor=3, space=fixed)
+    assert pruner._max_resource == 20

@@ -1,0 +1,327 @@
+"""The options of a search: samplers, metrics, enqueued trials, limits, and what trials carry."""
+
+import math
+
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+import jdss
+from jdss.tuning.points import grid, low_discrepancy, value_at
+from jdss.tuning.sampling import SAMPLERS, make_sampler
+
+SPACE = {
+    "learning_rate": FloatDistribution(1e-3, 0.3, log=True),
+    "optimizer": CategoricalDistribution(("sgd", "adam")),
+    "epochs": IntDistribution(2, 4),
+    "batch_size": CategoricalDistribution((16,)),
+}
+
+
+def tune(model, data, **options):
+    defaults = {"space": SPACE, "fraction": 0.2, "trials": 3, "progress": False, "retrain": False}
+    return jdss.tune(model, data, **{**defaults, **options})
+
+
+def drawn(result):
+    return [trial["hyperparameters"] for trial in result.trials]
+
+
+def search(sampler, space, trials, *, storage=None, name="study", seed=0, **options):
+    """A search over a cheap function instead of a training, with a fresh sampler."""
+    study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+    study.sampler = make_sampler(
+        sampler, seed=seed, n_startup_trials=2, space=space, options=options
+    )
+
+    def objective(trial):
+        values = {n: trial._suggest(n, distribution) for n, distribution in space.items()}
+        return sum(value for value in values.values() if not isinstance(value, str))
+
+    study.optimize(objective, n_trials=trials)
+    return [trial.params for trial in study.trials]
+
+
+# --- samplers ---
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+MIXED = {
+    "x": FloatDistribution(0.0, 1.0, step=0.25),
+    "y": IntDistribution(1, 5),
+    "z": CategoricalDistribution(("a", "b")),
+}
+
+
+def needs(sampler):
+    if sampler == "gp":
+        pytest.importorskip("torch")
+    if sampler == "cmaes":
+        pytest.importorskip("cmaes")
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("sampler", [*SAMPLERS, "grid", "qmc"])
+def test_a_search_in_two_processes_is_the_search_in_one(sampler, tmp_path):
+    """All that a sampler knows comes from the storage: a fresh one goes on where another was."""
+    needs(sampler)
+    whole = search(sampler, MIXED, 6, seed=3)
+    storage = optuna.storages.InMemoryStorage()
+    search(sampler, MIXED, 4, storage=storage, seed=3)
+    assert search(sampler, MIXED, 2, storage=storage, seed=3) == whole
+    assert search(sampler, MIXED, 6, seed=4) != whole
+
+
+def test_the_grid_is_tried_whole_once_each_then_the_search_ends(perceptron, blobs):
+    space = {
+        "optimizer": CategoricalDistribution(("sgd", "adam")),
+        "epochs": IntDistribution(1, 2),
+        "batch_size": CategoricalDistribution((16,)),
+    }
+    result = tune(perceptron, blobs, space=space, sampler="grid", trials=9)
+    assert sorted((d["optimizer"], d["epochs"]) for d in drawn(result)) == [
+        ("adam", 1),
+        ("adam", 2),
+        ("sgd", 1),
+        ("sgd", 2),
+    ]
+
+
+def test_grid_points_are_those_of_a_hand_written_grid():
+    space = {
+        "lr": FloatDistribution(0.01, 1.0, log=True),
+        "m": FloatDistribution(0.0, 1.0),
+        "s": FloatDistribution(0.0, 1.0, step=0.25),
+        "n": IntDistribution(10, 20),
+        "few": IntDistribution(1, 2),
+        "one": IntDistribution(7, 7),
+    }
+    points = grid(space, 0)
+    found = [points.point(place) for place in range(points.size)]
+    expected = [
+        (lr, m, s, n, few, 7)
+        for lr in (0.01, 0.1, 1.0)
+        for m in (0.0, 0.5, 1.0)
+        for s in (0.0, 0.5, 1.0)
+        for n in (10, 15, 20)
+        for few in (1, 2)
+    ]
+    rounded = sorted(tuple(round(v, 9) for v in point.values()) for point in found)
+    assert rounded == sorted(expected)
+    assert grid(space, 1).point(0) != points.point(0) or grid(space, 2).point(0) != points.point(0)
+
+
+def test_sobol_points_fill_every_cell_of_a_net():
+    """Of 2^m points of Sobol's sequence, one lies in each interval of length 2^-m."""
+    space = {"a": FloatDistribution(0.0, 1.0), "b": FloatDistribution(1.0, 16.0, log=True)}
+    points = low_discrepancy(space, 5)
+    found = [points.point(place) for place in range(16)]
+    assert sorted(int(point["a"] * 16) for point in found) == list(range(16))
+    assert sorted(int(math.log2(point["b"]) * 4) for point in found) == list(range(16))
+
+
+@pytest.mark.parametrize(
+    ("distribution", "expected"),
+    [
+        (IntDistribution(1, 4), [1, 2, 3, 4]),
+        (IntDistribution(2, 8, step=2), [2, 4, 6, 8]),
+        (CategoricalDistribution(("a", "b", "c", "d")), ["a", "b", "c", "d"]),
+    ],
+)
+def test_shares_go_evenly_to_the_values(distribution, expected):
+    got = [value_at(distribution, (place + 0.5) / 100) for place in range(100)]
+    assert [got.count(value) for value in expected] == [25] * 4
+    assert value_at(distribution, 0.0) == expected[0]
+    assert value_at(distribution, 1.0) == expected[-1]
+
+
+def test_two_workers_draw_different_trials_from_one_seed():
+    """Each worker has a sampler of its own with the same seed; their trials differ all the same."""
+    storage = optuna.storages.InMemoryStorage()
+    space = {"x": FloatDistribution(0, 1)}
+    studies = []
+    for _ in range(2):
+        study = optuna.create_study(storage=storage, study_name="s", load_if_exists=True)
+        study.sampler = make_sampler("tpe", seed=0, n_startup_trials=3)
+        studies.append(study)
+    drawn = []
+    for _ in range(4):
+        running = [study.ask(space) for study in studies]  # both at once
+        drawn += [trial.params["x"] for trial in running]
+        for study, trial in zip(studies, running, strict=True):
+            study.tell(trial, trial.params["x"])
+    assert len(set(drawn)) == 8
+
+
+def test_tpe_counts_a_running_trial_as_a_bad_one():
+    """Constant liar: with it, two trials asked for at once lie further apart."""
+
+    def asked(**options):
+        study = optuna.create_study()
+        study.sampler = make_sampler("tpe", seed=1, n_startup_trials=1, options=options)
+        space = {"x": FloatDistribution(0, 1)}
+        for _ in range(12):
+            trial = study.ask(space)
+            study.tell(trial, (trial.params["x"] - 0.5) ** 2)
+        return [study.ask(space).params["x"] for _ in range(6)]
+
+    assert asked() != asked(constant_liar=False)
+    assert np.std(asked()) > np.std(asked(constant_liar=False))
+
+
+def test_a_sampler_whose_package_is_missing_says_what_to_install(perceptron, blobs, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="'cmaes' needs the package cmaes: pip install"):
+        tune(perceptron, blobs, sampler="cmaes")
+
+
+# --- enqueued trials, limits, callbacks ---
+
+
+def test_enqueued_trials_come_first_and_once(perceptron, blobs, tmp_path):
+    first = {"learning_rate": 0.07, "optimizer": "adam", "epochs": 2, "batch_size": 16}
+    options = {
+        "enqueue": [first, {"epochs": 3}],
+        "storage": f"sqlite:///{tmp_path}/search.db",
+        "study_name": "s",
+    }
+    tune(perceptron, blobs, trials=1, **options)
+    result = tune(perceptron, blobs, trials=4, n_startup_trials=1, **options)
+    assert drawn(result)[0] == first
+    assert drawn(result)[1]["epochs"] == 3
+    assert sum(d == first for d in drawn(result)) == 1
+
+
+def test_enqueued_trials_leave_no_hole_in_a_grid(perceptron, blobs):
+    space = {"epochs": IntDistribution(1, 3), "batch_size": CategoricalDistribution((16,))}
+    extra = [{"epochs": 2, "batch_size": 16}]
+    result = tune(perceptron, blobs, space=space, sampler="grid", trials=9, enqueue=extra)
+    assert drawn(result)[0]["epochs"] == 2
+    assert sorted(d["epochs"] for d in drawn(result)[1:]) == [1, 2, 3]
+
+
+def test_callbacks_see_every_trial_and_may_stop_the_search(perceptron, blobs):
+    seen = []
+
+    def stop(study, trial):
+        seen.append(trial.number)
+        if trial.number == 1:
+            study.stop()
+
+    result = tune(perceptron, blobs, trials=5, callbacks=[stop])
+    assert seen == [0, 1]
+    assert len(result.trials) == 2
+
+
+def test_after_the_time_limit_no_trial_begins(perceptron, blobs):
+    options = {"storage": optuna.storages.InMemoryStorage(), "study_name": "s"}
+    tune(perceptron, blobs, trials=1, **options)
+    result = tune(perceptron, blobs, trials=50, timeout=1e-9, n_startup_trials=1, **options)
+    assert len(result.trials) == 1
+
+
+# --- metrics ---
+
+
+def test_the_loss_is_minimised_and_is_the_mean_cross_entropy(perceptron, blobs):
+    seen = []
+
+    def own(logits, labels):
+        shares = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        seen.append(len(labels))
+        return -float(shares[np.arange(len(labels)), labels].mean())
+
+    options = {"trials": 4}
+    loss = tune(perceptron, blobs, metric="loss", **options)
+    mine = tune(perceptron, blobs, metric=own, direction="minimize", **options)
+    assert loss.best_value == min(trial["value"] for trial in loss.trials)
+    assert [trial["value"] for trial in mine.trials] == pytest.approx(
+        [trial["value"] for trial in loss.trials], rel=1e-5
+    )
+    assert set(seen) == {30}
+    assert loss.study.direction == optuna.study.StudyDirection.MINIMIZE
+    assert 0 <= loss.study.trials[0].user_attrs["jdss:validation_accuracy"] <= 1
+
+
+def test_a_metric_that_is_not_a_number_fails_its_trial_only(perceptron, blobs):
+    calls = []
+
+    def own(logits, labels):
+        calls.append(1)
+        return math.nan if len(calls) == 1 else 1.0
+
+    result = tune(perceptron, blobs, metric=own, direction="maximize", trials=2)
+    assert [trial["state"] for trial in result.trials] == ["failed", "complete"]
+    assert "metric 'own' became nan" in result.trials[0]["failure"]
+
+
+# --- what trials carry ---
+
+
+def test_trials_carry_their_ledger_and_selections_as_flat_attributes(perceptron, blobs):
+    result = tune(perceptron, blobs, selection="craig", trials=1, options={"metric": "euclidean"})
+    (trial,) = result.study.trials
+    attributes = trial.user_attrs
+    assert attributes["jdss:selected"] == 54  # a fifth of 270
+    assert attributes["jdss:relative_residual"] > 0
+    assert 0 < attributes["jdss:selecting_share"] < 1
+    seconds = attributes["jdss:ledger"]["seconds"]
+    assert attributes["jdss:seconds:training"] == pytest.approx(seconds["training"], abs=1e-3)
+    flat = [value for name, value in attributes.items() if name.startswith("jdss:seconds:")]
+    assert all(isinstance(value, float) for value in flat)
+    (selection,) = result.trials[0]["selections"]
+    assert selection["selected"] == 54
+
+
+def test_the_relative_residual_is_that_of_the_matched_gradients():
+    from jdss.training.selection_round import describe_selection
+
+    generator = np.random.default_rng(0)
+    errors, inputs = generator.normal(size=(20, 3)), generator.normal(size=(20, 4))
+    gradients = jdss.FactoredGradients(errors.astype("f4"), inputs.astype("f4"))
+    subset = jdss.grad_match(gradients, 5)
+    rows = np.einsum("nc,nd->ncd", errors, inputs)
+    matched = np.einsum("k,kcd->cd", np.asarray(subset.weights), rows[np.asarray(subset.indices)])
+    expected = np.linalg.norm(matched - rows.sum(0)) / np.linalg.norm(rows.sum(0))
+    found = describe_selection("grad_match", gradients, subset)
+    assert found["relative_residual"] == pytest.approx(expected, rel=1e-4)
+    assert describe_selection("glister", gradients, subset)["relative_residual"] is None
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"sampler": "tpe", "sampler_options": {"candidates": 3}}, ValueError, "sampler_options"),
+        ({"sampler": "grid", "space": lambda trial: {}}, ValueError, "must be a mapping for samp"),
+        (
+            {"sampler": "grid", "sampler_options": {"points": 10**6}},
+            ValueError,
+            "at most 1,000,000",
+        ),
+        ({"enqueue": {"epochs": 2}}, TypeError, "enqueue must be a sequence of mappings"),
+        ({"enqueue": [{"epoch": 2}]}, ValueError, r"enqueue\[0\] must have names of the space"),
+        ({"enqueue": [{"epochs": 9}]}, ValueError, r"enqueue\[0\]\['epochs'\] must be in Int"),
+        ({"timeout": -1}, ValueError, "timeout must be a positive number of seconds"),
+        ({"callbacks": [3]}, TypeError, "callbacks must be functions"),
+        ({"metric": "f1"}, ValueError, "metric must be one of 'accuracy', 'loss'"),
+        ({"metric": max}, ValueError, "direction must be 'maximize' or 'minimize' with a metric"),
+        ({"metric": "loss", "direction": "maximize"}, ValueError, "direction must be 'minimize'"),
+        ({"direction": "up"}, ValueError, "direction must be one of"),
+        ({"pruner": "ashes"}, ValueError, "pruner must be one of 'asha', 'hyperband'"),
+        ({"pruner": 3}, TypeError, "pruner must be a name or an Optuna pruner"),
+        ({"pruner": "asha", "pruner_options": {"x": 1}}, ValueError, "pruner_options must be"),
+        ({"reduction_factor": 1}, ValueError, "reduction_factor must be at least 2"),
+        ({"first_rung": 0}, ValueError, "first_rung must be at least 1"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(perceptron, blobs, arguments, error, message):
+    with pytest.raises(error, match=message):
+        tune(perceptron, blobs, **arguments)
