@@ -1,0 +1,92 @@
+from . import data, models, reporting
+from .data import Dataset, Examples, load_dataset, make_examples, stratified_split
+from .gradients import (
+    DenseGradients,
+    FactoredGradients,
+    Gradients,
+    SummedGradients,
+    last_layer_gradients,
+    per_example_gradients,
+    sum_consecutive,
+)
+from .reporting.ledger import Ledger
+from .selection.craig import craig
+from .selection.glister import LastLayerObjective, glister
+from .selection.grad_match import grad_match
+from .selection.select import select
+from .selection.strategies import STRATEGIES
+from .selection.uniform import uniform
+from .solvers.facility_location import facility_location
+from .solvers.matching_pursuit import orthogonal_matching_pursuit
+from .subset import Subset, per_batch, per_class
+from .training.checkpoint import load_model, save_model
+from .training.divergence import TrainingDivergedError
+from .training.fit import FitResult, fit
+from .training.forward import compute_accuracy, compute_gradients
+from .training.hyperparameters import Hyperparameters, hyperparameters
+from .training.optimizers import OPTIMIZERS
+from .training.state import TrainState, init_state
+from .training.train_on_subset import TrainMetrics, train_on_subset
+from .tuning.objective import Objective, objective
+from .tuning.report import report
+from .tuning.resuming import DifferentSearchError
+from .tuning.retraining import Retraining
+from .tuning.space import default_space
+from .tuning.study import SearchFailedError
+from .tuning.tune import TuneResult, tune
+
+__version__: str
+
+__all__ = [
+    "OPTIMIZERS",
+    "STRATEGIES",
+    "Dataset",
+    "DenseGradients",
+    "DifferentSearchError",
+    "Examples",
+    "FactoredGradients",
+    "FitResult",
+    "Gradients",
+    "Hyperparameters",
+    "LastLayerObjective",
+    "Ledger",
+    "Objective",
+    "Retraining",
+    "SearchFailedError",
+    "Subset",
+    "SummedGradients",
+    "TrainMetrics",
+    "TrainState",
+    "TrainingDivergedError",
+    "TuneResult",
+    "compute_accuracy",
+    "compute_gradients",
+    "craig",
+    "data",
+    "default_space",
+    "facility_location",
+    "fit",
+    "glister",
+    "grad_match",
+    "hyperparameters",
+    "init_state",
+    "last_layer_gradients",
+    "load_dataset",
+    "load_model",
+    "make_examples",
+    "models",
+    "objective",
+    "orthogonal_matching_pursuit",
+    "per_batch",
+    "per_class",
+    "per_example_gradients",
+    "report",
+    "reporting",
+    "save_model",
+    "select",
+    "stratified_split",
+    "sum_consecutive",
+    "train_on_subset",
+    "tune",
+    "uniform",
+]

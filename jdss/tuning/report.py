@@ -1,0 +1,104 @@
+"""A report of a search from its storage: what `jdss report` does on the command line."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from jdss.reporting.html import Search, page
+from jdss.tuning.objective import LEDGER, SELECTIONS
+from jdss.tuning.resuming import SEARCH, describe_trial, was_cut_off
+from jdss.tuning.storage import open_storage
+
+
+def report(
+    storage: str | optuna.storages.BaseStorage,
+    study_name: str | None = None,
+    *,
+    out: str | os.PathLike[str] = "report.html",
+) -> None:
+    """Writes one self-contained HTML page of a search: history, importances, ledger and trials.
+
+    The search may be finished or still running, and a study of your own will do as well.
+
+    Args:
+      storage: an Optuna storage or its URL.
+      study_name: the study's name; None means the only one in the storage.
+      out: the file; an earlier one is replaced.
+
+    Raises:
+      ValueError: where there is no such study, with the names of those there are; where several
+        make `study_name` necessary.
+
+    Example:
+      >>> import optuna, tempfile
+      >>> storage = optuna.storages.InMemoryStorage()
+      >>> study = optuna.create_study(storage=storage, study_name="mine")
+      >>> study.add_trial(optuna.trial.create_trial(value=0.5))
+      >>> path = Path(tempfile.mkdtemp()) / "report.html"
+      >>> report(storage, "mine", out=path)
+      >>> "<title>mine</title>" in path.read_text()
+      True
+    """
+    if isinstance(storage, str):
+        _refuse_missing_file(storage)
+    opened = open_storage(storage)
+    names = sorted(study.study_name for study in optuna.get_all_study_summaries(opened))
+    found = names[0] if study_name is None and len(names) == 1 else study_name
+    if found not in names:
+        known = ", ".join(map(repr, names)) or "none"
+        raise ValueError(f"study_name must be one of the storage's ({known}), got {study_name!r}")
+    study = optuna.load_study(study_name=found, storage=opened)
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page(search_of(study)), encoding="utf-8")
+
+
+def _refuse_missing_file(storage: str) -> None:
+    """Opening an SQLite file that is not there would make it."""
+    prefix = "sqlite:///"
+    if storage.startswith(prefix) and not Path(storage.removeprefix(prefix).split("?")[0]).exists():
+        raise ValueError(f"storage must be there already, but {storage} is not")
+
+
+def search_of(study: optuna.Study) -> Search:
+    """What a page says of a study, without the trials that were cut off and run again."""
+    search: dict[str, Any] = dict(study.user_attrs.get(SEARCH, {}))
+    trials = [
+        _described(trial)
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state != TrialState.WAITING and not (search and was_cut_off(trial))
+    ]
+    return Search(
+        name=study.study_name,
+        metric=search.pop("metric", "value"),
+        direction=search.pop("direction", study.direction.name.lower()),
+        settings=search,
+        trials=trials,
+        importances=importances(study),
+    )
+
+
+def importances(study: optuna.Study) -> dict[str, float] | str:
+    """The share of each hyper-parameter in what makes trials good, or why there are none."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(complete) < 2:
+        return "Importances need at least two completed trials."
+    try:
+        found = optuna.importance.get_param_importances(
+            study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
+        )
+    except (ValueError, RuntimeError, ZeroDivisionError) as error:
+        return f"Importances could not be computed: {error}"
+    return found or "Importances need a hyper-parameter that was varied."
+
+
+def _described(trial: FrozenTrial) -> dict[str, Any]:
+    attributes = trial.user_attrs
+    return {
+        **describe_trial(trial, attributes.get(LEDGER)),
+        "rungs": trial.intermediate_values,
+        "selections": attributes.get(SELECTIONS, []),
+    }
