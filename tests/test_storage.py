@@ -4,6 +4,7 @@ import os
 import pickle
 import sqlite3
 import tempfile
+import time
 
 import optuna
 import pytest
@@ -143,6 +144,25 @@ def test_a_worker_that_was_taken_for_dead_does_not_count_its_trial_twice(tmp_pat
     assert runs == [0, 1, 2]
     finished = resuming.finished_trials(study)
     assert [(trial.number, trial.user_attrs[PLACE]) for trial in finished] == [(1, 0), (2, 1)]
+
+
+def test_a_journal_says_what_it_waits_for(tmp_path):
+    """A trial of another machine, which may be dead: nobody can tell from here."""
+    study = new_study(open_storage(tmp_path / "s.log"))
+    worker = {"host": "elsewhere pid:[1]", "pid": 1, "started": None}
+    trial = optuna.trial.create_trial(
+        state=TrialState.RUNNING, user_attrs={PLACE: 0, resuming.WORKER: worker}
+    )
+    study._storage.create_new_trial(study._study_id, trial)
+    message = r"waiting for trials \[0\], which elsewhere runs: this storage has no heartbeat"
+    with (
+        study.sharing(1, deadline=time.monotonic() + 2.0),
+        pytest.warns(RuntimeWarning, match=message) as caught,
+        pytest.raises(claiming.NothingLeftError),
+    ):
+        study.ask()
+    assert len(caught) == 1
+    assert study.trials[0].state == TrialState.RUNNING
 
 
 def test_outside_of_sharing_a_study_asks_as_ever():
