@@ -195,7 +195,7 @@ def tune(
     ] = None,
     checkpoints: Annotated[
         str | None,
-        _option("A directory: a trial that is cut off goes on from its last checkpoint.", _KEEPING),
+        _option("A directory from which a trial that was cut off goes on.", _KEEPING),
     ] = None,
     checkpoint_every: Annotated[
         float, _option("Seconds between two checkpoints of a trial.", _KEEPING)
