@@ -96,7 +96,9 @@ def test_workers_share_a_search_and_its_result_is_complete(perceptron, blobs, tm
         shared = search("shared", workers=2, test=blobs)
     alone = search("alone", retrain=False)
     assert values(shared) == values(alone)  # a random search does not depend on who runs what
-    assert len(shared.study.trials) == 5
+    states = [trial.state for trial in shared.study.trials]
+    assert states.count(TrialState.COMPLETE) == 4
+    assert states.count(TrialState.FAIL) == len(states) - 4 >= 1
     assert shared.retraining.test_accuracy > 0.9
     ran = {trial.user_attrs["jdss:worker"]["pid"] for trial in shared.study.trials}
     assert os.getpid() not in ran
