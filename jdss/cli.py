@@ -193,6 +193,13 @@ def tune(
     study_name: Annotated[
         str | None, _option("The study's name in the storage.", _KEEPING, "--study", "--study-name")
     ] = None,
+    checkpoints: Annotated[
+        str | None,
+        _option("A directory from which a trial that was cut off goes on.", _KEEPING),
+    ] = None,
+    checkpoint_every: Annotated[
+        float, _option("Seconds between two checkpoints of a trial.", _KEEPING)
+    ] = 60.0,
     retrain: Annotated[bool, _option("Retrain the best on everything.", _KEEPING)] = True,
     save_to: Annotated[
         str | None, _option("A new directory for the retrained model.", _KEEPING)
@@ -252,6 +259,8 @@ def tune(
         augmentation=augmentation,
         optimizers=jdss.OPTIMIZERS if optimizers is None else read.attribute(optimizers),
         workers=workers,
+        checkpoints=checkpoints,
+        checkpoint_every=checkpoint_every,
         retrain=retrain,
         save_to=save_to,
         data_dir=data_dir,

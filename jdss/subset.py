@@ -257,6 +257,8 @@ def _select_in_classes(
     padded = np.resize(np.arange(num_classes), num_classes + -num_classes % devices)
     classes = jax.tree.map(lambda leaf: leaf[padded], classes)
     subset = _on_all_devices(method)(gradients, options, classes)
+    # Back to one device, where the gradients are.
+    subset = jax.device_put(subset, jax.local_devices()[0])
     return jax.tree.map(lambda leaf: leaf[:num_classes], subset)
 
 

@@ -83,14 +83,14 @@ def bars(shares: Mapping[str, float]) -> str:
     return _svg("importance of each hyper-parameter", shapes, height=16 + 28 * len(rows))
 
 
-def stacked(seconds: Mapping[str, float]) -> str:
-    """One bar of all seconds, in parts; the table beside it is its legend."""
-    total = sum(seconds.values()) or 1.0
+def stacked(parts: Sequence[tuple[str, float, int]]) -> str:
+    """One bar of (line, seconds, colour); the table beside it is its legend."""
+    total = sum(spent for _, spent, _ in parts) or 1.0
     shapes, at = [], 0.0
-    for place, (line, spent) in enumerate(seconds.items()):
+    for line, spent, color in parts:
         width = WIDTH * spent / total
         shapes.append(
-            f'<rect class="part{place}" x="{at:.2f}" y="0" width="{width:.2f}" height="26">'
+            f'<rect class="part{color}" x="{at:.2f}" y="0" width="{width:.2f}" height="26">'
             f"<title>{escape(line)}: {spent:.1f} s</title></rect>"
         )
         at += width

@@ -140,14 +140,20 @@ def _ledger(search: Search) -> str:
         return "<p>No trial has a ledger yet.</p>"
     rows = [
         (
-            _Html(f'<i class="key part{place}"></i>{escape(line.replace("_", " "))}'),
+            _Html(f'<i class="key part{_color(line)}"></i>{escape(line.replace("_", " "))}'),
             f"{spent:.2f}",
             f"{100 * spent / total:.1f}%",
         )
-        for place, (line, spent) in enumerate(sums.items())
+        for line, spent in sums.items()
     ]
     rows.append((_Html("<b>all</b>"), f"{total:.2f}", "100%"))
-    return charts.stacked(sums) + _table(("line", "seconds", "share"), rows, numeric=(1, 2))
+    bar = charts.stacked([(line, spent, _color(line)) for line, spent in sums.items()])
+    return bar + _table(("line", "seconds", "share"), rows, numeric=(1, 2))
+
+
+def _color(line: str) -> int:
+    """A line has the same colour on every page."""
+    return LINES.index(line) if line in LINES else len(LINES) - 1
 
 
 def _rungs(search: Search) -> str:

@@ -56,7 +56,8 @@ def select(
       >>> import jdss
       >>> rng = np.random.default_rng(0)
       >>> logits, features = rng.normal(size=(40, 2)), rng.normal(size=(40, 5))
-      >>> subset = jdss.select(logits, features, np.arange(40) % 2, budget=4)
+      >>> subset = jdss.select(logits, features, np.arange(40) % 2, budget=4,
+      ...                      method="uniform")
       >>> subset.indices.shape
       (4,)
     """

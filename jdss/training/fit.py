@@ -30,6 +30,7 @@ from jdss.training.schedule import Schedule, make_schedule
 from jdss.training.selection_round import everything, lift, pad_subset, select_subset
 from jdss.training.state import TrainState, init_state
 from jdss.training.train_on_subset import steps_per_epoch, train_on_subset
+from jdss.training.trial_checkpoint import TrialCheckpoint
 
 OnEpoch = Callable[[Mapping[str, Any]], None]
 OnRung = Callable[[int, float], None]
@@ -166,6 +167,7 @@ def train_adaptively(
     rungs: Sequence[int] = (),
     on_rung: OnRung = lambda epoch, score: None,
     selections: list[dict[str, Any]] | None = None,
+    checkpoint: TrialCheckpoint | None = None,
 ) -> FitResult:
     """`fit` on a `Problem` that is already on the devices: what every trial of a search runs.
 
@@ -176,6 +178,7 @@ def train_adaptively(
         changes: a stretch that a rung cuts goes on as if it had not been cut.
       on_rung: called at each rung with its epoch and the metric's value; it may raise to stop.
       selections: where `FitResult.selections` are kept, for one who looks before the end.
+      checkpoint: where training goes on if it was cut off, and is saved at the end of stretches.
     """
     init_key, train_key, select_key = jax.random.split(key, 3)
     history: list[dict[str, Any]] = []
@@ -186,15 +189,15 @@ def train_adaptively(
     warm_steps = round(warm_epochs * budget / batch_size)
     total_steps = warm_steps + (epochs - warm_epochs) * steps_per_epoch(budget, batch_size)
     with ledger.measure("other"):
-        if schedule.outer == "validation" and not len(problem.validation):
-            raise ValueError("validation must be given for outer='validation', got None")
         state = init_state(model, problem.examples.inputs, init_key, optimizers=optimizers)
-        _check_outputs(state, problem)
+        _check(schedule, problem, state)
         all_examples = everything(problem)
         select = lift(schedule, problem, batch_size)
+    state, subset = checkpoint.load(state, history, selections) if checkpoint else (state, None)
+    past_epochs = history[-1]["epoch"] if history else 0
 
     def train(
-        line: str, subset: Subset, epoch: int, num_steps: int, cuts: Mapping[int, int] | None = None
+        line: str, padded: Subset, epoch: int, num_steps: int, cuts: Mapping[int, int] | None = None
     ) -> None:
         """One stretch, on one line of the ledger; the loss is fetched once, at its end.
 
@@ -209,7 +212,7 @@ def train_adaptively(
                     state, metrics = train_on_subset(
                         state,
                         problem.examples,
-                        subset,
+                        padded,
                         hyper,
                         stretch_key,
                         num_steps=until - done,
@@ -232,17 +235,19 @@ def train_adaptively(
             {"phase": line, "epoch": epoch, "epochs": epochs, "steps": num_steps, "loss": loss}
         )
         on_epoch(history[-1])
+        if checkpoint is not None:
+            checkpoint.save_if_due(state, subset, history, selections, ledger)
 
     if schedule.strategy.select is None:
-        for epoch in range(1, epochs + 1):
+        for epoch in range(past_epochs + 1, epochs + 1):
             train("full", all_examples, epoch, steps_per_epoch(len(problem.train), batch_size))
         return _finish(problem, state, history, None, ledger, metric, selections)
 
-    if warm_steps:
+    if warm_steps and not history:
         cuts = {rung: round(rung * budget / batch_size) for rung in rungs if rung < warm_epochs}
         train("warm_start", all_examples, warm_epochs, warm_steps, cuts)
-    subset, padded = None, all_examples
-    for epoch in range(warm_epochs, epochs):
+    padded = all_examples if subset is None else pad_subset(subset, problem)
+    for epoch in range(max(warm_epochs, past_epochs), epochs):
         if (epoch - warm_epochs) % schedule.select_every == 0:
             round_key = jax.random.fold_in(select_key, epoch)
             subset, statistics = select_subset(
@@ -252,13 +257,13 @@ def train_adaptively(
             with ledger.measure("other"):
                 padded = pad_subset(subset, problem)
         train("subset", padded, epoch + 1, steps_per_epoch(budget, batch_size))
-    if subset is not None:
-        subset = replace(subset, indices=jnp.asarray(problem.train[np.asarray(subset.indices)]))
     return _finish(problem, state, history, subset, ledger, metric, selections)
 
 
-def _check_outputs(state: TrainState, problem: Problem) -> None:
-    """Raises ValueError where the model has fewer outputs than there are classes."""
+def _check(schedule: Schedule, problem: Problem, state: TrainState) -> None:
+    """Raises ValueError where the model has too few outputs, or validation data is missing."""
+    if schedule.outer == "validation" and not len(problem.validation):
+        raise ValueError("validation must be given for outer='validation', got None")
     inputs = problem.examples.inputs
     one = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), jnp.float32)
     logits = jax.eval_shape(partial(apply_last_layer, state.model), state.variables, one).logits
@@ -278,6 +283,8 @@ def _finish(
     metric: Metric,
     selections: list[dict[str, Any]],
 ) -> FitResult:
+    if subset is not None:
+        subset = replace(subset, indices=jnp.asarray(problem.train[np.asarray(subset.indices)]))
     # The loss of a step is that before its update: a last update that diverges shows only here.
     with ledger.measure("other"):
         finite = bool(is_finite(state.params))

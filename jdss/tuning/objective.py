@@ -1,8 +1,11 @@
 """A trial of the search: train a model on adaptively selected subsets, score it on validation."""
 
 import math
+import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,13 +19,14 @@ from jdss.subset import Select
 from jdss.training.divergence import TrainingDivergedError
 from jdss.training.fit import OnEpoch, train_adaptively
 from jdss.training.hyperparameters import DEFAULTS, hyperparameters
-from jdss.training.memory import OutOfMemoryError, is_out_of_memory
+from jdss.training.memory import OutOfMemoryError, is_out_of_memory, shortage
 from jdss.training.metrics import METRICS, Metric, MetricFunction, make_metric
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
 from jdss.training.problem import Problem, make_problem
 from jdss.training.schedule import Schedule, make_schedule
+from jdss.training.trial_checkpoint import TrialCheckpoint
 from jdss.tuning.pruning import check_rungs, rungs
-from jdss.tuning.resuming import FAILURE, HYPERPARAMETERS, WORKER, this_worker
+from jdss.tuning.resuming import FAILURE, HYPERPARAMETERS, SEARCH, WORKER, this_worker
 from jdss.tuning.sampling import INTERRUPTED, trial_index
 from jdss.tuning.space import Space, check_space, default_space, suggest
 
@@ -55,6 +59,8 @@ class Objective:
       metric: what a trial is scored by.
       first_rung: r, the epoch at which trials first report to the study's pruner.
       reduction_factor: η: each rung is η times the one before.
+      checkpoints: the directory for checkpoints inside trials; None for none.
+      checkpoint_every: seconds between two of them.
     """
 
     problem: Problem
@@ -68,6 +74,8 @@ class Objective:
     metric: Metric = METRICS["accuracy"]
     first_rung: int = 1
     reduction_factor: int = 3
+    checkpoints: str | os.PathLike[str] | None = None
+    checkpoint_every: float = 60.0
 
     def __call__(self, trial: optuna.Trial) -> float:
         """Runs a trial and returns its score on the validation set.
@@ -80,10 +88,12 @@ class Objective:
         ledger, start = Ledger(), self.meter.read() if self.meter else None
         if WORKER not in trial.user_attrs:
             trial.set_user_attr(WORKER, this_worker())
+        checkpoint = None
         try:
             with ledger.measure_rest():
                 values = suggest(trial, self.space)
                 trial.set_user_attr(HYPERPARAMETERS, values)
+                checkpoint = self.checkpoint(trial, values)
                 result = train_adaptively(
                     self.problem,
                     build_model(self.model, values),
@@ -95,8 +105,11 @@ class Objective:
                     on_epoch=self.on_epoch,
                     metric=self.metric,
                     rungs=self.rungs(trial.study, values),
-                    on_rung=lambda epoch, score: report(trial, epoch, self.checked(score)),
+                    on_rung=lambda epoch, score: report(
+                        trial, epoch, self.checked(score), checkpoint
+                    ),
                     selections=selections,
+                    checkpoint=checkpoint,
                 )
                 score = self.checked(result.validation_score)
                 trial.set_user_attr("jdss:validation_accuracy", result.validation_accuracy)
@@ -108,18 +121,21 @@ class Objective:
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
             if not is_out_of_memory(error):
                 trial.set_user_attr(INTERRUPTED, repr(error))
+                checkpoint = None
                 raise
-            # The sizes that did not fit are in the first line; the rest is the allocator's table.
-            first, *_ = [*str(error).splitlines(), repr(error)]
-            failure = f"the trial ran out of memory: {first}"
+            failure = f"the trial ran out of memory: {shortage(error)}"
             trial.set_user_attr(FAILURE, failure)
             raise OutOfMemoryError(failure) from error
-        except BaseException as error:  # Ctrl-C, memory, a bug: not the trial's own doing
+        except BaseException as error:  # Ctrl-C or a bug: not the trial's own doing
             trial.set_user_attr(INTERRUPTED, repr(error))
+            checkpoint = None  # which is kept, for the trial that takes its place
             raise
         finally:
             end = self.meter.read() if self.meter else None
             ledger.joules = end.joules - start.joules if start and end else None
+            if checkpoint is not None:
+                ledger.add(checkpoint.past)
+                checkpoint.remove()
             trial.set_user_attr(LEDGER, ledger.as_dict())
             if selections:
                 trial.set_user_attr(SELECTIONS, selections)
@@ -133,6 +149,24 @@ class Objective:
             return ()
         epochs = int(values.get("epochs", DEFAULTS["epochs"]))
         return rungs(epochs, first_rung=self.first_rung, reduction_factor=self.reduction_factor)
+
+    def checkpoint(self, trial: optuna.Trial, values: Mapping[str, Any]) -> TrialCheckpoint | None:
+        """Where a trial is saved on its way: by its study and its place, which a retry shares."""
+        if self.checkpoints is None:
+            return None
+        place = trial_index(trial.study, trial)
+        name = re.sub(r"[^\w.-]", "_", f"{trial.study.study_name}-{place}.npz")
+        identity = {
+            "search": trial.study.user_attrs.get(SEARCH),
+            "place": place,
+            "hyperparameters": dict(values),
+        }
+        return TrialCheckpoint(
+            Path(self.checkpoints) / name,
+            identity,
+            self.checkpoint_every,
+            tell=lambda epoch, score: trial.report(score, epoch),
+        )
 
     def checked(self, score: float | None) -> float:
         """The score, if it is a finite number: Optuna takes no other."""
@@ -235,12 +269,16 @@ def objective(
     )
 
 
-def report(trial: optuna.Trial, epoch: int, score: float) -> None:
-    """Tells the pruner the score at a rung.
+def report(
+    trial: optuna.Trial, epoch: int, score: float, checkpoint: TrialCheckpoint | None = None
+) -> None:
+    """Tells the pruner the score at a rung, and keeps it for a checkpoint.
 
     Raises:
       optuna.TrialPruned: where it stops the trial there.
     """
+    if checkpoint is not None:
+        checkpoint.reports.append((epoch, score))
     trial.report(score, epoch)
     if trial.should_prune():
         raise optuna.TrialPruned(f"pruned after {epoch} epochs with {score:.4g}")

@@ -92,8 +92,15 @@ def release_trials_of_the_dead(study: optuna.Study) -> None:
     heartbeat, where the storage has one.
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if _is_gone(trial.user_attrs.get(WORKER)):
+        if is_gone(trial.user_attrs.get(WORKER)):
             cut_off(study, trial._trial_id, GONE)
+
+
+def give_up_own_trials(study: optuna.Study, reason: str) -> None:
+    """Marks what this process has claimed and will not run any more as cut off."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if trial.user_attrs.get(WORKER) == this_worker():
+            cut_off(study, trial._trial_id, reason)
 
 
 def cut_off(study: optuna.Study, trial_id: int, reason: str) -> None:
@@ -134,8 +141,14 @@ def _started(pid: int) -> str | None:
     return None if fields[0] == b"Z" else fields[19].decode()
 
 
-def _is_gone(worker: dict[str, Any] | None) -> bool:
-    if worker is None or worker["host"] != _host():
+def is_here(worker: dict[str, Any] | None) -> bool:
+    """Whether a worker runs, or ran, on this machine, and can be looked at."""
+    return worker is not None and worker["host"] == _host()
+
+
+def is_gone(worker: dict[str, Any] | None) -> bool:
+    """Whether a worker is known to be dead; False where nobody can tell from here."""
+    if worker is None or not is_here(worker):
         return False
     if worker["pid"] == os.getpid():
         return True  # a trial of this process that is not being run was left behind by it

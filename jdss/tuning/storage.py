@@ -28,6 +28,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from jdss.tuning.resuming import WORKER, is_gone, is_here
+
 RANK = "JDSS_WORKER"
 """The environment variable that holds a worker's number among those of its command."""
 
@@ -178,7 +180,7 @@ def _reason(error: OSError) -> str:
         errno.EFBIG: "the file may not grow any more; raise the limit and run the command again",
         errno.EACCES: "no permission to write there",
         errno.EROFS: "the file system is read-only",
-        errno.ENOENT: "the directory does not exist",
+        errno.ENOENT: "the directory does not exist, or the file was removed",
     }
     return reasons.get(error.errno or 0, str(error))
 
@@ -231,9 +233,11 @@ class PatientStorage(RDBStorage):
             super().record_heartbeat(trial_id)
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
-        """Also those whose worker died before the first heartbeat, which Optuna passes over.
+        """Trials without a recent heartbeat, but for those that can be seen to be alive.
 
-        They are told by this process's own clock, since the clocks of workers may differ.
+        After the database was away, no trial has had a heartbeat for a while. Also those are
+        stale whose worker died before the first one, which Optuna passes over: they are told by
+        this process's own clock, since the clocks of workers may differ.
         """
         stale = super()._get_stale_trial_ids(study_id)
         with self.scoped_session() as session:
@@ -248,7 +252,12 @@ class PatientStorage(RDBStorage):
         now, known = time.monotonic(), self._first_seen
         self._first_seen = {trial_id: known.get(trial_id, now) for (trial_id,) in rows}
         grace = self.grace_period or 0
-        return stale + [i for i, seen in self._first_seen.items() if now - seen > grace]
+        stale += [i for i, seen in self._first_seen.items() if now - seen > grace]
+        return [trial_id for trial_id in stale if not self._is_seen_alive(trial_id)]
+
+    def _is_seen_alive(self, trial_id: int) -> bool:
+        worker = self.get_trial(trial_id).user_attrs.get(WORKER)
+        return is_here(worker) and not is_gone(worker)
 
 
 def _patient(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,11 +2,13 @@
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import jax
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
@@ -15,11 +17,19 @@ from jdss.training.divergence import TrainingDivergedError
 from jdss.tuning.claiming import NothingLeftError, SharedStudy, was_taken
 from jdss.tuning.objective import Objective
 from jdss.tuning.points import PointSampler
-from jdss.tuning.resuming import FAILURE, SEARCH, check_same_search, finished_trials
+from jdss.tuning.resuming import (
+    FAILURE,
+    SEARCH,
+    check_same_search,
+    finished_trials,
+    give_up_own_trials,
+)
 from jdss.tuning.sampling import STARTUP_SAMPLERS, default_startup_trials, num_enqueued
 from jdss.tuning.storage import RANK, open_storage
 
 Callback = Callable[[optuna.Study, optuna.trial.FrozenTrial], None]
+
+_CACHE = "jax_compilation_cache_dir"
 
 IN_MEMORY = "search"
 """The name of a study in memory: Hyperband's brackets follow from a study's name."""
@@ -147,7 +157,11 @@ def optimize(
             study.optimize(remembered, **options)
         except NothingLeftError:
             return
-        except (UpdateFinishedTrialError, ValueError) as error:
+        except KeyboardInterrupt as error:
+            # Between two trials' own code, in Optuna's or the sampler's, nobody has told it yet.
+            give_up_own_trials(study, repr(error))
+            raise
+        except (UpdateFinishedTrialError, ValueError, AssertionError) as error:
             if number is None or error is raised or not was_taken(study, number):
                 raise
         else:
@@ -163,6 +177,33 @@ def quiet_optuna() -> Iterator[None]:
         yield
     finally:
         optuna.logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def one_cache_warning() -> Iterator[None]:
+    """One sentence for all entries of JAX's compilation cache that cannot be read.
+
+    JAX compiles such a program again, and says so for each.
+    """
+    told = False
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_once(message: Warning | str, *arguments: Any, **options: Any) -> None:
+            nonlocal told
+            if not str(message).startswith("Error reading persistent compilation cache entry"):
+                show(message, *arguments, **options)
+            elif not told:
+                told = True
+                text = (
+                    f"the compilation cache {jax.config.values[_CACHE]} has entries "
+                    "that cannot be read: those programs are compiled again; remove the directory "
+                    "to have them cached anew"
+                )
+                show(RuntimeWarning(text), RuntimeWarning, *arguments[1:], **options)
+
+        warnings.showwarning = show_once
+        yield
 
 
 def best_trial(study: optuna.Study) -> optuna.trial.FrozenTrial:

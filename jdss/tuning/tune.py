@@ -30,6 +30,7 @@ from jdss.tuning.study import (
     attainable,
     best_trial,
     check_limits,
+    one_cache_warning,
     open_study,
     quiet_optuna,
     run_trials,
@@ -96,6 +97,7 @@ class TuneResult:
         }
 
 
+@one_cache_warning()
 def tune(
     model: nn.Module | ModelFactory,
     data: Dataset | tuple[Any, Any] | str,
@@ -127,6 +129,8 @@ def tune(
     augmentation: str = "none",
     optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
     workers: int = 1,
+    checkpoints: str | os.PathLike[str] | None = None,
+    checkpoint_every: float = 60.0,
     retrain: bool = True,
     save_to: str | os.PathLike[str] | None = None,
     data_dir: str | None = None,
@@ -167,14 +171,18 @@ def tune(
       metric: what a trial is scored by: "accuracy", "loss" (mean cross-entropy), or a function of
         logits float32[m, c] and labels int32[m] to a number.
       direction: "maximize" or "minimize", for a metric of your own.
-      storage: an Optuna storage or its URL, such as "sqlite:///search.db"; None keeps the study
-        in memory.
+      storage: where the study is kept: "sqlite:///search.db", "postgresql://user@host/database",
+        "search.log" for a journal file, or an Optuna storage (see `jdss.open_storage`); None keeps
+        it in memory.
       study_name: the study's name in the storage.
       validation: the fraction held out to score trials (stratified), or (inputs, labels).
       test: (inputs, labels), looked at once, after retraining; None means the `Dataset`'s own.
       select_every, warm_start, lifting, options, augmentation, optimizers: as in `jdss.fit`.
       workers: how many processes run trials; they need a storage that they can share. Machines
         share a study by the same call on each. See docs/workers.md for when it pays.
+      checkpoints: a directory in which trials are saved on their way, so that one that is cut off
+        goes on from there; None for none. It pays where trials take many minutes.
+      checkpoint_every: seconds between two checkpoints of a trial.
       retrain: whether to retrain the best on the training and validation examples together.
       save_to: a new directory for the retrained model (see `jdss.load_model`).
       data_dir: where `tensorflow_datasets` keeps its data, for data given by name.
@@ -188,6 +196,8 @@ def tune(
       ValueError, TypeError: for bad arguments, naming them.
       SearchFailedError: where no trial was completed.
       ModuleNotFoundError: where a sampler needs a package that is not installed.
+      StorageError: where the storage cannot be reached, read or written.
+      WorkerError: where workers die again and again.
       FileExistsError: where `save_to` is there already; looked at first, not last.
       DifferentSearchError: where the study of that name holds another search.
     """
@@ -261,6 +271,8 @@ def tune(
             metric=scored_by,
             first_rung=first_rung,
             reduction_factor=reduction_factor,
+            checkpoints=checkpoints,
+            checkpoint_every=checkpoint_every,
         )
         with quiet_optuna() if progress else nullcontext():
             study = open_study(storage, study_name, search, trials, enqueue)

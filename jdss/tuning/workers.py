@@ -87,10 +87,11 @@ def run_workers(arguments: Mapping[str, Any], workers: int, *, progress: bool = 
     storage = open_storage(arguments["storage"])  # makes the tables, once, before workers do
     crew = _Crew(Path(tempfile.mkdtemp(prefix="jdss-workers-")), workers)
     crew.write_task({**arguments, "workers": 1, "retrain": False, "save_to": None, "test": None})
-    with progress_bar(arguments["trials"], f"{workers} workers", enabled=progress) as bar:
+    name, trials = arguments["study_name"], arguments["trials"]
+    with progress_bar(trials, f"{workers} workers", enabled=progress) as bar:
         try:
             crew.start()
-            while crew.look_after(storage, arguments["study_name"], bar):
+            while crew.look_after(storage, name, trials, bar):
                 time.sleep(_PAUSE)
         except BaseException:
             crew.stop()
@@ -111,6 +112,7 @@ class _Crew:
         )
         self._deaths = 0  # since a trial was last finished
         self._finished = -1
+        self._interrupted = False
 
     def write_task(self, arguments: Mapping[str, Any]) -> None:
         configuration = {name: getattr(jax.config, name) for name in _CONFIGURATION}
@@ -131,7 +133,7 @@ class _Crew:
         }
         with open(self.log(rank), "ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, str(self.directory), str(rank)],
+                [sys.executable, "-P", "-c", _PROGRAM, str(self.directory), str(rank)],
                 env=environment,
                 stdin=subprocess.PIPE,  # held open: a worker ends when its parent is gone
                 stdout=log,
@@ -142,7 +144,7 @@ class _Crew:
     def log(self, rank: int) -> Path:
         return self.directory / f"worker-{rank}.log"
 
-    def look_after(self, storage: Any, study_name: str, bar: ProgressBar) -> bool:
+    def look_after(self, storage: Any, study_name: str, trials: int, bar: ProgressBar) -> bool:
         """Replaces workers that were killed; returns whether any are left."""
         self._show(storage, study_name, bar)
         for rank, process in list(self._processes.items()):
@@ -154,9 +156,16 @@ class _Crew:
             process.stdin.close()
             if code < 0:
                 self._replace(rank, -code)
-            elif code not in (0, _INTERRUPTED):
+            elif code == _INTERRUPTED:  # by somebody else: one worker less is wanted
+                self._interrupted = True
+            elif code:
                 self.trouble = True
                 raise self._error(rank)
+        if not self._processes and self._interrupted and self._finished < trials:
+            raise WorkerError(
+                f"all workers were interrupted when {max(self._finished, 0)} of {trials} trials "
+                "were finished: run the same command again to go on"
+            )
         return bool(self._processes)
 
     def _show(self, storage: Any, study_name: str, bar: ProgressBar) -> None:

@@ -1,0 +1,232 @@
+"""The command line: every option of the functions, and exit statuses that scripts can trust."""
+
+import inspect
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import optuna
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+import jdss
+from jdss import _arguments
+from jdss.cli import app
+
+MODEL = "tests.conftest:Perceptron"
+SPACE = """
+learning_rate = {type = "float", low = 0.01, high = 0.1, log = true}
+epochs = {type = "int", low = 2, high = 3}
+batch_size = {type = "categorical", choices = [16]}
+"""
+ONLY_ON_THE_COMMAND_LINE = {"out"}  # of tune: where the result file goes
+
+
+def announce(study, trial):
+    print("a trial is done", flush=True)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, blobs):
+    directory = tmp_path_factory.mktemp("files")
+    inputs, labels = blobs
+    np.savez(directory / "data.npz", inputs=inputs, labels=labels)
+    np.savez(directory / "test.npz", inputs=inputs[:30], labels=labels[:30])
+    (directory / "space.toml").write_text(SPACE)
+    generator = np.random.default_rng(0)
+    np.savez(
+        directory / "layer.npz",
+        logits=generator.normal(size=(90, 3)),
+        features=generator.normal(size=(90, 4)),
+        labels=labels[:90],
+    )
+    return directory
+
+
+def search(files, *more):
+    space = ("--space", files / "space.toml")
+    quiet = ("--no-progress", "--fraction", 0.2, "--trials", 2)
+    return run("tune", MODEL, files / "data.npz", *space, *quiet, *more)
+
+
+@pytest.mark.parametrize("name", ["tune", "select", "report"])
+def test_every_argument_of_the_function_is_one_of_the_command(name):
+    """What a callable can be given as, an import path can be given as: there are no exceptions."""
+    parameters = {parameter.name for parameter in get_command(app).commands[name].params}
+    parameters -= {"help"}
+    arguments = set(inspect.signature(getattr(jdss, name)).parameters)
+    if name == "tune":
+        parameters -= ONLY_ON_THE_COMMAND_LINE
+    if name == "select":
+        arguments -= {"logits", "features", "labels"}  # which are in the file
+        parameters -= {"file", "out"}
+    assert parameters == arguments
+
+
+@pytest.mark.parametrize("name", ["tune", "select", "report"])
+def test_defaults_of_the_command_are_those_of_the_function(name):
+    """Where they are of a plain kind; None, texts and lists stand for what is read from them."""
+    function = inspect.signature(getattr(jdss, name)).parameters
+    compared = 0
+    for parameter in get_command(app).commands[name].params:
+        default = getattr(function.get(parameter.name), "default", inspect.Parameter.empty)
+        if isinstance(default, (int, float, str)) and parameter.name != "out":
+            assert type(default)(parameter.default) == default, parameter.name
+            compared += 1
+    assert compared >= (15 if name == "tune" else 1) - (name == "report")
+
+
+def test_help_teaches_and_does_not_import_jax():
+    program = (
+        "import sys; from typer.testing import CliRunner; from jdss.cli import app\n"
+        "result = CliRunner().invoke(app, ['tune', '--help'])\n"
+        "assert result.exit_code == 0\n"
+        "print(result.output); print(sorted({'jax', 'optuna', 'numpy'} & set(sys.modules)))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert "jdss tune lenet digits" in shown.stdout
+    assert "learning_rate = {type" in shown.stdout
+    assert shown.stdout.splitlines()[-1] == "[]", shown.stderr
+
+
+def test_a_search_is_kept_reported_and_written(files, tmp_path):
+    storage = f"sqlite:///{tmp_path}/search.db"
+    kept = ("--storage", storage, "--study", "mine", "--out", tmp_path / "result.json")
+    first = ("--enqueue", '{"learning_rate": 0.05, "epochs": 3}')
+    result = search(files, *kept, *first, "--test", files / "test.npz", "--sampler", "random")
+    assert result.exit_code == 0, result.output
+    assert "2 trials: 2 complete" in result.output
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert record["trials"][0]["hyperparameters"]["learning_rate"] == 0.05
+    assert record["search"]["sampler"] == "random"
+    assert 0 <= record["retraining"]["test_accuracy"] <= 1
+
+    page = tmp_path / "report.html"
+    assert run("report", storage, "--study", "mine", "--out", page).exit_code == 0
+    assert "<title>mine</title>" in page.read_text()
+    assert run("report", storage, "--out", page).exit_code == 0  # the only study there
+    missing = run("report", storage, "--study", "yours", "--out", page)
+    assert missing.exit_code == 2
+    assert "one of the storage's ('mine'), got 'yours'" in missing.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--fraction", 3], r"fraction must be in (0, 1], got 3.0"),
+        (["--sampler", "best"], "sampler must be one of"),
+        (["--space", "nowhere.toml"], "nowhere.toml"),
+        (["--space", "space"], "--space must be a .json or .toml file"),
+        (["--options", "[1]"], "--options must be a mapping in JSON"),
+        (["--metric", "tests.conftest:nothing"], "cannot be imported"),
+        (["--validation", "half"], "--validation must be an .npz file"),
+        (["--enqueue", '{"epochs": 99}'], "must be in IntDistribution"),
+        (["--trials", "many"], "Invalid value"),
+        (["--no-such-option"], "No such option"),
+    ],
+)
+def test_mistakes_give_one_sentence_and_status_2(files, arguments, message):
+    result = search(files, *arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+
+
+def test_unknown_models_data_and_files_give_status_2(files):
+    for arguments, message in [
+        (("tune", "lenett", files / "data.npz"), "model must be one of lenet"),
+        (("tune", "lenet", "minst"), "data must be one of cifar10, cifar100, digits, mnist"),
+        (("tune", "lenet", files / "none.npz"), "there is no file"),
+        (("tune", "lenet", files / "layer.npz"), "it lacks inputs"),
+        (("report", f"sqlite:///{files}/none.db"), "storage must be there already"),
+    ]:
+        result = run(*arguments)
+        assert (result.exit_code, message in result.output) == (2, True), result.output
+
+
+def test_a_search_in_which_every_trial_failed_has_status_1(files, tmp_path):
+    space = tmp_path / "space.json"
+    space.write_text('{"learning_rate": {"type": "categorical", "choices": [1e30]}}')
+    result = search(files, "--space", space)
+    assert result.exit_code == 1
+    assert "all 2 trials of the search failed" in result.output
+
+
+def test_ctrl_c_has_status_130(files, tmp_path):
+    command = [sys.executable, "-m", "jdss", "tune", MODEL, str(files / "data.npz")]
+    command += ["--space", str(files / "space.toml"), "--trials", "1000", "--no-progress"]
+    command += ["--storage", f"sqlite:///{tmp_path}/search.db", "--study", "s"]
+    command += ["--callbacks", "tests.test_cli:announce"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"a trial is done\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"jdss: interrupted" in errors
+    assert b"Traceback" not in errors
+
+
+# --- select ---
+
+
+@pytest.mark.parametrize("method", ["craig", "glister"])
+def test_select_writes_the_subset_that_the_function_gives(files, tmp_path, method):
+    out = tmp_path / "subset.npz"
+    chosen = run("select", files / "layer.npz", "--method", method, "--budget", 9, "--out", out)
+    assert chosen.exit_code == 0, chosen.output
+    with np.load(files / "layer.npz") as layer, np.load(out) as written:
+        expected = jdss.select(
+            layer["logits"], layer["features"], layer["labels"], method=method, budget=9
+        )
+        np.testing.assert_array_equal(written["indices"], expected.indices)
+        np.testing.assert_array_equal(written["weights"], expected.weights)
+    assert len(set(np.asarray(expected.indices).tolist())) == 9
+
+
+def test_select_by_class_takes_from_every_class_and_writes_json(files, tmp_path):
+    out = tmp_path / "subset.json"
+    lifting = ("--lifting", "per_class", "--method", "craig", "--fraction", 0.1)
+    assert run("select", files / "layer.npz", *lifting, "--out", out).exit_code == 0
+    written = json.loads(out.read_text())
+    with np.load(files / "layer.npz") as layer:
+        assert sorted(layer["labels"][written["indices"]]) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert sum(written["weights"]) == pytest.approx(90)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--budget", 100], "budget must be in 1..90, got 100"),
+        (["--budget", 3, "--fraction", 0.1], "budget must be left out with a fraction"),
+        (["--method", "full"], "method must be one of 'craig', 'glister'"),
+        (["--lifting", "by_class"], "lifting must be one of"),
+        (["--out", "subset.txt"], "--out must end in .npz or .json"),
+    ],
+)
+def test_select_refuses_with_status_2(files, arguments, message):
+    result = run("select", files / "layer.npz", *arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_spaces_are_read_in_every_form(tmp_path):
+    lr = optuna.distributions.FloatDistribution(0.01, 0.1, log=True)
+    (tmp_path / "own.json").write_text(
+        json.dumps({"lr": json.loads(optuna.distributions.distribution_to_json(lr))})
+    )
+    assert _arguments.space(str(tmp_path / "own.json")) == {"lr": lr}
+    (tmp_path / "bad.toml").write_text('lr = {type = "float", low = 1}')
+    with pytest.raises(ValueError, match=r"space\['lr'\].*high"):
+        _arguments.space(str(tmp_path / "bad.toml"))
+    (tmp_path / "worse.toml").write_text("lr = 3")
+    with pytest.raises(ValueError, match=r"space\['lr'\] must have a type"):
+        _arguments.space(str(tmp_path / "worse.toml"))

@@ -1,0 +1,358 @@
+"""Faults, each with one clear sentence: databases that go away, full disks, memory, caches."""
+
+import contextlib
+import dataclasses
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.trial import TrialState
+
+import jdss
+from jdss.reporting.ledger import Ledger
+from jdss.training.trial_checkpoint import TrialCheckpoint
+from jdss.tuning.storage import StorageError, open_storage
+from tests import crew
+from tests.postgresql import postgresql  # noqa: F401
+from tests.test_tune import SPACE, tune, values
+
+# Databases that go away --------------------------------------------------------------------------
+
+
+def test_a_database_that_goes_away_for_ten_seconds_is_waited_for(postgresql):  # noqa: F811
+    """The server is stopped while two workers run trials, and started again."""
+    url = postgresql.new_database()
+    workers = [crew.Worker(url, 12, seconds=0.5, rank=rank) for rank in range(2)]
+    for worker in workers:
+        assert worker.wait_for_trial() is not None
+    postgresql.stop()
+    try:
+        time.sleep(10)
+    finally:
+        postgresql.start()
+    for worker in workers:
+        worker.join()
+    crew.check_complete(url, 12)
+
+
+def test_a_database_that_stays_away_is_one_sentence(postgresql):  # noqa: F811
+    storage = open_storage(postgresql.new_database(), patience=1.0)
+    study = optuna.create_study(storage=storage)
+    postgresql.stop()
+    try:
+        message = r"^the study's storage postgresql\S+ has been away for \d+ s \(.*\): run the same"
+        with pytest.raises(StorageError, match=message) as caught:
+            study.ask()
+        assert "\n" not in str(caught.value)
+    finally:
+        postgresql.start()
+    study.ask()  # and is there again
+
+
+# Disks -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one mebibyte, where this process may mount one."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "jdss", str(path)]
+    if os.getuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a small file system takes root's rights")
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def fill(path):
+    """Leaves no byte free."""
+    with open(path / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+
+
+def write_much(study):
+    """More than fits into what was allocated already."""
+    for number in range(1000):
+        study.set_user_attr(f"attribute {number}", "x" * 1000)
+
+
+@pytest.mark.parametrize("name", ["sqlite:///{}/s.db", "journal:///{}/s.log"])
+def test_a_full_disk_is_one_sentence_and_loses_nothing(small_disk, name):
+    storage = open_storage(name.format(small_disk))
+    study = optuna.create_study(storage=storage, study_name="full")
+    study.enqueue_trial({"x": 0.5})
+    fill(small_disk)
+    with pytest.raises(StorageError, match=r"cannot be used: the disk is full; make room"):
+        write_much(study)
+    before = len(study.trials)
+    os.remove(small_disk / "filler")
+    study.enqueue_trial({"x": 0.7})
+    again = optuna.load_study(study_name="full", storage=open_storage(name.format(small_disk)))
+    assert len(again.trials) == before + 1
+
+
+@pytest.mark.parametrize("name", ["sqlite:///{}/s.db", "journal:///{}/s.log"])
+def test_a_file_that_may_not_grow_is_one_sentence_and_loses_nothing(tmp_path, name):
+    """A quota of a kind that needs no root: the largest size of a file of this process."""
+    storage = open_storage(name.format(tmp_path))
+    study = optuna.create_study(storage=storage, study_name="full")
+    study.enqueue_trial({"x": 0.5})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    (file,) = (path for path in tmp_path.iterdir() if path.suffix in (".db", ".log"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 100, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=r"cannot be used: the (disk is full|file may not)"):
+            write_much(study)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    before = len(study.trials)
+    study.enqueue_trial({"x": 0.7})
+    again = optuna.load_study(study_name="full", storage=open_storage(name.format(tmp_path)))
+    assert len(again.trials) == before + 1
+
+
+# The compilation cache ---------------------------------------------------------------------------
+
+
+def test_a_corrupt_compilation_cache_is_one_warning_and_changes_nothing(tmp_path):
+    """In a process of its own: JAX reads the cache's directory once."""
+    program = textwrap.dedent(
+        f"""
+        import warnings
+        import jax, jax.numpy as jnp, numpy as np
+        jax.config.update("jax_compilation_cache_dir", {str(tmp_path)!r})
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        from tests.conftest import Perceptron
+        import jdss
+
+        def select(gradients, budget, **options):
+            print(jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones(3)))
+            raise KeyError("enough")
+
+        inputs = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                jdss.tune(Perceptron(), (inputs, np.arange(60) % 3), trials=1, fraction=0.2,
+                          warm_start=0.0, selection=select, progress=False)
+            except KeyError:
+                pass
+        for warning in caught:
+            if "cache" in str(warning.message):
+                print(warning.message)
+        """
+    )
+
+    def run():
+        return run_program(program).stdout.splitlines()
+
+    (value,) = run()
+    entries = list(tmp_path.glob("*-cache"))
+    assert len(entries) > 2
+    for entry in entries:
+        entry.write_bytes(entry.read_bytes()[:100])
+    again, sentence = run()
+    assert again == value
+    assert f"the compilation cache {tmp_path} has entries that cannot be read" in sentence
+
+
+# Memory ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no room"),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nTable"),
+    ],
+)
+def test_a_trial_that_runs_out_of_memory_fails_and_the_search_goes_on(perceptron, blobs, error):
+    calls = []
+
+    def select(gradients, budget, **options):
+        calls.append(budget)
+        if len(calls) == 2:
+            raise error
+        return jdss.uniform(gradients, budget, key=options["key"])
+
+    result = tune(perceptron, blobs, selection=select, retrain=False)
+    assert [trial["state"] for trial in result.trials] == ["complete", "failed", "complete"]
+    failure = result.trials[1]["failure"]
+    assert failure.startswith("the trial ran out of memory: ")
+    assert "\n" not in failure
+
+
+def test_memory_that_a_device_really_does_not_have_is_recognised(perceptron, blobs):
+    """XLA's own error: an array of more bytes than any machine has."""
+
+    def model(width):
+        return dataclasses.replace(perceptron, width=width)
+
+    space = {"width": CategoricalDistribution((2**44,)), "epochs": IntDistribution(1, 1)}
+    with pytest.raises(jdss.SearchFailedError, match="the trial ran out of memory"):
+        tune(model, blobs, space=space, trials=2)
+
+
+def test_another_error_of_the_device_is_no_lack_of_memory(perceptron, blobs):
+    def select(gradients, budget, **options):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        tune(perceptron, blobs, selection=select)
+
+
+# Checkpoints inside trials -----------------------------------------------------------------------
+
+LONG = {**SPACE, "epochs": IntDistribution(12, 12)}
+
+
+def count_stretches(end_at, end):
+    """Counts calls of `train_on_subset`; at one, something ends the process or its training."""
+    from jdss.training import fit
+
+    original, calls = fit.train_on_subset, []
+
+    def train_on_subset(*arguments, **options):
+        calls.append(options)
+        if len(calls) == end_at:
+            end()
+        return original(*arguments, **options)
+
+    return train_on_subset, calls
+
+
+@pytest.mark.parametrize("selection", ["full", "grad_match"])
+def test_a_trial_goes_on_from_its_checkpoint_to_the_same_result(
+    perceptron, blobs, tmp_path, monkeypatch, selection
+):
+    """A real process that kills itself with SIGKILL in the trial's sixth stretch of training."""
+    options = {
+        "selection": selection,
+        "select_every": 4,
+        "trials": 1,
+        "retrain": False,
+        "storage": f"sqlite:///{tmp_path}/s.db",
+        "checkpoint_every": 0.0,
+    }
+    saved = {"study_name": "cut", "checkpoints": str(tmp_path / "saved"), **options}
+    np.savez(tmp_path / "data.npz", inputs=blobs[0], labels=blobs[1])
+    program = textwrap.dedent(
+        f"""
+        import os, signal
+        import numpy as np
+        from jdss.training import fit
+        from tests.conftest import Perceptron
+        from tests.test_faults import LONG, count_stretches, tune
+
+        data = np.load({str(tmp_path / "data.npz")!r})
+        fit.train_on_subset, _ = count_stretches(6, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        tune(Perceptron(), (data["inputs"], data["labels"]), space=LONG, **{saved!r})
+        """
+    )
+    assert run_program(program, check=False).returncode == -signal.SIGKILL
+    assert [path.name for path in (tmp_path / "saved").iterdir()] == ["cut-0.npz"]
+
+    train_on_subset, calls = count_stretches(None, None)
+    monkeypatch.setattr("jdss.training.fit.train_on_subset", train_on_subset)
+    resumed = tune(perceptron, blobs, space=LONG, **saved)
+    resumed_stretches = len(calls)
+    whole = tune(perceptron, blobs, space=LONG, study_name="whole", **options)
+    # The five before the kill were not run again.
+    assert resumed_stretches == len(calls) - resumed_stretches - 5
+    assert values(resumed) == values(whole)
+    assert resumed.trials[0]["selections"] == whole.trials[0]["selections"]
+    assert resumed.study.trials[0].state == TrialState.FAIL
+    assert list((tmp_path / "saved").iterdir()) == []
+
+
+def run_program(program, *, check=True):
+    path = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": path},
+        check=check,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def train(checkpoint, problem, perceptron, on_epoch=lambda entry: None):
+    from jdss.training.fit import train_adaptively
+    from jdss.training.schedule import make_schedule
+
+    hyper = jdss.hyperparameters({"epochs": 4, "batch_size": 16})
+    return train_adaptively(
+        problem,
+        perceptron,
+        make_schedule("full"),
+        hyper,
+        jax.random.key(0),
+        ledger=Ledger(),
+        checkpoint=checkpoint,
+        on_epoch=on_epoch,
+    )
+
+
+@pytest.fixture
+def problem(blobs):
+    from jdss.training.problem import make_problem
+
+    return make_problem(blobs, validation=0.1)
+
+
+def interrupted(path, problem, perceptron):
+    def stop(entry):
+        if entry["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt):
+        train(TrialCheckpoint(path, "mine", every=0.0), problem, perceptron, stop)
+
+
+@pytest.mark.parametrize("damage", ["half", "empty", "text"])
+def test_a_damaged_checkpoint_is_a_warning_and_the_trial_starts_again(
+    perceptron, problem, tmp_path, damage
+):
+    path = tmp_path / "trial.npz"
+    interrupted(path, problem, perceptron)
+    content = path.read_bytes()
+    path.write_bytes({"half": content[: len(content) // 2], "empty": b"", "text": b"?"}[damage])
+    with pytest.warns(RuntimeWarning, match="cannot be read .* its trial starts again"):
+        result = train(TrialCheckpoint(path, "mine"), problem, perceptron)
+    assert [entry["epoch"] for entry in result.history] == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_of_another_trial_is_not_used(perceptron, problem, tmp_path):
+    path, epochs = tmp_path / "trial.npz", []
+    interrupted(path, problem, perceptron)
+    train(TrialCheckpoint(path, "another"), problem, perceptron, epochs.append)
+    assert len(epochs) == 4
+    epochs.clear()
+    train(TrialCheckpoint(path, "mine"), problem, perceptron, epochs.append)
+    assert [entry["epoch"] for entry in epochs] == [3, 4]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_a_warning(perceptron, problem, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    checkpoint = TrialCheckpoint(tmp_path / "file" / "trial.npz", "mine", every=0.0)
+    with pytest.warns(RuntimeWarning, match="cannot be written .* the trial goes on") as caught:
+        result = train(checkpoint, problem, perceptron)
+    assert len(result.history) == 4
+    assert len([w for w in caught if "cannot be written" in str(w.message)]) == 1
+
+
+def test_checkpoints_are_no_more_often_than_asked(perceptron, problem, tmp_path):
+    train(TrialCheckpoint(tmp_path / "trial.npz", "mine", every=3600.0), problem, perceptron)
+    assert list(tmp_path.iterdir()) == []
