@@ -11,6 +11,7 @@ from jdss.gradients import (
     per_example_gradients,
     sum_consecutive,
 )
+from jdss.random_projection import projected_gradients
 from jdss.reporting.ledger import Ledger
 from jdss.selection.craig import craig
 from jdss.selection.glister import LastLayerObjective, glister
@@ -78,6 +79,7 @@ __all__ = [
     "per_batch",
     "per_class",
     "per_example_gradients",
+    "projected_gradients",
     "save_model",
     "stratified_split",
     "sum_consecutive",

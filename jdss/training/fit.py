@@ -66,6 +66,9 @@ def fit(
     warm_start: float = 0.5,
     lifting: str | None = None,
     options: Mapping[str, Any] | None = None,
+    outer: str = "training",
+    gradients: str = "last_layer",
+    projection_dimension: int = 512,
     augmentation: str = "none",
     optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
     seed: int = 0,
@@ -80,14 +83,19 @@ def fit(
         indices [n]; or a `Dataset`, of which the training part is used.
       validation: (inputs, labels), or the fraction of `data` to hold out, or None.
       hyperparameters: by name, see `jdss.hyperparameters`.
-      selection: "grad_match", "craig", "glister", "uniform", "full", or a function of the selection
-        protocol.
+      selection: "grad_match", "craig", "glister", "uniform", "stratified", "full", or a function
+        of the selection protocol.
       fraction: the share of the examples in a subset, in (0, 1].
       select_every: R, the epochs between two selections.
       warm_start: κ, the share of the epochs whose budget is spent on all the data first.
       lifting: "all", "per_class" or "per_batch" (mini-batches of the training's size); None means
         the strategy's own.
       options: passed to the selection method.
+      outer: "training", as in the paper, or "validation": the examples whose loss GLISTER lowers,
+        or whose gradient GRAD-MATCH matches.
+      gradients: "last_layer", exact and kept as two factors; or "all", those of all parameters,
+        each projected at random (see `jdss.projected_gradients`).
+      projection_dimension: the numbers kept of each gradient of all parameters.
       augmentation: "none" or "crop_flip".
       optimizers: the family of optimizers, by name.
       seed: decides on everything random.
@@ -117,6 +125,9 @@ def fit(
         warm_start=warm_start,
         lifting=lifting,
         options=options,
+        outer=outer,
+        gradients=gradients,
+        projection_dimension=projection_dimension,
     )
     hyper = make_hyperparameters(hyperparameters, optimizers=tuple(optimizers))
     ledger = Ledger()
@@ -159,6 +170,8 @@ def train_adaptively(
     warm_steps = round(warm_epochs * budget / batch_size)
     total_steps = warm_steps + (epochs - warm_epochs) * steps_per_epoch(budget, batch_size)
     with ledger.measure("other"):
+        if schedule.outer == "validation" and not len(problem.validation):
+            raise ValueError("validation must be given for outer='validation', got None")
         state = init_state(model, problem.examples.inputs, init_key, optimizers=optimizers)
         _check_outputs(state, problem)
         all_examples = everything(problem)

@@ -20,6 +20,7 @@ from jdss.models.batch_norm import whole_batch_statistics
 from jdss.models.last_layer import mode_arguments
 from jdss.subset import Subset
 from jdss.training.hyperparameters import LEARNING_RATE_SCHEDULES, Hyperparameters
+from jdss.training.loss import cross_entropy
 from jdss.training.optimizers import apply_gradients
 from jdss.training.shuffle import shuffled
 from jdss.training.state import TrainState
@@ -257,14 +258,6 @@ def _update(
         step=state.step + 1,
     )
     return new_state, loss
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: Any) -> jax.Array:
-    """Cross-entropy float32[b] of softmax with targets `(1 - smoothing) onehot + smoothing / c`."""
-    logits = logits.astype(jnp.float32)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    own = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    return losses + smoothing * (own - logits.mean(axis=1))
 
 
 def _learning_rate(hyper: Hyperparameters, step: jax.Array, last_step: jax.Array) -> jax.Array:
