@@ -15,12 +15,17 @@ of the kernel for each output of the block, with zeros around it:
     block 2 × 4                patch  6 × 8     6 inputs copied an output      48 columns
 
 The zeros cost 1.9 times the multiplications, and the whole is still much faster: copying, not
-multiplying, is what takes the time. With 48 or more output channels the block is a single
-output, and the textbook is right.
+multiplying, is what takes the time.
+
+With many input channels nothing needs to be gathered into patches: the image, shifted, times one
+of the kh·kw matrices of the kernel is already a large product, and the convolution is the sum of
+kh·kw of them. It copies no more than patches do, and XLA writes the shifted image and the sum with
+long runs of numbers.
 """
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,6 +35,9 @@ from jax import lax
 # A matrix with fewer columns than this leaves the CPU's vector units idle.
 _MIN_COLUMNS = 48
 _BLOCKS = ((1, 1), (1, 2), (2, 2), (2, 4), (4, 4))
+
+# With as many input channels, a sum of products of the shifted image beats one product of patches.
+_MANY_CHANNELS = 16
 
 _Pads = Sequence[tuple[int, int]]
 
@@ -110,6 +118,8 @@ def conv_general_dilated(
         return library(lhs, rhs)
 
     def product(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        if lhs.shape[3] >= _MANY_CHANNELS:
+            return _shifted_images_times_matrices(lhs, rhs, strides, pads, precision)
         return _patches_times_matrix(lhs, rhs, strides, pads, precision)
 
     # Decided when the program is lowered, so that no program contains both.
@@ -119,6 +129,31 @@ def conv_general_dilated(
 def _is_channels_last(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any) -> bool:
     given = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     return given == lax.conv_dimension_numbers(lhs.shape, rhs.shape, ("NHWC", "HWIO", "NHWC"))
+
+
+def _shifted_images_times_matrices(
+    images: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: _Pads, precision: Any
+) -> jax.Array:
+    """The convolution ``[b, rows, columns, features]``, one place of the kernel after another."""
+    b, h, w, c = images.shape
+    *kernel_size, _, features = kernel.shape
+    rows, columns = (
+        (n + sum(pad) - k) // stride + 1
+        for n, pad, k, stride in zip((h, w), pads, kernel_size, strides, strict=True)
+    )
+    around = ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0))
+    images = lax.pad(images, jnp.zeros((), images.dtype), around)
+
+    # A sum of half-precision products is rounded once, at its end.
+    wide = jnp.promote_types(images.dtype, jnp.float32)
+    multiply = partial(jnp.matmul, precision=precision, preferred_element_type=wide)
+    total: Any = 0
+    for row in range(kernel_size[0]):
+        for column in range(kernel_size[1]):
+            stop = (row + (rows - 1) * strides[0] + 1, column + (columns - 1) * strides[1] + 1)
+            shifted = lax.slice(images, (0, row, column, 0), (b, *stop, c), (1, *strides, 1))
+            total += multiply(shifted.reshape(-1, c), kernel[row, column])
+    return total.astype(images.dtype).reshape(b, rows, columns, features)
 
 
 def _patches_times_matrix(
