@@ -19,6 +19,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jdss import _checks
+from jdss.compilation import cpu_options
+
 AXIS = "devices"
 
 
@@ -44,15 +47,37 @@ def parallel(function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Call
         mapped = _pmapped(function, len(arguments), donate)
         # Placed alike on every call: an argument that arrives with another sharding (a fresh
         # array instead of an earlier result, say) would compile the function again.
-        return mapped(_own_devices(), *replicate(arguments))
+        placed = (_own_devices(), *replicate(arguments))
+        options = cpu_options(runs_often=True)
+        # With options, which `pmap` does not take, a program is compiled and kept here.
+        if options is None or jax.process_count() > 1 or not _checks.is_concrete(placed):
+            return mapped(*placed)
+        signature = function, donate, _signature(placed)
+        if signature not in _PROGRAMS:
+            _PROGRAMS[signature] = mapped.lower(*placed).compile(compiler_options=options)
+        return _PROGRAMS[signature](*placed)
 
     return call
 
 
+_PROGRAMS: dict[Any, Callable[..., Any]] = {}
+
+
+def forget_compiled() -> None:
+    """`jax.clear_caches`, and what is compiled here: everything compiles anew."""
+    jax.clear_caches()
+    _PROGRAMS.clear()
+
+
+def _signature(arguments: Any) -> Any:
+    """What a compiled program depends on: structure, shapes and types."""
+    leaves, structure = jax.tree.flatten(arguments)
+    types = [(leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves]
+    return structure, tuple(types)
+
+
 @cache
-def _pmapped(
-    function: Callable[..., Any], num_arguments: int, donate: tuple[int, ...]
-) -> Callable[..., Any]:
+def _pmapped(function: Callable[..., Any], num_arguments: int, donate: tuple[int, ...]) -> Any:
     return jax.pmap(
         function,
         axis_name=AXIS,

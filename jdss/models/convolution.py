@@ -15,12 +15,19 @@ of the kernel for each output of the block, with zeros around it:
     block 2 × 4                patch  6 × 8     6 inputs copied an output      48 columns
 
 The zeros cost 1.9 times the multiplications, and the whole is still much faster: copying, not
-multiplying, is what takes the time. With 48 or more output channels the block is a single
-output, and the textbook is right.
+multiplying, is what takes the time.
+
+With many input channels, only the kw inputs along the width are gathered, and the convolution is a
+sum over the kh rows of the kernel of such patches × its row: a third of the copying, and products
+that are large enough.
+
+Arrays of many channels outgrow the cache, too, and each operation then waits for memory. So a large
+batch is convolved a few images at a time.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,6 +37,13 @@ from jax import lax
 # A matrix with fewer columns than this leaves the CPU's vector units idle.
 _MIN_COLUMNS = 48
 _BLOCKS = ((1, 1), (1, 2), (2, 2), (2, 4), (4, 4))
+
+# From so many input channels on, a sum over the rows of the kernel beats one product.
+_MANY_CHANNELS = 32
+# With fewer, a network is LeNet or the first layer of another.
+_FEW_CHANNELS = 16
+# Inputs and outputs of a convolution that stay in a core's caches together.
+_CACHED_BYTES = 2**21
 
 _Pads = Sequence[tuple[int, int]]
 
@@ -109,8 +123,12 @@ def conv_general_dilated(
     if any(n + sum(pad) < k for n, pad, k in zip(lhs.shape[1:3], pads, kernel_size, strict=True)):
         return library(lhs, rhs)
 
+    shape = {"strides": strides, "pads": pads, "precision": precision}
+
     def product(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return _patches_times_matrix(lhs, rhs, strides, pads, precision)
+        by_rows = lhs.shape[3] >= _MANY_CHANNELS
+        convolve = _rows_times_matrices if by_rows else _patches_times_matrix
+        return _in_groups(partial(convolve, kernel=rhs, **shape), lhs, rhs.shape[-1])
 
     # Decided when the program is lowered, so that no program contains both.
     return lax.platform_dependent(lhs, rhs, cpu=product, default=library)
@@ -119,6 +137,51 @@ def conv_general_dilated(
 def _is_channels_last(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any) -> bool:
     given = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     return given == lax.conv_dimension_numbers(lhs.shape, rhs.shape, ("NHWC", "HWIO", "NHWC"))
+
+
+def _in_groups(
+    convolve: Callable[[jax.Array], jax.Array], images: jax.Array, features: int
+) -> jax.Array:
+    """Convolves a few images at a time where a batch outgrows the cache and channels are many."""
+    b, h, w, c = images.shape
+    fitting = max(_CACHED_BYTES // (4 * h * w * (c + features)), 1)
+    group = max(size for size in range(1, b + 1) if b % size == 0 and size <= fitting)
+    if group == b or c < _FEW_CHANNELS:
+        return convolve(images)
+    convolved = lax.map(convolve, images.reshape(b // group, group, h, w, c))
+    return convolved.reshape(b, *convolved.shape[2:])
+
+
+def _rows_times_matrices(
+    images: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, ...],
+    pads: _Pads,
+    precision: Any,
+) -> jax.Array:
+    """The convolution ``[b, rows, columns, features]``, one row of the kernel after another."""
+    b, h, w, c = images.shape
+    kh, kw, _, features = kernel.shape
+    rows, columns = (
+        (n + sum(pad) - k) // stride + 1
+        for n, pad, k, stride in zip((h, w), pads, (kh, kw), strides, strict=True)
+    )
+    around = ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0))
+    images = lax.pad(images, jnp.zeros((), images.dtype), around)
+
+    # What each output depends on along the width, [b, h, columns, kw·c].
+    width, height = (columns - 1) * strides[1] + 1, (rows - 1) * strides[0] + 1
+    along = [images[:, :, j : j + width : strides[1]] for j in range(kw)]
+    runs = jnp.concatenate(along, axis=-1)
+
+    # A sum of half-precision products is rounded once, at its end.
+    wide = jnp.promote_types(images.dtype, jnp.float32)
+    total: Any = 0
+    for i in range(kh):
+        row = runs[:, i : i + height : strides[0]].reshape(-1, kw * c)
+        matrix = kernel[i].reshape(kw * c, features)
+        total += jnp.matmul(row, matrix, precision=precision, preferred_element_type=wide)
+    return total.astype(images.dtype).reshape(b, rows, columns, features)
 
 
 def _patches_times_matrix(

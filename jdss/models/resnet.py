@@ -51,8 +51,8 @@ class ResNet(nn.Module):
 
     Example:
         >>> model = ResNet(repetitions=(1, 1), width=4)
-        >>> init = jax.jit(model.init_with_output)
-        >>> logits, variables = init(jax.random.key(0), jnp.ones((2, 8, 8, 3)))
+        >>> images = jnp.ones((2, 8, 8, 3))
+        >>> logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
         >>> logits.shape, sorted(variables)
         ((2, 10), ['batch_stats', 'params'])
     """
