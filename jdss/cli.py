@@ -172,6 +172,16 @@ def tune(
         str | None, _option("all, per_class or per_batch. Default: the method's own.", _SUBSETS)
     ] = None,
     options: Annotated[str | None, _option("For the method, in JSON.", _SUBSETS)] = None,
+    outer: Annotated[
+        str,
+        _option("training or validation: whose loss or gradient subsets are chosen for.", _SUBSETS),
+    ] = "training",
+    gradients: Annotated[
+        str, _option("last_layer, or all: of all parameters, projected at random.", _SUBSETS)
+    ] = "last_layer",
+    projection_dimension: Annotated[
+        int, _option("The numbers kept of each gradient of all parameters.", _SUBSETS)
+    ] = 512,
     validation: Annotated[
         str, _option("The share held out to score trials, or an .npz file.", _DATA)
     ] = "0.1",
@@ -256,6 +266,9 @@ def tune(
         warm_start=warm_start,
         lifting=lifting,
         options=read.mapping("--options", options),
+        outer=outer,
+        gradients=gradients,
+        projection_dimension=projection_dimension,
         augmentation=augmentation,
         optimizers=jdss.OPTIMIZERS if optimizers is None else read.attribute(optimizers),
         workers=workers,
