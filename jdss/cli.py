@@ -160,7 +160,8 @@ def tune(
     selection: Annotated[
         str,
         _option(
-            "grad_match, craig, glister, uniform, full, or `package.module:function`.", _SUBSETS
+            "grad_match, craig, glister, uniform, stratified, full, or `package.module:function`.",
+            _SUBSETS,
         ),
     ] = "grad_match",
     fraction: Annotated[float, _option("The share of examples in a subset.", _SUBSETS)] = 0.05,
@@ -320,7 +321,7 @@ def select(
         Path, typer.Option(help="A .npz or .json file for the indices and weights.")
     ] = Path("subset.npz"),
     method: Annotated[
-        str, typer.Option(help="grad_match, craig, glister or uniform.")
+        str, typer.Option(help="grad_match, craig, glister, uniform or stratified.")
     ] = "grad_match",
     fraction: Annotated[
         float | None, typer.Option(help="The share of examples to select. Default: 0.05.")
