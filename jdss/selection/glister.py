@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -175,6 +176,7 @@ def _pick(
     def pick(number: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         chosen, available, step = state
         outer = objective.gradient(-learning_rate * step)
+        chex.assert_equal_shape([outer, step])
         if num_candidates is None:
             gains = jnp.where(available, learning_rate * gradients.correlate(outer), -jnp.inf)
         else:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -233,6 +234,7 @@ def _update(
                 rngs={"dropout": jax.random.fold_in(dropout_key, share.device)},
                 mutable=list(state.model_state),
             )
+        chex.assert_shape(logits, (len(labels), None))
         losses = cross_entropy(logits, labels, hyper.label_smoothing)
         return jnp.sum(share.weights * losses) / total_weight, model_state
 
