@@ -21,12 +21,15 @@ class Measured(NamedTuple):
 
     Attributes:
       seconds: float, the median of the runs after the first.
+      cpu_seconds: float, the same of the processor time of all threads, which a busy machine
+        changes less.
       compiling_seconds: float, how much longer the first call took, as it compiled.
       runs: the number of runs that the median is of.
       result: of the last run.
     """
 
     seconds: float
+    cpu_seconds: float
     compiling_seconds: float
     runs: int
     result: Any
@@ -36,6 +39,7 @@ class Measured(NamedTuple):
         return {
             "name": name,
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
             "compiling_seconds": self.compiling_seconds,
             "runs": self.runs,
             **more,
@@ -53,30 +57,30 @@ def measure(
       once: the names of slow functions without compilation, which run a single time.
     """
     first: dict[str, float] = {}
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
     results: dict[str, Any] = {}
     for name, function in functions.items():
-        first[name], results[name] = _timed(function)
+        seconds, results[name] = _timed(function)
+        first[name] = seconds[0]
         if name in once:
-            seconds[name].append(first[name])
+            taken[name].append(seconds)
     for _ in range(repeats):
         for name, function in functions.items():
-            if name not in once and sum(seconds[name]) < _SECONDS_EACH:
-                taken, results[name] = _timed(function)
-                seconds[name].append(taken)
-    medians = {name: float(np.median(taken)) for name, taken in seconds.items()}
-    return {
-        name: Measured(
-            medians[name], max(first[name] - medians[name], 0.0), len(seconds[name]), results[name]
-        )
-        for name in functions
-    }
+            if name not in once and sum(wall for wall, _ in taken[name]) < _SECONDS_EACH:
+                seconds, results[name] = _timed(function)
+                taken[name].append(seconds)
+    measured = {}
+    for name in functions:
+        wall, cpu = np.median(taken[name], axis=0).tolist()
+        compiling = max(first[name] - wall, 0.0)
+        measured[name] = Measured(wall, cpu, compiling, len(taken[name]), results[name])
+    return measured
 
 
-def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
+def _timed(function: Callable[[], Any]) -> tuple[tuple[float, float], Any]:
+    start, cpu = time.perf_counter(), time.process_time()
     result = jax.block_until_ready(function())
-    return time.perf_counter() - start, result
+    return (time.perf_counter() - start, time.process_time() - cpu), result
 
 
 class Rates(NamedTuple):
@@ -102,7 +106,7 @@ def machine_rates(scale: int = 1) -> Rates:
     multiply = jax.jit(jnp.matmul)
 
     def best(*factors: jax.Array) -> float:
-        return min(_timed(partial(multiply, *factors))[0] for _ in range(8))
+        return min(_timed(partial(multiply, *factors))[0][0] for _ in range(8))
 
     return Rates(
         flops=2.0 * len(square) ** 3 / best(square, square),

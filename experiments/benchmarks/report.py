@@ -21,6 +21,7 @@ _COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "name": ("", str),
     "seconds": ("time", _seconds),
     "whole_round": ("whole round", _seconds),
+    "cpu_seconds": ("processor time", _seconds),
     "compiling_seconds": ("compiling", _seconds),
     "runs": ("runs", str),
     "times_faster_than_it": ("jdss is faster", lambda value: f"{value:.3g} ×"),
@@ -77,7 +78,9 @@ def markdown(results: Mapping[str, Any], *, notes: str) -> str:
         "`pip install -e '.[peers]'` and, as CORDS asks for old versions of packages that it does "
         "not need here, `pip install --no-deps cords==0.0.4`. The real data need MNIST prepared in "
         "`TFDS_DATA_DIR`; without it, stated synthetic data stand in.",
-        "Times are medians; the first call's surplus is given as compilation. All rows of a "
+        "Times are medians, of all threads' processor time too, as the machine is shared (its load "
+        "average stands with each section; more than its cores means that others slowed the "
+        "times); the first call's surplus is given as compilation. All rows of a "
         "section are of one run, on the same arrays, taken in turn. A floor is the time that the "
         "necessary arithmetic or memory traffic takes at the best rates measured in that run.",
     ]
@@ -112,5 +115,9 @@ def _where(section: Mapping[str, Any]) -> str:
     return (
         f"*{hardware['cores']} cores of {hardware['cpu']}, {hardware['jax_backend']}; {named}; "
         f"commit {commit[:10]}{'-dirty' if commit.endswith('-dirty') else ''}; "
-        f"seed {section['seeds'][0]}.*"
+        f"seed {section['seeds'][0]}; load average {_load(section)} before and after.*"
     )
+
+
+def _load(section: Mapping[str, Any]) -> str:
+    return " and ".join(f"{load:.1f}" for load in section["load_average"]) or "unknown"

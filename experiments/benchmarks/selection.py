@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     names = [] if arguments.report else arguments.only or list(SECTIONS)
     for name in names:
         console.print(f"{name} …")
+        load = _load_average()
         section = SECTIONS[name](SCALES[arguments.scale], arguments.seed)
         for peer, reason in section["missing"].items():
             console.print(f"  without {peer}: {reason}", markup=False)
@@ -46,11 +47,17 @@ def main(argv: list[str] | None = None) -> None:
             **where,
             "seeds": [arguments.seed],
             "scale": arguments.scale,
+            "load_average": load + _load_average(),
             **section,
         }
         _write(out, json.dumps(results, indent=2, ensure_ascii=False, default=float) + "\n")
         console.print(report.rich_table(name, section))
     _write(readme, report.markdown(results, notes=(HERE / "notes.md").read_text()))
+
+
+def _load_average() -> list[float]:
+    """How many processes wanted to run in the last minute; nothing where unknown (Windows)."""
+    return [os.getloadavg()[0]] if hasattr(os, "getloadavg") else []
 
 
 def _write(path: Path, text: str) -> None:
