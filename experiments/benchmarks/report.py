@@ -21,6 +21,7 @@ _COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "name": ("", str),
     "seconds": ("time", _seconds),
     "whole_round": ("whole round", _seconds),
+    "round_cpu_seconds": ("its processor time", _seconds),
     "cpu_seconds": ("processor time", _seconds),
     "compiling_seconds": ("compiling", _seconds),
     "runs": ("runs", str),

@@ -355,19 +355,22 @@ def round_(scale: Scale, seed: int) -> Section:
     }
     measured = measure({"gradients": forward, **solvers}, repeats=min(scale.repeats, 3))
     passing = measured["gradients"].seconds
-    table = [measured["gradients"].row("gradients: one forward pass", share_of_solver=None)]
+    table = [measured["gradients"].row("gradients: one forward pass")]
     table += [
-        measured[name].row(f"jdss {name}", whole_round=passing + measured[name].seconds)
+        measured[name].row(
+            f"jdss {name}",
+            whole_round=passing + measured[name].seconds,
+            round_cpu_seconds=measured["gradients"].cpu_seconds + measured[name].cpu_seconds,
+        )
         for name in solvers
     ]
-    peer_seconds, missing = _cords_rounds(trained, budget, learning_rate)
-    for name, (seconds, note) in peer_seconds.items():
-        table.append({"name": f"cords {name}{note}", "runs": 1, "whole_round": seconds})
+    theirs, missing = _cords_rounds(trained, budget, learning_rate)
+    table += theirs.values()
 
-    def ratio(theirs: str, ours: str) -> float | None:
-        if theirs not in peer_seconds:
+    def ratio(peer: str, ours: str) -> float | None:
+        if peer not in theirs:
             return None
-        return peer_seconds[theirs][0] / (passing + measured[ours].seconds)
+        return theirs[peer]["whole_round"] / (passing + measured[ours].seconds)
 
     goals = [
         goal(
@@ -425,8 +428,8 @@ def round_(scale: Scale, seed: int) -> Section:
 
 def _cords_rounds(
     trained: problems.Trained, budget: int, learning_rate: float
-) -> tuple[dict[str, tuple[float, str]], dict[str, str]]:
-    """Seconds of CORDS's rounds, each run once; its CRAIG on the last layer, one class."""
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Rows of CORDS's rounds, each run once; its CRAIG on the last layer, one class."""
     step = {"eta": learning_rate / budget, "linear_layer": True}
     by_class = {"selection_type": "PerClass"}
     greedy = {"selection_type": "Supervised", "greedy": "RGreedy"}
@@ -449,13 +452,19 @@ def _cords_rounds(
     missing = _add_peers(functions, makers)
     if functions:  # Numba compiles apricot's lazy greedy, which is not CORDS's time.
         peers.apricot_lazy(np.eye(8, dtype=np.float32), 4)()
-    seconds = {}
+    rows = {}
     for name, function in functions.items():
-        taken = measure({name: function}, repeats=0, once=(name,))[name].seconds
+        taken = measure({name: function}, repeats=0, once=(name,))[name]
         one_class = name == "CRAIG per class, last layer"
-        note = f": {classes} times the {taken:.1f} s of class 0" if one_class else ""
-        seconds[name] = (taken * classes if one_class else taken), note
-    return seconds, missing
+        times = classes if one_class else 1
+        note = f": {classes} times the {taken.seconds:.1f} s of class 0" if one_class else ""
+        rows[name] = {
+            "name": f"cords {name}{note}",
+            "whole_round": times * taken.seconds,
+            "round_cpu_seconds": times * taken.cpu_seconds,
+            "runs": 1,
+        }
+    return rows, missing
 
 
 # Large factors -------------------------------------------------------------------------------
