@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_SECONDS_EACH = 20.0  # A function is not repeated once its runs have taken as long as this.
+_SECONDS_EACH = 10.0  # A function is not repeated once its runs have taken as long as this.
 
 
 class Measured(NamedTuple):
@@ -47,14 +47,14 @@ class Measured(NamedTuple):
 
 
 def measure(
-    functions: Mapping[str, Callable[[], Any]], *, repeats: int = 7, once: tuple[str, ...] = ()
+    functions: Mapping[str, Callable[[], Any]], *, repeats: int = 7, uncompiled: Iterable[str] = ()
 ) -> dict[str, Measured]:
     """Times functions in turn, so that whatever disturbs the machine disturbs them alike.
 
     Args:
       functions: of no arguments; results that are JAX arrays are waited for.
       repeats: runs of each after the first, which is counted as compilation where it took longer.
-      once: the names of slow functions without compilation, which run a single time.
+      uncompiled: names of functions whose first run is a run like any other.
     """
     first: dict[str, float] = {}
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
@@ -62,11 +62,11 @@ def measure(
     for name, function in functions.items():
         seconds, results[name] = _timed(function)
         first[name] = seconds[0]
-        if name in once:
+        if name in uncompiled:
             taken[name].append(seconds)
     for _ in range(repeats):
         for name, function in functions.items():
-            if name not in once and sum(wall for wall, _ in taken[name]) < _SECONDS_EACH:
+            if sum(wall for wall, _ in taken[name]) < _SECONDS_EACH:
                 seconds, results[name] = _timed(function)
                 taken[name].append(seconds)
     measured = {}

@@ -10,7 +10,6 @@ import importlib.util
 import sys
 import types
 from collections.abc import Callable
-from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -118,49 +117,52 @@ def exact_greedy(similarity: np.ndarray, budget: int) -> list[int]:
 # Pursuit: rows float[n, p], target float[p] -> weights float[n] ---------------------------------
 
 
-def nnls_pursuit(rows: np.ndarray, target: np.ndarray, budget: int) -> np.ndarray:
+def nnls_pursuit(rows: np.ndarray, target: np.ndarray, budget: int) -> Callable[[], np.ndarray]:
     """Non-negative matching pursuit whose every refit is SciPy's exact NNLS, in float64.
 
     The refit is over the support and the new row; rows of weight zero leave, and may return.
     """
     nnls = import_peer("scipy.optimize", "scipy").nnls
-    support: list[int] = []
-    residual, weights = target, np.zeros(0)
-    # With rows that leave, some steps make no progress; then there is nothing left to gain.
-    for _ in range(8 * budget):
-        if len(support) == budget:
-            break
-        correlations = rows @ residual
-        correlations[support] = -np.inf
-        best = int(np.argmax(correlations))
-        if correlations[best] <= 0:
-            break
-        support.append(best)
-        weights, _ = nnls(rows[support].T, target, maxiter=50 * budget)
-        support = [j for j, weight in zip(support, weights, strict=True) if weight > 0]
-        weights = weights[weights > 0]
-        residual = target - weights @ rows[support]
-        if best not in support:
-            break
-    result = np.zeros(len(rows))
-    result[support] = weights
-    return result
+
+    def run() -> np.ndarray:
+        support: list[int] = []
+        residual, weights = target, np.zeros(0)
+        # Rows leave, so there are more steps than places.
+        for _ in range(8 * budget):
+            correlations = rows @ residual
+            correlations[support] = -np.inf
+            best = int(np.argmax(correlations))
+            if len(support) == budget or correlations[best] <= 0:
+                break
+            tried = np.array([*support, best])
+            refitted, _ = nnls(rows[tried].T, target, maxiter=50 * budget)
+            support, weights = tried[refitted > 0].tolist(), refitted[refitted > 0]
+            residual = target - weights @ rows[support]
+            if best not in support:  # No progress: it would be chosen again.
+                break
+        result = np.zeros(len(rows))
+        result[support] = weights
+        return result
+
+    return run
 
 
-def sklearn_omp(rows: np.ndarray, target: np.ndarray, budget: int) -> np.ndarray:
+def sklearn_omp(rows: np.ndarray, target: np.ndarray, budget: int) -> Callable[[], np.ndarray]:
     """Signed orthogonal matching pursuit, on atoms that it normalises."""
     module = import_peer("sklearn.linear_model", "scikit-learn")
-    return module.orthogonal_mp(rows.T, target, n_nonzero_coefs=budget)
+    return lambda: module.orthogonal_mp(rows.T, target, n_nonzero_coefs=budget)
 
 
-def cords_omp(rows: np.ndarray, target: np.ndarray, budget: int, *, solver: str) -> np.ndarray:
+def cords_omp(
+    rows: np.ndarray, target: np.ndarray, budget: int, *, solver: str
+) -> Callable[[], np.ndarray]:
     """One of CORDS's solvers, as its strategies call them: non-negative, without a ridge."""
     function = getattr(cords_module("helpers.omp_solvers"), solver)
-    if "Parallel" in solver:
-        torch = import_peer("torch", "torch")
-        atoms, goal = torch.from_numpy(rows.T.copy()), torch.from_numpy(target.copy())
-        return function(atoms, goal, nnz=budget, positive=True, lam=0).numpy()
-    return function(rows.T, target, nnz=budget, positive=True, lam=0)
+    if "Parallel" not in solver:
+        return lambda: function(rows.T, target, nnz=budget, positive=True, lam=0)
+    torch = import_peer("torch", "torch")
+    atoms, goal = torch.from_numpy(rows.T.copy()), torch.from_numpy(target.copy())
+    return lambda: function(atoms, goal, nnz=budget, positive=True, lam=0).numpy()
 
 
 CORDS_SOLVERS = {
@@ -192,8 +194,3 @@ def cords_module(name: str) -> Any:
         return import_peer(f"cords.selectionstrategies.{name}", install)
     finally:
         np.seterr(**handling)
-
-
-def cords_solver(name: str) -> Callable[[np.ndarray, np.ndarray, int], np.ndarray]:
-    cords_module("helpers.omp_solvers")
-    return partial(cords_omp, solver=name)

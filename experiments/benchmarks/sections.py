@@ -238,7 +238,7 @@ def pursuit(scale: Scale, seed: int) -> Section:
         }
         made = _pursuit_peers(rows, rows32, budget)
         missing |= _add_peers(functions, made)
-        measured = measure(functions, repeats=scale.repeats, once=tuple(set(functions) - {"jdss"}))
+        measured = measure(functions, repeats=scale.repeats, uncompiled=set(functions) - {"jdss"})
         ours = {}
         for name, measurement in measured.items():
             weights = _dense_weights(measurement.result, len(rows))
@@ -274,18 +274,14 @@ def _pursuit_peers(
     """The reference and scikit-learn in float64, CORDS's solvers in its float32."""
     target = rows.sum(axis=0)
     made: dict[str, Callable[[], Callable[[], Any]]] = {
-        _REFERENCE: lambda: partial(peers.nnls_pursuit, rows, target, budget),
-        "scikit-learn orthogonal_mp (signed)": lambda: partial(
-            peers.sklearn_omp, rows, target, budget
-        ),
+        _REFERENCE: lambda: peers.nnls_pursuit(rows, target, budget),
+        "scikit-learn orthogonal_mp (signed)": lambda: peers.sklearn_omp(rows, target, budget),
     }
     for solver, name in peers.CORDS_SOLVERS.items():
-        made[name] = partial(_cords_pursuit, solver, rows32, target.astype(np.float32), budget)
+        made[name] = partial(
+            peers.cords_omp, rows32, target.astype(np.float32), budget, solver=solver
+        )
     return made
-
-
-def _cords_pursuit(solver: str, *arguments: Any) -> Callable[[], Any]:
-    return partial(peers.cords_solver(solver), *arguments)
 
 
 def _dense_weights(result: Any, size: int) -> np.ndarray:
@@ -454,7 +450,7 @@ def _cords_rounds(
         peers.apricot_lazy(np.eye(8, dtype=np.float32), 4)()
     rows = {}
     for name, function in functions.items():
-        taken = measure({name: function}, repeats=0, once=(name,))[name]
+        taken = measure({name: function}, repeats=0, uncompiled=(name,))[name]
         one_class = name == "CRAIG per class, last layer"
         times = classes if one_class else 1
         note = f": {classes} times the {taken.seconds:.1f} s of class 0" if one_class else ""
