@@ -52,8 +52,10 @@ def against_torch(case: str, repeats: int) -> dict[str, Any]:
     rates = {side: CASES[case].work / result["median"] for side, result in sides.items()}
     best = max(rate for side, rate in rates.items() if side.startswith("torch"))
     ratios = {side: rate / best for side, rate in rates.items() if side.startswith("jdss")}
+    by_cpu = {side: CASES[case].work / min(result["cpu_seconds"]) for side, result in sides.items()}
     return {
         "images_per_second": rates,
+        "images_per_cpu_second": by_cpu,
         "ratio_to_the_faster_torch": ratios,
         "goal": GOALS[case],
         "sides": sides,
@@ -174,7 +176,9 @@ def write(path: Path, case: str, result: dict[str, Any]) -> None:
     """Adds a case to the result file; each carries the run that it comes from."""
     cases = json.loads(path.read_text())["trials"] if path.exists() else []
     cases = [one for one in cases if one["case"] != case]
-    cases.append({"case": case, **reporting.environment(), **result})
+    # A machine that is shared is said to be: `cores` used by a process that waits tell it, too.
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    cases.append({"case": case, "load_average": load, **reporting.environment(), **result})
     record: dict[str, Any] = dict.fromkeys(REQUIRED_KEYS)
     record |= reporting.environment()
     record |= {"trials": sorted(cases, key=lambda one: one["case"]), "dataset": {}, "ledger": {}}

@@ -20,14 +20,10 @@ multiplying, is what takes the time.
 With many input channels, only the kw inputs along the width are gathered, and the convolution is a
 sum over the kh rows of the kernel of such patches × its row: a third of the copying, and products
 that are large enough.
-
-Arrays of many channels outgrow the cache, too, and each operation then waits for memory. So a large
-batch is convolved a few images at a time.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -40,10 +36,6 @@ _BLOCKS = ((1, 1), (1, 2), (2, 2), (2, 4), (4, 4))
 
 # From so many input channels on, a sum over the rows of the kernel beats one product.
 _MANY_CHANNELS = 32
-# With fewer, a network is LeNet or the first layer of another.
-_FEW_CHANNELS = 16
-# Inputs and outputs of a convolution that stay in a core's caches together.
-_CACHED_BYTES = 2**21
 
 _Pads = Sequence[tuple[int, int]]
 
@@ -123,12 +115,10 @@ def conv_general_dilated(
     if any(n + sum(pad) < k for n, pad, k in zip(lhs.shape[1:3], pads, kernel_size, strict=True)):
         return library(lhs, rhs)
 
-    shape = {"strides": strides, "pads": pads, "precision": precision}
-
     def product(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         by_rows = lhs.shape[3] >= _MANY_CHANNELS
         convolve = _rows_times_matrices if by_rows else _patches_times_matrix
-        return _in_groups(partial(convolve, kernel=rhs, **shape), lhs, rhs.shape[-1])
+        return convolve(lhs, rhs, strides, pads, precision)
 
     # Decided when the program is lowered, so that no program contains both.
     return lax.platform_dependent(lhs, rhs, cpu=product, default=library)
@@ -137,19 +127,6 @@ def conv_general_dilated(
 def _is_channels_last(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any) -> bool:
     given = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     return given == lax.conv_dimension_numbers(lhs.shape, rhs.shape, ("NHWC", "HWIO", "NHWC"))
-
-
-def _in_groups(
-    convolve: Callable[[jax.Array], jax.Array], images: jax.Array, features: int
-) -> jax.Array:
-    """Convolves a few images at a time where a batch outgrows the cache and channels are many."""
-    b, h, w, c = images.shape
-    fitting = max(_CACHED_BYTES // (4 * h * w * (c + features)), 1)
-    group = max(size for size in range(1, b + 1) if b % size == 0 and size <= fitting)
-    if group == b or c < _FEW_CHANNELS:
-        return convolve(images)
-    convolved = lax.map(convolve, images.reshape(b // group, group, h, w, c))
-    return convolved.reshape(b, *convolved.shape[2:])
 
 
 def _rows_times_matrices(
