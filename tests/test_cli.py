@@ -166,7 +166,10 @@ def test_ctrl_c_has_status_130(files, tmp_path):
     command += ["--space", str(files / "space.toml"), "--trials", "1000", "--no-progress"]
     command += ["--storage", f"sqlite:///{tmp_path}/search.db", "--study", "s"]
     command += ["--callbacks", "tests.test_cli:announce"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # It is ignored where the tests themselves run in the background of a shell script.
+    heeds = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(command, **pipes, **heeds) as process:
         assert process.stdout.readline() == b"a trial is done\n"
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
