@@ -78,9 +78,7 @@ def test_a_process_that_is_stopped_mid_trial_loses_and_repeats_nothing(
     storage = f"sqlite:///{tmp_path}/search.db"
     program = textwrap.dedent(
         f"""
-        import signal, sys, time
-        # Ignored where the tests themselves run in the background of a shell script.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        import sys, time
         sys.path[:0] = {sys.path!r}
         import numpy as np
         from tests.conftest import Perceptron

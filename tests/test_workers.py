@@ -128,14 +128,12 @@ def test_what_a_worker_cannot_do_is_raised_here_with_its_log(
 
 PROGRAM = textwrap.dedent(
     """
-    import signal, time
+    import time
     import numpy as np
     from tests.conftest import Perceptron
     from tests.test_tune import SPACE
     import jdss
 
-    # It is ignored where the tests themselves run in the background of a shell script.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     inputs = np.load({inputs!r})
     def select(gradients, budget, **options):
         open({marker!r}, "a").close()
