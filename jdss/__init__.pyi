@@ -24,6 +24,7 @@ from .training.divergence import TrainingDivergedError
 from .training.fit import FitResult, fit
 from .training.forward import compute_accuracy, compute_gradients
 from .training.hyperparameters import Hyperparameters, hyperparameters
+from .training.memory import OutOfMemoryError
 from .training.optimizers import OPTIMIZERS
 from .training.state import TrainState, init_state
 from .training.train_on_subset import TrainMetrics, train_on_subset
@@ -32,8 +33,10 @@ from .tuning.report import report
 from .tuning.resuming import DifferentSearchError
 from .tuning.retraining import Retraining
 from .tuning.space import default_space
+from .tuning.storage import StorageError, open_storage
 from .tuning.study import SearchFailedError
 from .tuning.tune import TuneResult, tune
+from .tuning.workers import WorkerError
 
 __version__: str
 
@@ -51,14 +54,17 @@ __all__ = [
     "LastLayerObjective",
     "Ledger",
     "Objective",
+    "OutOfMemoryError",
     "Retraining",
     "SearchFailedError",
+    "StorageError",
     "Subset",
     "SummedGradients",
     "TrainMetrics",
     "TrainState",
     "TrainingDivergedError",
     "TuneResult",
+    "WorkerError",
     "compute_accuracy",
     "compute_gradients",
     "craig",
@@ -76,6 +82,7 @@ __all__ = [
     "make_examples",
     "models",
     "objective",
+    "open_storage",
     "orthogonal_matching_pursuit",
     "per_batch",
     "per_class",

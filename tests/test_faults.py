@@ -4,15 +4,18 @@ import contextlib
 import dataclasses
 import os
 import resource
+import signal
 import subprocess
 import sys
 import textwrap
 import time
 
 import jax
+import numpy as np
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.trial import TrialState
 
 import jdss
 from jdss.reporting.ledger import Ledger
@@ -152,16 +155,7 @@ def test_a_corrupt_compilation_cache_is_one_warning_and_changes_nothing(tmp_path
     )
 
     def run():
-        path = os.pathsep.join(path or os.getcwd() for path in sys.path)
-        ran = subprocess.run(
-            [sys.executable, "-c", program],
-            env={**os.environ, "PYTHONPATH": path},
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        return ran.stdout.splitlines()
+        return run_program(program).stdout.splitlines()
 
     (value,) = run()
     entries = list(tmp_path.glob("*-cache"))
@@ -223,28 +217,27 @@ def test_another_error_of_the_device_is_no_lack_of_memory(perceptron, blobs):
 LONG = {**SPACE, "epochs": IntDistribution(12, 12)}
 
 
-def stop_at(number, monkeypatch):
-    """Ends the process's training, once, after some stretches: as a kill would, between two."""
+def count_stretches(end_at, end):
+    """Counts calls of `train_on_subset`; at one, something ends the process or its training."""
     from jdss.training import fit
 
     original, calls = fit.train_on_subset, []
 
     def train_on_subset(*arguments, **options):
         calls.append(options)
-        if len(calls) == number:
-            raise KeyboardInterrupt
+        if len(calls) == end_at:
+            end()
         return original(*arguments, **options)
 
-    monkeypatch.setattr(fit, "train_on_subset", train_on_subset)
-    return calls
+    return train_on_subset, calls
 
 
 @pytest.mark.parametrize("selection", ["full", "grad_match"])
 def test_a_trial_goes_on_from_its_checkpoint_to_the_same_result(
     perceptron, blobs, tmp_path, monkeypatch, selection
 ):
+    """A real process that kills itself with SIGKILL in the trial's sixth stretch of training."""
     options = {
-        "space": LONG,
         "selection": selection,
         "select_every": 4,
         "trials": 1,
@@ -252,18 +245,47 @@ def test_a_trial_goes_on_from_its_checkpoint_to_the_same_result(
         "storage": f"sqlite:///{tmp_path}/s.db",
         "checkpoint_every": 0.0,
     }
-    whole = tune(perceptron, blobs, study_name="whole", **options)
-    saved = {"study_name": "cut", "checkpoints": tmp_path / "saved", **options}
-    calls = stop_at(6, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        tune(perceptron, blobs, **saved)
-    assert len(list((tmp_path / "saved").iterdir())) == 1
-    resumed = tune(perceptron, blobs, **saved)
-    stretches = 12 if selection == "full" else 7  # six epochs of warm start are one stretch
-    assert len(calls) == stretches + 1  # the five before the cut were not run again
+    saved = {"study_name": "cut", "checkpoints": str(tmp_path / "saved"), **options}
+    np.savez(tmp_path / "data.npz", inputs=blobs[0], labels=blobs[1])
+    program = textwrap.dedent(
+        f"""
+        import os, signal
+        import numpy as np
+        from jdss.training import fit
+        from tests.conftest import Perceptron
+        from tests.test_faults import LONG, count_stretches, tune
+
+        data = np.load({str(tmp_path / "data.npz")!r})
+        fit.train_on_subset, _ = count_stretches(6, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        tune(Perceptron(), (data["inputs"], data["labels"]), space=LONG, **{saved!r})
+        """
+    )
+    assert run_program(program, check=False).returncode == -signal.SIGKILL
+    assert [path.name for path in (tmp_path / "saved").iterdir()] == ["cut-0.npz"]
+
+    train_on_subset, calls = count_stretches(None, None)
+    monkeypatch.setattr("jdss.training.fit.train_on_subset", train_on_subset)
+    resumed = tune(perceptron, blobs, space=LONG, **saved)
+    resumed_stretches = len(calls)
+    whole = tune(perceptron, blobs, space=LONG, study_name="whole", **options)
+    # The five before the kill were not run again.
+    assert resumed_stretches == len(calls) - resumed_stretches - 5
     assert values(resumed) == values(whole)
-    assert resumed.trials[0].get("selections") == whole.trials[0].get("selections")
+    assert resumed.trials[0]["selections"] == whole.trials[0]["selections"]
+    assert resumed.study.trials[0].state == TrialState.FAIL
     assert list((tmp_path / "saved").iterdir()) == []
+
+
+def run_program(program, *, check=True):
+    path = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": path},
+        check=check,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def train(checkpoint, problem, perceptron, on_epoch=lambda entry: None):

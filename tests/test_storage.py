@@ -3,7 +3,9 @@
 import os
 import pickle
 import sqlite3
+import subprocess
 import tempfile
+import time
 
 import optuna
 import pytest
@@ -126,6 +128,21 @@ def test_a_trial_that_kills_every_worker_is_given_up():
     assert len(study.trials) == claiming.MOST_DEATHS + 1
 
 
+def test_ctrl_c_before_a_trial_has_begun_gives_its_place_back(tmp_path, monkeypatch):
+    from jdss.tuning.study import optimize
+
+    study = new_study(open_storage(f"sqlite:///{tmp_path}/s.db"))
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study.sampler, "before_trial", interrupt)
+    with study.sharing(1), pytest.raises(KeyboardInterrupt):
+        optimize(study, lambda trial: 1.0)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL]
+    assert study.trials[0].user_attrs["jdss:interrupted"] == "KeyboardInterrupt()"
+
+
 def test_a_worker_that_was_taken_for_dead_does_not_count_its_trial_twice(tmp_path):
     from jdss.tuning.study import optimize
 
@@ -143,6 +160,74 @@ def test_a_worker_that_was_taken_for_dead_does_not_count_its_trial_twice(tmp_pat
     assert runs == [0, 1, 2]
     finished = resuming.finished_trials(study)
     assert [(trial.number, trial.user_attrs[PLACE]) for trial in finished] == [(1, 0), (2, 1)]
+
+
+def test_a_journal_says_what_it_waits_for(tmp_path):
+    """A trial of another machine, which may be dead: nobody can tell from here."""
+    study = new_study(open_storage(tmp_path / "s.log"))
+    worker = {"host": "elsewhere pid:[1]", "pid": 1, "started": None}
+    trial = optuna.trial.create_trial(
+        state=TrialState.RUNNING, user_attrs={PLACE: 0, resuming.WORKER: worker}
+    )
+    study._storage.create_new_trial(study._study_id, trial)
+    message = r"waiting for trials \[0\], which elsewhere runs: this storage has no heartbeat"
+    with (
+        study.sharing(1, deadline=time.monotonic() + 2.0),
+        pytest.warns(RuntimeWarning, match=message) as caught,
+        pytest.raises(claiming.NothingLeftError),
+    ):
+        study.ask()
+    assert len(caught) == 1
+    assert study.trials[0].state == TrialState.RUNNING
+
+
+def other_process(**changes):
+    """The process that started this one, as a trial's worker."""
+    pid = os.getppid()
+    return {"host": resuming._host(), "pid": pid, "started": resuming._started(pid), **changes}
+
+
+@pytest.mark.parametrize(
+    ("worker", "gone"),
+    [
+        (other_process(), False),
+        (other_process(started="1"), True),  # its number was given to another process
+        (other_process(started=None), False),  # as on a system without /proc
+        (other_process(started=None, pid=2**22 + 1), True),
+        (other_process(host="elsewhere", pid=2**22 + 1), False),  # nobody can tell from here
+        (None, False),
+    ],
+)
+def test_a_worker_is_gone_only_where_that_is_certain(worker, gone):
+    assert resuming.is_gone(worker) == gone
+
+
+def test_a_killed_process_that_nobody_has_reaped_is_gone():
+    with subprocess.Popen(["sleep", "600"]) as process:
+        worker = other_process(pid=process.pid, started=resuming._started(process.pid))
+        assert not resuming.is_gone(worker)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # and it stays a zombie
+        assert resuming.is_gone(worker)
+
+
+@pytest.mark.parametrize(
+    ("worker", "stale"), [(other_process(host="elsewhere"), True), (other_process(), False)]
+)
+def test_a_trial_without_a_first_heartbeat_is_stale_unless_its_worker_is_seen(
+    tmp_path, monkeypatch, worker, stale
+):
+    storage = open_storage(f"sqlite:///{tmp_path}/s.db", heartbeat_interval=1, grace_period=3)
+    study = new_study(storage)
+    trial = optuna.trial.create_trial(
+        state=TrialState.RUNNING, user_attrs={PLACE: 0, resuming.WORKER: worker}
+    )
+    trial_id = study._storage.create_new_trial(study._study_id, trial)
+    assert storage._get_stale_trial_ids(study._study_id) == []
+    now = time.monotonic()
+    monkeypatch.setattr("jdss.tuning.storage.time.monotonic", lambda: now + 60)
+    expected = [trial_id] if stale else []
+    assert storage._get_stale_trial_ids(study._study_id) == expected
 
 
 def test_outside_of_sharing_a_study_asks_as_ever():
@@ -221,8 +306,11 @@ def test_a_lost_answer_loses_and_doubles_nothing(tmp_path, monkeypatch, method):
 
 
 @pytest.fixture
-def read_only():
+def read_only(tmp_path):
     """A directory that this process may read only, also where it is root's."""
+    # What is imported late is imported now: another user may not be able to read it.
+    open_storage(f"sqlite:///{tmp_path}/s.db")
+    open_storage(tmp_path / "s.log")
     directory = tempfile.mkdtemp(prefix="jdss-", dir="/tmp")
     os.chmod(directory, 0o555)
     if os.getuid() == 0:

@@ -94,19 +94,28 @@ def test_workers_share_a_search_and_its_result_is_complete(perceptron, blobs, tm
 
     with pytest.warns(RuntimeWarning, match="worker . was killed by SIGKILL; another takes"):
         shared = search("shared", workers=2, test=blobs)
-    alone = search("alone", test=blobs)
+    alone = search("alone", retrain=False)
     assert values(shared) == values(alone)  # a random search does not depend on who runs what
-    assert len(shared.study.trials) == 5
-    assert shared.retraining.test_accuracy == alone.retraining.test_accuracy
+    states = [trial.state for trial in shared.study.trials]
+    assert states.count(TrialState.COMPLETE) == 4
+    assert states.count(TrialState.FAIL) == len(states) - 4 >= 1
+    assert shared.retraining.test_accuracy > 0.9
     ran = {trial.user_attrs["jdss:worker"]["pid"] for trial in shared.study.trials}
     assert os.getpid() not in ran
 
 
-def test_what_a_worker_cannot_do_is_raised_here_with_its_log(perceptron, blobs, tmp_path):
+def test_what_a_worker_cannot_do_is_raised_here_with_its_log(
+    perceptron, blobs, tmp_path, monkeypatch
+):
+    # Workers import what their parent does, whatever lies in the directory where they start.
+    (tmp_path / "jdss.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+
     def select(gradients, budget, **options):
         raise ZeroDivisionError("a bug in my selection")
 
     options = {"storage": f"{tmp_path}/search.log", "study_name": "bug", "workers": 2}
+    options["warm_start"] = 0.0  # so that the bug comes first
     with pytest.raises(ZeroDivisionError, match="a bug in my selection") as caught:
         tune(perceptron, blobs, selection=select, **options)
     (note,) = caught.value.__notes__
@@ -128,8 +137,8 @@ PROGRAM = textwrap.dedent(
         time.sleep(600)
 
     jdss.tune(Perceptron(), (inputs, np.arange(300, dtype=np.int32) % 3), space=SPACE,
-              selection=select, trials=2, progress=False, storage={storage!r}, study_name="cut",
-              workers=2)
+              selection=select, warm_start=0.0, trials=2, progress=False, storage={storage!r},
+              study_name="cut", workers=2)
     """
 )
 

@@ -96,6 +96,13 @@ def release_trials_of_the_dead(study: optuna.Study) -> None:
             cut_off(study, trial._trial_id, GONE)
 
 
+def give_up_own_trials(study: optuna.Study, reason: str) -> None:
+    """Marks what this process has claimed and will not run any more as cut off."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if trial.user_attrs.get(WORKER) == this_worker():
+            cut_off(study, trial._trial_id, reason)
+
+
 def cut_off(study: optuna.Study, trial_id: int, reason: str) -> None:
     """Ends a trial without a result, unless another process has ended it meanwhile."""
     try:

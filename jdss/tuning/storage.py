@@ -180,7 +180,7 @@ def _reason(error: OSError) -> str:
         errno.EFBIG: "the file may not grow any more; raise the limit and run the command again",
         errno.EACCES: "no permission to write there",
         errno.EROFS: "the file system is read-only",
-        errno.ENOENT: "the directory does not exist",
+        errno.ENOENT: "the directory does not exist, or the file was removed",
     }
     return reasons.get(error.errno or 0, str(error))
 

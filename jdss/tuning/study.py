@@ -17,7 +17,13 @@ from jdss.training.divergence import TrainingDivergedError
 from jdss.tuning.claiming import NothingLeftError, SharedStudy, was_taken
 from jdss.tuning.objective import Objective
 from jdss.tuning.points import PointSampler
-from jdss.tuning.resuming import FAILURE, SEARCH, check_same_search, finished_trials
+from jdss.tuning.resuming import (
+    FAILURE,
+    SEARCH,
+    check_same_search,
+    finished_trials,
+    give_up_own_trials,
+)
 from jdss.tuning.sampling import STARTUP_SAMPLERS, default_startup_trials, num_enqueued
 from jdss.tuning.storage import RANK, open_storage
 
@@ -146,6 +152,10 @@ def optimize(
             study.optimize(remembered, **options)
         except NothingLeftError:
             return
+        except KeyboardInterrupt as error:
+            # Between two trials' own code, in Optuna's or the sampler's, nobody has told it yet.
+            give_up_own_trials(study, repr(error))
+            raise
         except (UpdateFinishedTrialError, ValueError, AssertionError):  # as Optuna notices it
             if number is None or not was_taken(study, number):
                 raise

@@ -171,8 +171,9 @@ def tune(
       metric: what a trial is scored by: "accuracy", "loss" (mean cross-entropy), or a function of
         logits float32[m, c] and labels int32[m] to a number.
       direction: "maximize" or "minimize", for a metric of your own.
-      storage: an Optuna storage or its URL, such as "sqlite:///search.db"; None keeps the study
-        in memory.
+      storage: where the study is kept: "sqlite:///search.db", "postgresql://user@host/database",
+        "search.log" for a journal file, or an Optuna storage (see `jdss.open_storage`); None keeps
+        it in memory.
       study_name: the study's name in the storage.
       validation: the fraction held out to score trials (stratified), or (inputs, labels).
       test: (inputs, labels), looked at once, after retraining; None means the `Dataset`'s own.
@@ -195,6 +196,8 @@ def tune(
       ValueError, TypeError: for bad arguments, naming them.
       SearchFailedError: where no trial was completed.
       ModuleNotFoundError: where a sampler needs a package that is not installed.
+      StorageError: where the storage cannot be reached, read or written.
+      WorkerError: where workers die again and again.
       FileExistsError: where `save_to` is there already; looked at first, not last.
       DifferentSearchError: where the study of that name holds another search.
     """

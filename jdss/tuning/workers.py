@@ -133,7 +133,7 @@ class _Crew:
         }
         with open(self.log(rank), "ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, str(self.directory), str(rank)],
+                [sys.executable, "-P", "-c", _PROGRAM, str(self.directory), str(rank)],
                 env=environment,
                 stdin=subprocess.PIPE,  # held open: a worker ends when its parent is gone
                 stdout=log,
