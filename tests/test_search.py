@@ -66,7 +66,13 @@ def needs(sampler):
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-@pytest.mark.parametrize("sampler", [*SAMPLERS, "grid", "qmc"])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "gp" else [])  # it imports PyTorch
+        for name in (*SAMPLERS, "grid", "qmc")
+    ],
+)
 def test_a_search_in_two_processes_is_the_search_in_one(sampler, tmp_path):
     """All that a sampler knows comes from the storage: a fresh one goes on where another was."""
     needs(sampler)
