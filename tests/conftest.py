@@ -1,6 +1,8 @@
 """Small problems that several tests train on."""
 
 import os
+import signal
+import threading
 
 import flax.linen as nn
 import numpy as np
@@ -8,6 +10,12 @@ import pytest
 
 # Read when JAX first looks for devices: several test processes may share one GPU.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+# Ignored where the tests run in the background of a shell script, and then by every process that
+# they start; some of those are to be stopped by Ctrl-C.
+is_main = threading.current_thread() is threading.main_thread()
+if is_main and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Perceptron(nn.Module):

@@ -155,12 +155,26 @@ def test_unknown_models_data_and_files_give_status_2(files):
 
 def test_a_search_in_which_every_trial_failed_has_status_1(files, tmp_path):
     space = tmp_path / "space.json"
-    space.write_text('{"learning_rate": {"type": "categorical", "choices": [1e30]}}')
+    described = {"learning_rate": [1e30], "batch_size": [16], "epochs": [2]}
+    space.write_text(
+        json.dumps({n: {"type": "categorical", "choices": c} for n, c in described.items()})
+    )
     result = search(files, "--space", space)
     assert result.exit_code == 1
     assert "all 2 trials of the search failed" in result.output
 
 
+def test_an_interruption_has_status_130(files, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jdss.tuning.tune.run_trials", interrupt)
+    result = search(files)
+    assert result.exit_code == 130
+    assert "jdss: interrupted" in result.output
+
+
+@pytest.mark.slow
 def test_ctrl_c_has_status_130(files, tmp_path):
     command = [sys.executable, "-m", "jdss", "tune", MODEL, str(files / "data.npz")]
     command += ["--space", str(files / "space.toml"), "--trials", "1000", "--no-progress"]

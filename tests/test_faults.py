@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -24,6 +26,20 @@ from jdss.tuning.storage import StorageError, open_storage
 from tests import crew
 from tests.postgresql import postgresql  # noqa: F401
 from tests.test_tune import SPACE, tune, values
+
+
+def test_the_documentation_names_tests_that_exist():
+    """The table of faults in docs/faults.md says of each which test proves it."""
+    root = Path(__file__).parent.parent
+    named, file = 0, None
+    for file_name, test in re.findall(
+        r"`(\w+\.py|…)::(\w+)", (root / "docs" / "faults.md").read_text(encoding="utf-8")
+    ):
+        file = file if file_name == "…" else file_name
+        assert f"def {test}(" in (root / "tests" / file).read_text(encoding="utf-8"), test
+        named += 1
+    assert named > 30
+
 
 # Databases that go away --------------------------------------------------------------------------
 

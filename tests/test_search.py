@@ -8,6 +8,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 import jdss
+from jdss.reporting import summary
 from jdss.tuning.points import grid, low_discrepancy, value_at
 from jdss.tuning.sampling import SAMPLERS, make_sampler
 
@@ -66,7 +67,13 @@ def needs(sampler):
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-@pytest.mark.parametrize("sampler", [*SAMPLERS, "grid", "qmc"])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "gp" else [])  # it imports PyTorch
+        for name in (*SAMPLERS, "grid", "qmc")
+    ],
+)
 def test_a_search_in_two_processes_is_the_search_in_one(sampler, tmp_path):
     """All that a sampler knows comes from the storage: a fresh one goes on where another was."""
     needs(sampler)
@@ -258,6 +265,13 @@ def test_a_metric_that_is_not_a_number_fails_its_trial_only(perceptron, blobs):
     result = tune(perceptron, blobs, metric=own, direction="maximize", trials=2)
     assert [trial["state"] for trial in result.trials] == ["failed", "complete"]
     assert "metric 'own' became nan" in result.trials[0]["failure"]
+
+
+def test_tables_do_not_take_a_loss_for_an_accuracy():
+    trials = [{"state": "complete", "value": 0.3}, {"state": "pruned", "value": 0.9}]
+    assert summary._best_value({"trials": trials, "search": {"metric": "accuracy"}}) == 0.3
+    assert summary._best_value({"trials": trials}) == 0.3  # files from before there were metrics
+    assert summary._best_value({"trials": trials, "search": {"metric": "loss"}}) is None
 
 
 # --- what trials carry ---

@@ -148,7 +148,7 @@ def test_a_trial_that_dies_of_a_bug_is_run_again_in_its_place(perceptron, blobs,
         return jdss.uniform(gradients, budget, key=options["key"])
 
     options = {"storage": storage, "selection": select}
-    with pytest.raises(RuntimeError, match="a bug"):
+    with pytest.raises(RuntimeError):
         tune(perceptron, blobs, study_name="cut", **options)
     resumed = tune(perceptron, blobs, study_name="cut", **options)
     assert values(resumed) == values(tune(perceptron, blobs, study_name="whole", **options))

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -30,8 +31,10 @@ def url(request, tmp_path):
     return f"sqlite:///{tmp_path}/search.db"
 
 
-def uniform(gradients, budget, **options):
-    return jdss.uniform(gradients, budget, key=options["key"])
+@pytest.fixture(autouse=True)
+def logs_in_the_test_s_own_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
 
 
 # Killed workers ----------------------------------------------------------------------------------
@@ -125,7 +128,7 @@ def test_what_a_worker_cannot_do_is_raised_here_with_its_log(
 
 PROGRAM = textwrap.dedent(
     """
-    import sys, time
+    import time
     import numpy as np
     from tests.conftest import Perceptron
     from tests.test_tune import SPACE

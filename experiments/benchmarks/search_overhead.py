@@ -49,8 +49,6 @@ def main() -> None:
             storages["postgresql"] = arguments.postgresql
         measured = {name: measure(url, arguments.trials) for name, url in storages.items()}
     result = {**reporting.environment(), "trials": arguments.trials, "milliseconds": measured}
-    if arguments.postgresql:  # an address is nobody's business
-        result["command"] = result["command"].replace(arguments.postgresql, "postgresql://…")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     Console().print(table(measured))

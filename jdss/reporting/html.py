@@ -231,7 +231,8 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, Mapping):
-        return "<br>".join(f"{escape(str(key))}: {_cell(part)}" for key, part in value.items())
+        parts = _rows(value)
+        return "<br>".join(f"{escape(str(key))}: {_cell(part)}" for key, part in parts)
     if isinstance(value, (list, tuple)):
         return ", ".join(_cell(part) for part in value)
     return escape(str(value))

@@ -260,6 +260,9 @@ def _seconds(run: Result, part: str, *, compiling: bool = True) -> float | None:
 
 
 def _best_value(run: Result) -> float | None:
+    """The best validation accuracy; None where trials were scored by something else."""
+    if run.get("search", {}).get("metric", "accuracy") != "accuracy":
+        return None
     values = [
         trial["value"]
         for trial in run["trials"]

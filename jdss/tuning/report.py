@@ -1,5 +1,6 @@
 """A report of a search from its storage: what `jdss report` does on the command line."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,10 @@ def search_of(study: optuna.Study) -> Search:
         for trial in study.get_trials(deepcopy=False)
         if trial.state != TrialState.WAITING and not (search and was_cut_off(trial))
     ]
+    if isinstance(search.get("space"), dict):
+        search["space"] = {
+            name: _readable(described) for name, described in search["space"].items()
+        }
     return Search(
         name=study.study_name,
         metric=search.pop("metric", "value"),
@@ -79,6 +84,13 @@ def search_of(study: optuna.Study) -> Search:
         trials=trials,
         importances=importances(study),
     )
+
+
+def _readable(distribution: Any) -> str:
+    """A distribution as one would write it."""
+    if not isinstance(distribution, dict):
+        return str(distribution)
+    return str(optuna.distributions.json_to_distribution(json.dumps(distribution)))
 
 
 def importances(study: optuna.Study) -> dict[str, float] | str:

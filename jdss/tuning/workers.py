@@ -96,8 +96,9 @@ def run_workers(arguments: Mapping[str, Any], workers: int, *, progress: bool = 
         except BaseException:
             crew.stop()
             raise
-    if not crew.trouble:
-        shutil.rmtree(crew.directory, ignore_errors=True)
+        finally:
+            if not crew.trouble:  # otherwise a message has named the logs
+                shutil.rmtree(crew.directory, ignore_errors=True)
 
 
 class _Crew:
