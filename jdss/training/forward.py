@@ -82,8 +82,7 @@ def compute_projected_gradients(
 ) -> DenseGradients:
     """Gradients of the cross-entropy by all parameters, each projected at random.
 
-    As `jdss.projected_gradients`, for a model in training: in evaluation mode, on all devices, and
-    any output that is logits will do.
+    As `jdss.projected_gradients`, for a model in training: in evaluation mode, on all devices.
 
     Args:
       state: the model and its parameters.
