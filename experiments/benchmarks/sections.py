@@ -37,6 +37,7 @@ class Scale:
     matrix_free: tuple[int, ...]
     cifar: tuple[int, int, int]  # examples, classes, inputs of the last layer
     repeats: int
+    shrunk: int = 1  # What the sizes are divided by at which the machine's rates are measured.
 
 
 SCALES = {
@@ -57,6 +58,7 @@ SCALES = {
         matrix_free=(60, 120),
         cifar=(120, 4, 9),
         repeats=1,
+        shrunk=32,
     ),
 }
 
@@ -143,7 +145,7 @@ def facility_location(scale: Scale, seed: int) -> Section:
         abs(objective(measured[name].result) / exact - 1)
         for name in ("jdss", "jdss, from gradients")
     )
-    rates = machine_rates()
+    rates = machine_rates(scale.shrunk)
     width = sum(gradients.errors.shape[1:] + gradients.inputs.shape[1:])
     return {
         "problem": f"{trained.description}: n = {n:,} of one class, k = {budget}; one matrix of "
@@ -186,7 +188,7 @@ def matrix_free(scale: Scale, seed: int) -> Section:
     """Seconds and memory of facility location over all classes, in processes of their own."""
     trained = problems.trained_lenet(scale.training_set, seed=seed)
     gradients = jdss.compute_gradients(trained.state, trained.examples, trained.train)
-    rates = machine_rates()
+    rates = machine_rates(scale.shrunk)
     width = sum(gradients.errors.shape[1:] + gradients.inputs.shape[1:])
     table = []
     with tempfile.TemporaryDirectory() as directory:
@@ -252,7 +254,7 @@ def pursuit(scale: Scale, seed: int) -> Section:
             ours[name] = row
             table.append(row)
         goals += _pursuit_goals(budget, ours, ours.get(_REFERENCE))
-    rates = machine_rates()
+    rates = machine_rates(scale.shrunk)
     n, width = gradients.num_examples, gradients.inputs.shape[1]
     per_step = rates.floor(flops=2.0 * n * gradients.errors.shape[1] * width, bytes=4.0 * n * width)
     return {
@@ -402,7 +404,7 @@ def round_(scale: Scale, seed: int) -> Section:
     ]
     sizes = np.bincount(trained.labels).astype(float)
     width = sum(gradients.errors.shape[1:] + gradients.inputs.shape[1:])
-    rates = machine_rates()
+    rates = machine_rates(scale.shrunk)
     return {
         "problem": f"{trained.description}: {budget:,} of {n:,} examples",
         "rows": table,
@@ -479,7 +481,7 @@ def cifar100(scale: Scale, seed: int) -> Section:
             report = in_child(method, problem, budget=budget)
             table.append({"name": f"jdss {method} per class", **report})
     sizes = np.bincount(labels).astype(float)
-    rates = machine_rates()
+    rates = machine_rates(scale.shrunk)
     return {
         "problem": f"synthetic factors {n:,} × ({scale.cifar[1]} + {scale.cifar[2]:,}) of "
         f"{inputs_bytes / 1e9:.2f} GB, {scale.cifar[1]} classes, k = {budget:,}; the dense rows "
