@@ -1,16 +1,23 @@
 """What the experiments share: one search a strategy and seed, each under the same conditions."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import optuna
 from flax import linen as nn
 from rich.console import Console
 
 import jdss
 from jdss import reporting
+from jdss.compilation import CompilationCount, count_compilations, use_compilation_cache
+from jdss.parallel import forget_compiled
+
+
+def compilation_cache() -> Path:
+    """Where the experiments keep compiled programs: below the user's cache directory."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jdss" / "compiled"
 
 
 def compare(
@@ -28,12 +35,16 @@ def compare(
     out: Path,
     loading_seconds: float,
     storage: str | None = None,
+    keep_compiled: bool = True,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Searches and retrains with every strategy, and writes one result file a strategy and seed.
 
     Every strategy gets the same data, split, space, sampler seed, number of trials and code; and
     every one starts with nothing compiled, so that none profits from another's compilation.
+    Programs kept from an earlier run are those of the same strategy and seed: on a machine's first
+    run every search compiles all that it needs, and on a second run none compiles anything. Result
+    files say which it was: how many programs were compiled, and how many read.
 
     Args:
       model: the network.
@@ -49,6 +60,8 @@ def compare(
       out: the directory for result files and figures.
       loading_seconds: what reading the data took; each strategy's ledger shows it.
       storage: where searches are kept to be resumed, as Optuna takes it; None does not keep them.
+      keep_compiled: whether to keep compiled programs in `compilation_cache()` for a later run,
+        and to use those that an earlier one kept.
       progress: whether to show progress bars.
 
     Returns:
@@ -57,22 +70,25 @@ def compare(
     results = []
     for seed in seeds:
         for strategy in strategies:
-            jax.clear_caches()
-            found = jdss.tune(
-                model,
-                dataset,
-                space=space,
-                selection=strategy,
-                fraction=fraction,
-                select_every=select_every,
-                warm_start=warm_start,
-                trials=trials,
-                seed=seed,
-                storage=storage,
-                study_name=f"{dataset.name}-{scale['name']}-{strategy}-{seed}",
-                progress=progress,
-            )
-            record = record_of(found, model, dataset, scale, seed, loading_seconds)
+            forget_compiled()
+            kept = compilation_cache() / f"{strategy}-seed{seed}"
+            use_compilation_cache(kept if keep_compiled else None)
+            with count_compilations() as compilations:
+                found = jdss.tune(
+                    model,
+                    dataset,
+                    space=space,
+                    selection=strategy,
+                    fraction=fraction,
+                    select_every=select_every,
+                    warm_start=warm_start,
+                    trials=trials,
+                    seed=seed,
+                    storage=storage,
+                    study_name=f"{dataset.name}-{scale['name']}-{strategy}-{seed}",
+                    progress=progress,
+                )
+            record = record_of(found, model, dataset, scale, seed, loading_seconds, compilations)
             reporting.write_result(out / f"{strategy}-seed{seed}.json", record)
             results.append(record)
     report(out, Console())
@@ -86,7 +102,9 @@ def record_of(
     scale: Mapping[str, Any],
     seed: int,
     loading_seconds: float,
+    compilations: CompilationCount | None = None,
 ) -> dict[str, Any]:
+    """What the result file of a search holds."""
     train, validation = found.search["examples"]
     record = {
         **reporting.environment(),
@@ -99,6 +117,7 @@ def record_of(
             "test": len(dataset.test_labels),
         },
         "model": type(model).__name__,
+        "programs": None if compilations is None else vars(compilations),
         **found.as_dict(),
     }
     record["ledger"]["seconds"]["loading"] += loading_seconds

@@ -46,6 +46,9 @@ def main() -> None:
         "--storage", help="where searches are kept to be resumed, such as sqlite:///mnist.db"
     )
     parser.add_argument("--out", type=Path, help="for results; default: runs/mnist-SCALE")
+    parser.add_argument(
+        "--compile-anew", action="store_true", help="keep and use no compiled programs"
+    )
     arguments = parser.parse_args()
     scale = SCALES[arguments.scale]
     out = arguments.out or Path(f"runs/mnist-{arguments.scale}")
@@ -74,6 +77,7 @@ def main() -> None:
         storage=arguments.storage,
         out=out,
         loading_seconds=loading_seconds,
+        keep_compiled=not arguments.compile_anew,
     )
 
 

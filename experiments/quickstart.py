@@ -27,6 +27,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="for results")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument(
+        "--compile-anew", action="store_true", help="keep and use no compiled programs"
+    )
     arguments = parser.parse_args()
 
     start = time.perf_counter()
@@ -46,6 +49,7 @@ def main() -> None:
         warm_start=0.5,
         out=arguments.out,
         loading_seconds=loading_seconds,
+        keep_compiled=not arguments.compile_anew,
     )
 
 

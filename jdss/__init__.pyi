@@ -9,6 +9,7 @@ from .gradients import (
     per_example_gradients,
     sum_consecutive,
 )
+from .random_projection import projected_gradients
 from .reporting.ledger import Ledger
 from .selection.craig import craig
 from .selection.glister import LastLayerObjective, glister
@@ -87,6 +88,7 @@ __all__ = [
     "per_batch",
     "per_class",
     "per_example_gradients",
+    "projected_gradients",
     "report",
     "reporting",
     "save_model",

@@ -122,3 +122,15 @@ def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
     known = sorted(known)
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}")
+
+
+def check_examples(examples: Any) -> int:
+    """The common length n of the leading axes of a pytree of arrays."""
+    leaves: list[Any] = jax.tree.leaves(examples)
+    lengths = {leaf.shape[0] if getattr(leaf, "ndim", 0) else 0 for leaf in leaves}
+    if len(lengths) != 1 or lengths == {0}:
+        raise ValueError(
+            "examples must be arrays of one common length, at least 1, along the first axis; "
+            f"got lengths {sorted(lengths)}"
+        )
+    return lengths.pop()

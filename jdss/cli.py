@@ -160,7 +160,8 @@ def tune(
     selection: Annotated[
         str,
         _option(
-            "grad_match, craig, glister, uniform, full, or `package.module:function`.", _SUBSETS
+            "grad_match, craig, glister, uniform, stratified, full, or `package.module:function`.",
+            _SUBSETS,
         ),
     ] = "grad_match",
     fraction: Annotated[float, _option("The share of examples in a subset.", _SUBSETS)] = 0.05,
@@ -172,6 +173,16 @@ def tune(
         str | None, _option("all, per_class or per_batch. Default: the method's own.", _SUBSETS)
     ] = None,
     options: Annotated[str | None, _option("For the method, in JSON.", _SUBSETS)] = None,
+    outer: Annotated[
+        str,
+        _option("training or validation: whose loss or gradient subsets are chosen for.", _SUBSETS),
+    ] = "training",
+    gradients: Annotated[
+        str, _option("last_layer, or all: of all parameters, projected at random.", _SUBSETS)
+    ] = "last_layer",
+    projection_dimension: Annotated[
+        int, _option("The numbers kept of each gradient of all parameters.", _SUBSETS)
+    ] = 512,
     validation: Annotated[
         str, _option("The share held out to score trials, or an .npz file.", _DATA)
     ] = "0.1",
@@ -256,6 +267,9 @@ def tune(
         warm_start=warm_start,
         lifting=lifting,
         options=read.mapping("--options", options),
+        outer=outer,
+        gradients=gradients,
+        projection_dimension=projection_dimension,
         augmentation=augmentation,
         optimizers=jdss.OPTIMIZERS if optimizers is None else read.attribute(optimizers),
         workers=workers,
@@ -307,7 +321,7 @@ def select(
         Path, typer.Option(help="A .npz or .json file for the indices and weights.")
     ] = Path("subset.npz"),
     method: Annotated[
-        str, typer.Option(help="grad_match, craig, glister or uniform.")
+        str, typer.Option(help="grad_match, craig, glister, uniform or stratified.")
     ] = "grad_match",
     fraction: Annotated[
         float | None, typer.Option(help="The share of examples to select. Default: 0.05.")

@@ -246,10 +246,17 @@ def last_layer_gradients(
     )
 
 
-def cross_entropy_errors(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """`softmax(logits_i) - onehot_i` float32[n, c], the cross-entropy derived by the logits."""
-    onehot = jax.nn.one_hot(labels, logits.shape[1], dtype=jnp.float32)
-    return jax.nn.softmax(logits.astype(jnp.float32)) - onehot
+def cross_entropy_errors(
+    logits: jax.Array, labels: jax.Array, label_smoothing: float | jax.Array = 0.0
+) -> jax.Array:
+    """`softmax(logits_i) - target_i` float32[n, c], the cross-entropy derived by the logits.
+
+    The target is `(1 - label_smoothing) onehot_i + label_smoothing / c`.
+    """
+    num_classes = logits.shape[1]
+    onehot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+    target = onehot + label_smoothing * (1 / num_classes - onehot)
+    return jax.nn.softmax(logits.astype(jnp.float32)) - target
 
 
 def append_ones(inputs: jax.Array) -> jax.Array:
@@ -291,20 +298,13 @@ def per_example_gradients(
       Array([[-1., -2.],
              [-6., -8.]], dtype=float32)
     """
-    leaves: list[Any] = jax.tree.leaves(examples)
-    lengths = {leaf.shape[0] if getattr(leaf, "ndim", 0) else 0 for leaf in leaves}
-    if len(lengths) != 1 or lengths == {0}:
-        raise ValueError(
-            "examples must be arrays of one common length, at least 1, along the first axis; "
-            f"got lengths {sorted(lengths)}"
-        )
+    length = _checks.check_examples(examples)
     if batch_size is not None:
         batch_size = _checks.check_positive_int("batch_size", batch_size)
 
     def gradient(example: _Example) -> jax.Array:
         return ravel_pytree(jax.grad(loss_fn)(params, example))[0].astype(jnp.float32)
 
-    (length,) = lengths
     if batch_size is None or batch_size >= length:
         return DenseGradients(jax.vmap(gradient)(examples))
     return DenseGradients(jax.lax.map(gradient, examples, batch_size=batch_size))
@@ -320,6 +320,30 @@ def count_examples(gradients: Gradients | int) -> int:
             f"{type(gradients).__name__}"
         )
     return gradients.num_examples
+
+
+def check_gradients(gradients: Any) -> int:
+    """Checks the gradients that a method is given, and returns the number n of their rows.
+
+    Raises:
+      TypeError: where they are no operator, or of numbers that are not floating-point.
+      ValueError: where the shapes of an operator's parts disagree, or a value is not finite.
+    """
+    num_examples = count_examples(gradients)
+    rows = gradients.rows if isinstance(gradients, SummedGradients) else gradients
+    if isinstance(rows, DenseGradients):
+        _checks.check_ndim("gradients.matrix", rows.matrix, 2, "[n, p]")
+    if isinstance(rows, FactoredGradients):
+        _checks.check_ndim("gradients.errors", rows.errors, 2, "[n, c]")
+        _checks.check_ndim("gradients.inputs", rows.inputs, 2, "[n, d]")
+        _checks.check_same_length(
+            **{"gradients.errors": rows.errors, "gradients.inputs": rows.inputs}
+        )
+    for leaf in jax.tree.leaves(rows):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"gradients must be of floating-point numbers, got dtype {leaf.dtype}")
+    _checks.check_finite("gradients", gradients)
+    return num_examples
 
 
 def row_shape(gradients: Gradients) -> tuple[int, ...]:

@@ -1,83 +1,99 @@
 """The one place that knows about `pmap`.
 
 Every value lives in its logical shape, without a leading device axis: arguments and results of a
-`pmap`ped function are either *replicated* (axis None: the same on every device) or *sharded*
-(axis 0: one slice a device). Inside, `AXIS` names the devices for collectives.
+`pmap`ped function are *replicated*, the same on every device. Inside, `AXIS` names the devices for
+collectives, and a function takes its share of the work by the index of its device.
+
+Several processes that `jax.distributed.initialize` has joined work as one: each runs the same
+program on the same arguments, `AXIS` goes over the devices of all of them, and each ends with
+the same results. There must be equally many devices in each.
 
 `jax.pmap` is in maintenance; a successor replaces this file and nothing else.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jdss import _checks
+from jdss.compilation import cpu_options
+
 AXIS = "devices"
-REPLICATED = None
-SHARDED = 0
 
 
 def num_devices() -> int:
-    """The devices of this process that a parallel function runs on."""
-    return jax.local_device_count()
+    """The devices, of all processes, that a parallel function runs on."""
+    return jax.device_count()
 
 
-def parallel(
-    function: Callable[..., Any],
-    in_axes: tuple[int | None, ...],
-    out_axes: int | None = REPLICATED,
-    donate: tuple[int, ...] = (),
-) -> Callable[..., Any]:
-    """`pmap` of `function(device, *arguments)` over the local devices.
+def parallel(function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
+    """`pmap` of `function(device, *arguments)` over all devices.
 
     Args:
       function: a pure function whose first argument is the index int32[] of the device it runs
-        on; collectives over `AXIS` are allowed inside.
-      in_axes: REPLICATED or SHARDED for each of the remaining arguments.
-      out_axes: the same for the results.
+        on; collectives over `AXIS` are allowed inside. Its results must be the same on every
+        device.
       donate: the positions, among the remaining arguments, of those whose memory is given up.
 
     Returns:
       The compiled function of the remaining arguments.
     """
-    mapped = jax.pmap(
-        function,
-        axis_name=AXIS,
-        in_axes=(SHARDED, *in_axes),
-        out_axes=out_axes,
-        donate_argnums=tuple(1 + position for position in donate),
-    )
 
     def call(*arguments: Any) -> Any:
+        mapped = _pmapped(function, len(arguments), donate)
         # Placed alike on every call: an argument that arrives with another sharding (a fresh
         # array instead of an earlier result, say) would compile the function again.
-        placed = [
-            _place(argument, PartitionSpec() if axis is REPLICATED else PartitionSpec(AXIS))
-            for argument, axis in zip(arguments, in_axes, strict=True)
-        ]
-        return mapped(np.arange(num_devices(), dtype=np.int32), *placed)
+        placed = (_own_devices(), *replicate(arguments))
+        options = cpu_options(runs_often=True)
+        # With options, which `pmap` does not take, a program is compiled and kept here.
+        if options is None or jax.process_count() > 1 or not _checks.is_concrete(placed):
+            return mapped(*placed)
+        signature = function, donate, _signature(placed)
+        if signature not in _PROGRAMS:
+            _PROGRAMS[signature] = mapped.lower(*placed).compile(compiler_options=options)
+        return _PROGRAMS[signature](*placed)
 
     return call
 
 
+_PROGRAMS: dict[Any, Callable[..., Any]] = {}
+
+
+def forget_compiled() -> None:
+    """`jax.clear_caches`, and what is compiled here: everything compiles anew."""
+    jax.clear_caches()
+    _PROGRAMS.clear()
+
+
+def _signature(arguments: Any) -> Any:
+    """What a compiled program depends on: structure, shapes and types."""
+    leaves, structure = jax.tree.flatten(arguments)
+    types = [(leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves]
+    return structure, tuple(types)
+
+
+@cache
+def _pmapped(function: Callable[..., Any], num_arguments: int, donate: tuple[int, ...]) -> Any:
+    return jax.pmap(
+        function,
+        axis_name=AXIS,
+        in_axes=(0, *[None] * num_arguments),
+        out_axes=None,
+        donate_argnums=tuple(1 + position for position in donate),
+    )
+
+
+def _own_devices() -> np.ndarray:
+    """The indices along `AXIS` of this process's devices."""
+    local = jax.local_device_count()
+    return np.arange(local, dtype=np.int32) + jax.process_index() * local
+
+
 def replicate(tree: Any) -> Any:
     """Places a copy of every array on each local device, so that no call copies it again."""
-    return _place(tree, PartitionSpec())
-
-
-def _place(tree: Any, spec: PartitionSpec) -> Any:
     mesh = Mesh(np.asarray(jax.local_devices()), (AXIS,))
-    return jax.device_put(tree, NamedSharding(mesh, spec))
-
-
-def to_shards(array: jax.Array) -> jax.Array:
-    """[n, …] to [devices, n / devices, …], for a SHARDED argument."""
-    return jnp.reshape(array, (num_devices(), -1, *array.shape[1:]))
-
-
-def from_shards(array: jax.Array) -> jax.Array:
-    """[devices, m, …] to [devices · m, …], for a SHARDED result."""
-    return jnp.reshape(array, (-1, *array.shape[2:]))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

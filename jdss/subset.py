@@ -10,15 +10,15 @@ possibly traced, is the number of places to fill. Places from `count` on hold we
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdss import _checks
-from jdss.gradients import Gradients, count_examples, sum_consecutive
+from jdss import _checks, parallel
+from jdss.gradients import Gradients, check_gradients, count_examples, sum_consecutive
 
 Select = Callable[..., "Subset"]
 
@@ -126,9 +126,10 @@ def per_class(select: Select, labels: Any, num_classes: int) -> Select:
     """Lifts a selection method to one independent problem for each class.
 
     The classes' problems are small and of one padded shape, so the method is compiled once for
-    all of them. Shares are proportional to the class sizes, by the largest remainder; a class
-    that has an example gets at least one place where the budget allows; the places sum to the
-    budget exactly (see `class_shares`).
+    all of them; where there are several devices, the classes are spread over them. Shares are
+    proportional to the class sizes, by the largest remainder; a class that has an example gets at
+    least one place where the budget allows; the places sum to the budget exactly (see
+    `class_shares`).
 
     Args:
       select: a method of the protocol.
@@ -169,7 +170,8 @@ def per_class(select: Select, labels: Any, num_classes: int) -> Select:
     ) -> Subset:
         if count is not None:
             raise TypeError("count is not taken by a per-class selection: give a smaller budget")
-        num_examples = count_examples(gradients)
+        rows = None if isinstance(gradients, (int, np.integer)) else gradients
+        num_examples = count_examples(gradients) if rows is None else check_gradients(rows)
         if num_examples != len(labels):
             raise ValueError(
                 f"labels and gradients must have one common length; labels has {len(labels)}, "
@@ -180,9 +182,6 @@ def per_class(select: Select, labels: Any, num_classes: int) -> Select:
         with jax.ensure_compile_time_eval():  # the gradients, and so the caller, may be traced
             allowed = np.asarray(_checks.check_mask(mask, num_examples))
         budget = _checks.check_budget(budget, int(allowed.sum()))
-        by_number = isinstance(gradients, (int, np.integer))
-        if not by_number:
-            _checks.check_finite("gradients", gradients)
         sizes = np.bincount(labels[allowed], minlength=num_classes)
         shares = class_shares(sizes, budget)
         width = int(sizes.max())
@@ -191,16 +190,16 @@ def per_class(select: Select, labels: Any, num_classes: int) -> Select:
             members[label, : sizes[label]] = np.flatnonzero(allowed & (labels == label))
         static, traced = _split_options(options)
         subset = _select_in_classes(
-            select,
-            None if by_number else gradients,
-            int(shares.max()),
-            jnp.asarray(members),
-            jnp.asarray(np.arange(width) < sizes[:, None]),
-            jnp.asarray(shares, jnp.int32),
-            None if key is None else jax.random.split(key, num_classes),
+            _Method(select, int(shares.max()), static),
+            rows,
             traced,
-            dict(class_options or {}),
-            static,
+            _Classes(
+                members=jnp.asarray(members),
+                mask=jnp.asarray(np.arange(width) < sizes[:, None]),
+                counts=jnp.asarray(shares, jnp.int32),
+                keys=None if key is None else jax.random.split(key, num_classes),
+                options=dict(class_options or {}),
+            ),
         )
         # The classes' places, those that the method itself filled first.
         places = np.flatnonzero(np.arange(shares.max()) < shares[:, None])
@@ -225,33 +224,84 @@ def _split_options(options: Mapping[str, Any]) -> tuple[tuple[tuple[str, Any], .
     return static, {name: options[name] for name in options if not is_static[name]}
 
 
-@partial(jax.jit, static_argnames=("select", "budget", "static"))
-def _select_in_classes(
-    select: Select,
-    gradients: Gradients | None,  # None where only their number matters
-    budget: int,
-    members: jax.Array,  # int32[c, m], the examples of each class, padded
-    mask: jax.Array,  # bool[c, m], False for padding
-    counts: jax.Array,  # int32[c], places of each class
-    keys: jax.Array | None,  # [c] keys
-    traced: dict[str, Any],
-    class_options: dict[str, Any],
-    static: tuple[tuple[str, Any], ...],
-) -> Subset:
-    def select_in_class(arguments: tuple) -> Subset:
-        members, mask, count, key, class_options = arguments
-        own = len(members) if gradients is None else gradients.take(members)
-        subset = select(
-            own, budget, key=key, mask=mask, count=count, **dict(static), **traced, **class_options
-        )
-        return Subset(members[subset.indices], subset.weights, subset.num_selected)
+class _Classes(NamedTuple):
+    """What differs from class to class; every leaf has a leading axis for the class."""
 
-    arguments = (members, mask, counts, keys, class_options)
+    members: jax.Array  # int32[c, m], the examples of each class, padded
+    mask: jax.Array  # bool[c, m], False for padding
+    counts: jax.Array  # int32[c], places of each class
+    keys: jax.Array | None  # [c] keys
+    options: dict[str, Any]
+
+
+class _Method(NamedTuple):
+    """What is the same for all classes, and static."""
+
+    select: Select
+    budget: int
+    options: tuple[tuple[str, Any], ...]
+
+
+def _select_in_classes(
+    method: _Method,
+    gradients: Gradients | None,  # None where only their number matters
+    options: dict[str, Any],
+    classes: _Classes,
+) -> Subset:
+    """A `Subset` with a leading axis for the class."""
+    devices, num_classes = parallel.num_devices(), len(classes.members)
+    if devices == 1 or num_classes == 1 or not _checks.is_concrete(gradients, options, classes):
+        return _on_one_device(method, gradients, options, classes)
+    # Every device takes an equal share of the classes; those left over are filled up with some
+    # that are there already, whose result is thrown away.
+    padded = np.resize(np.arange(num_classes), num_classes + -num_classes % devices)
+    classes = jax.tree.map(lambda leaf: leaf[padded], classes)
+    subset = _on_all_devices(method)(gradients, options, classes)
+    # Back to one device, where the gradients are.
+    subset = jax.device_put(subset, jax.local_devices()[0])
+    return jax.tree.map(lambda leaf: leaf[:num_classes], subset)
+
+
+@lru_cache(maxsize=32)
+def _on_all_devices(method: _Method) -> Callable[..., Subset]:
+    def on_device(
+        device: jax.Array, gradients: Gradients | None, options: dict[str, Any], classes: _Classes
+    ) -> Subset:
+        share = len(classes.members) // jax.lax.axis_size(parallel.AXIS)
+        own = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, device * share, share), classes
+        )
+        subset = _class_by_class(method, gradients, options, own)
+        return jax.lax.all_gather(subset, parallel.AXIS, tiled=True)
+
+    return parallel.parallel(on_device)
+
+
+def _class_by_class(
+    method: _Method, gradients: Gradients | None, options: dict[str, Any], classes: _Classes
+) -> Subset:
+    def select_in_class(own: _Classes) -> Subset:
+        rows = len(own.members) if gradients is None else gradients.take(own.members)
+        subset = method.select(
+            rows,
+            method.budget,
+            key=own.keys,
+            mask=own.mask,
+            count=own.counts,
+            **dict(method.options),
+            **options,
+            **own.options,
+        )
+        return Subset(own.members[subset.indices], subset.weights, subset.num_selected)
+
     # One class after another on a CPU, where a batched while loop would compute both sides of
     # every branch and copy its whole state each step; all at once on an accelerator.
     if jax.default_backend() == "cpu":
-        return jax.lax.map(select_in_class, arguments)
-    return jax.vmap(lambda *arguments: select_in_class(arguments))(*arguments)
+        return jax.lax.map(select_in_class, classes)
+    return jax.vmap(select_in_class)(classes)
+
+
+_on_one_device = jax.jit(_class_by_class, static_argnames="method")
 
 
 def per_batch(select: Select, batch_size: int) -> Select:
@@ -289,10 +339,8 @@ def per_batch(select: Select, batch_size: int) -> Select:
         **options: Any,
     ) -> Subset:
         is_size = isinstance(gradients, (int, np.integer))
-        num_examples = count_examples(gradients)
+        num_examples = count_examples(gradients) if is_size else check_gradients(gradients)
         budget = _checks.check_budget(budget, num_examples)
-        if not is_size:
-            _checks.check_finite("gradients", gradients)
         allowed = _checks.check_mask(mask, num_examples)
         count = jnp.asarray(budget if count is None else count, jnp.int32)
         num_batches = -(-num_examples // batch_size)

@@ -3,16 +3,26 @@
 import os
 from pathlib import Path
 
-import jax
 import pytest
 
 import jdss
 from experiments import mnist
 from experiments.comparison import compare
 from jdss import reporting
+from jdss.compilation import use_compilation_cache
+from jdss.parallel import forget_compiled
 
 SCALE = {"name": "test", "reduced": True, "description": "300 digits"}
 STRATEGIES = ("grad_match", "uniform", "full")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_programs_are_kept_apart_and_forgotten(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+    use_compilation_cache(None)
+    forget_compiled()
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +65,9 @@ def test_every_strategy_starts_from_the_same_first_hyperparameters(compared):
 def test_every_strategy_pays_for_its_own_compilation(compared):
     for result in reporting.read_results(compared):
         assert result["ledger"]["search_compiling_seconds"] > 0.2
+        assert result["programs"]["compiled"] > 20
+        # At most what its own trials and retraining share, under one name and shape.
+        assert result["programs"]["read"] < result["programs"]["compiled"] / 4
 
 
 def test_both_figures_are_drawn_as_png_and_svg(compared):
@@ -72,9 +85,3 @@ def test_mnist_runs_at_smoke_scale(tmp_path, monkeypatch, capsys):
     mnist.main()
     assert len(reporting.read_results(tmp_path)) == 3
     assert "test accuracy" in capsys.readouterr().out
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _compiled_functions_are_dropped():
-    yield
-    jax.clear_caches()

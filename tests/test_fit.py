@@ -164,9 +164,10 @@ def test_validation_images_do_not_decide_on_the_normalisation(perceptron):
 
 
 def test_a_last_update_that_diverges_is_not_missed(perceptron, blobs):
+    inputs, labels = blobs  # made large, for gradients whose product with the rate overflows
     hyper = {"epochs": 1, "batch_size": 300, "learning_rate": 3e38}
     with pytest.raises(jdss.TrainingDivergedError, match="in the last update"):
-        fit(perceptron, blobs, selection="full", hyperparameters=hyper)
+        fit(perceptron, (1000 * inputs, labels), selection="full", hyperparameters=hyper)
 
 
 @pytest.mark.parametrize("epochs", [1, 3, 5, 7])

@@ -162,3 +162,66 @@ def test_bad_arguments_are_refused_by_name(problem, arguments, message):
     options = {"budget": 5, "objective": objective, "learning_rate": 0.1, **arguments}
     with pytest.raises(ValueError, match=message):
         glister(gradients, **options)
+
+
+def test_stochastic_greedy_that_looks_at_everyone_is_exact(problem):
+    gradients, objective, _ = problem
+    options = {"objective": objective, "learning_rate": 0.05, "rounds": 6}
+    exact = glister(gradients, 12, **options)
+    # (60 / 12) log(1 / ε) candidates a pick are more than all of them.
+    everyone = glister(
+        gradients, 12, greedy="stochastic", epsilon=1e-12, key=jax.random.key(0), **options
+    )
+    assert exact.indices.tolist() == everyone.indices.tolist()
+
+
+def test_stochastic_greedy_is_decided_by_its_key_and_lies_between_chance_and_exact(problem):
+    gradients, objective, _ = problem
+    rate, all_rows = 0.05, rows(gradients)
+
+    def loss_after(subset):
+        step = all_rows[np.asarray(subset.indices)].sum(axis=0)
+        return outer_loss(objective, -rate * step)
+
+    def stochastic(seed):
+        return glister(
+            gradients,
+            12,
+            objective=objective,
+            learning_rate=rate,
+            greedy="stochastic",
+            epsilon=0.3,
+            key=jax.random.key(seed),
+        )
+
+    assert stochastic(0).indices.tolist() == stochastic(0).indices.tolist()
+    assert stochastic(0).indices.tolist() != stochastic(1).indices.tolist()
+    for seed in range(3):
+        subset = stochastic(seed)
+        assert len(set(subset.indices.tolist())) == 12
+    exact = loss_after(glister(gradients, 12, objective=objective, learning_rate=rate))
+    losses = [loss_after(stochastic(seed)) for seed in range(20)]
+    generator = np.random.default_rng(0)
+    chance = [
+        outer_loss(objective, -rate * all_rows[generator.permutation(60)[:12]].sum(axis=0))
+        for _ in range(200)
+    ]
+    assert exact <= np.mean(losses) < np.mean(chance)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"greedy": "lazy"}, ValueError, "greedy must be one of 'exact', 'stochastic'"),
+        ({"greedy": "stochastic"}, TypeError, "key must be a PRNG key"),
+        (
+            {"greedy": "stochastic", "epsilon": 1.0, "key": 0},
+            ValueError,
+            r"epsilon must be in \(0, 1\)",
+        ),
+    ],
+)
+def test_stochastic_greedy_refuses_bad_arguments_by_name(problem, options, error, match):
+    gradients, objective, _ = problem
+    with pytest.raises(error, match=match):
+        glister(gradients, 12, objective=objective, learning_rate=0.05, **options)

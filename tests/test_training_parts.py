@@ -1,12 +1,8 @@
 """The parts of training: shuffling, optimizers, hyper-parameters, one stretch, forward passes."""
 
 import itertools
-import os
-import subprocess
-import sys
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -167,7 +163,9 @@ def test_optimizers_of_one_layout_of_state_share_a_slot():
 def test_hyperparameters_are_numbers_of_one_type_with_a_static_batch_size():
     hyper = jdss.hyperparameters({"learning_rate": 1, "batch_size": np.int64(8)}, optimizer="adamw")
     leaves, structure = jax.tree.flatten(hyper)
-    assert [str(leaf.dtype) for leaf in leaves] == ["float32"] * 3 + ["int32"] * 2
+    assert [str(leaf.dtype) for leaf in leaves] == ["float32"] * 3 + ["int32"] * 2 + [
+        "float32"
+    ] * 2 + ["int32"]
     assert list(OPTIMIZERS)[int(hyper.optimizer)] == "adamw"
     assert structure != jax.tree.structure(jdss.hyperparameters(batch_size=16))
     assert structure == jax.tree.structure(jdss.hyperparameters(batch_size=8, learning_rate=0.3))
@@ -439,54 +437,6 @@ def test_nothing_but_the_batch_size_compiles():
         train(hyper=replace(PLAIN_SGD, batch_size=BATCH + 1))
         train(hyper=replace(PLAIN_SGD, batch_size=BATCH + 1, learning_rate=np.float32(0.5)))
     assert len(found) == 1
-
-
-# Several devices ------------------------------------------------------------------------------
-
-
-def on_all_devices():
-    """Training and forward passes on the devices that there are, as arrays by name."""
-    rng = np.random.default_rng(1)
-    data = jdss.make_examples(rng.normal(size=(N, 5)).astype(np.float32), LABELS)
-    results = {"devices": np.asarray(jax.local_device_count())}
-    for batch_size in (3, 6):
-        hyper = replace(PLAIN_SGD, batch_size=batch_size, momentum=np.float32(0.9))
-        state = jdss.init_state(Plain(C), data.inputs, jax.random.key(0), optimizers=ONLY_SGD)
-        state, metrics = jax.block_until_ready(
-            jdss.train_on_subset(state, data, SUBSET, hyper, jax.random.key(3), num_steps=5)
-        )
-        results[f"kernel {batch_size}"] = np.asarray(state.params["last"]["kernel"])
-        results[f"loss {batch_size}"] = np.asarray(metrics.loss)
-    gradients = jax.block_until_ready(
-        jdss.compute_gradients(state, data, np.arange(9), chunk_size=5)
-    )
-    results["errors"], results["inputs"] = map(np.asarray, (gradients.errors, gradients.inputs))
-    accuracy = jdss.compute_accuracy(state, data, np.arange(9), chunk_size=3)
-    return {**results, "accuracy": np.asarray(accuracy)}
-
-
-def test_four_devices_compute_what_one_does_also_for_batches_that_do_not_divide(tmp_path):
-    tests = Path(__file__).parent
-    path = tmp_path / "four.npz"
-    program = (
-        f"import sys; sys.path[:0] = [{str(tests)!r}, {str(tests.parent)!r}]\n"
-        "import numpy as np, test_training_parts\n"
-        f"np.savez({str(path)!r}, **test_training_parts.on_all_devices())"
-    )
-    flags = "--xla_force_host_platform_device_count=4"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        check=False,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-    )
-    assert done.returncode == 0, done.stderr
-    here, four = on_all_devices(), np.load(path)
-    assert four["devices"] == 4
-    assert here["devices"] == 1
-    for name in here.keys() - {"devices"}:
-        np.testing.assert_allclose(four[name], here[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 # Forward passes -------------------------------------------------------------------------------

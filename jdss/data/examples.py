@@ -112,20 +112,46 @@ def _pixel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean.astype(np.float32), std.astype(np.float32)
 
 
-def training_batch(examples: Examples, indices: jax.Array, key: jax.Array) -> jax.Array:
-    """A batch of inputs, augmented and normalised: float32[b, …] for `indices` int32[b]."""
+def training_batch(
+    examples: Examples,
+    indices: jax.Array,
+    key: jax.Array,
+    *,
+    places: jax.Array | None = None,
+    batch_size: int | None = None,
+) -> jax.Array:
+    """A batch of inputs, or a share of one, augmented and normalised.
+
+    Args:
+      examples: the stored examples.
+      indices: int32[b], which of them.
+      key: a PRNG key; with a place in the batch, it decides on the augmentation there, so that
+        it is the same however many devices share a batch.
+      places: int32[b], the places of `indices` in the batch; None means all of it, in order.
+      batch_size: how many places the batch has; None means b.
+
+    Returns:
+      float32[b, …].
+    """
     inputs = examples.inputs[indices]
     if examples.augmentation == "crop_flip":
-        inputs = _crop_and_flip(inputs, key)
+        size = len(indices) if batch_size is None else batch_size
+        corners, flips = _draw_crops_and_flips(key, size)
+        if places is not None:
+            corners, flips = corners[places], flips[places]
+        inputs = _crop_and_flip(inputs, corners, flips)
     return examples.normalization(inputs)
 
 
-def _crop_and_flip(images: jax.Array, key: jax.Array) -> jax.Array:
+def _draw_crops_and_flips(key: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
     crop_key, flip_key = jax.random.split(key)
+    corners = jax.random.randint(crop_key, (size, 2), 0, 2 * _CROP_PADDING + 1)
+    return corners, jax.random.bernoulli(flip_key, shape=(size,))
+
+
+def _crop_and_flip(images: jax.Array, corners: jax.Array, flips: jax.Array) -> jax.Array:
     pad = _CROP_PADDING
     padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    corners = jax.random.randint(crop_key, (len(images), 2), 0, 2 * pad + 1)
-    flips = jax.random.bernoulli(flip_key, shape=(len(images),))
 
     def crop(image: jax.Array, corner: jax.Array, flip: jax.Array) -> jax.Array:
         window = jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), images.shape[1:])

@@ -15,8 +15,11 @@ of the kernel for each output of the block, with zeros around it:
     block 2 × 4                patch  6 × 8     6 inputs copied an output      48 columns
 
 The zeros cost 1.9 times the multiplications, and the whole is still much faster: copying, not
-multiplying, is what takes the time. With 48 or more output channels the block is a single
-output, and the textbook is right.
+multiplying, is what takes the time.
+
+With many input channels, only the kw inputs along the width are gathered, and the convolution is a
+sum over the kh rows of the kernel of such patches × its row: a third of the copying, and products
+that are large enough.
 """
 
 import math
@@ -30,6 +33,9 @@ from jax import lax
 # A matrix with fewer columns than this leaves the CPU's vector units idle.
 _MIN_COLUMNS = 48
 _BLOCKS = ((1, 1), (1, 2), (2, 2), (2, 4), (4, 4))
+
+# From so many input channels on, a sum over the rows of the kernel beats one product.
+_MANY_CHANNELS = 32
 
 _Pads = Sequence[tuple[int, int]]
 
@@ -110,7 +116,9 @@ def conv_general_dilated(
         return library(lhs, rhs)
 
     def product(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return _patches_times_matrix(lhs, rhs, strides, pads, precision)
+        by_rows = lhs.shape[3] >= _MANY_CHANNELS
+        convolve = _rows_times_matrices if by_rows else _patches_times_matrix
+        return convolve(lhs, rhs, strides, pads, precision)
 
     # Decided when the program is lowered, so that no program contains both.
     return lax.platform_dependent(lhs, rhs, cpu=product, default=library)
@@ -119,6 +127,38 @@ def conv_general_dilated(
 def _is_channels_last(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any) -> bool:
     given = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     return given == lax.conv_dimension_numbers(lhs.shape, rhs.shape, ("NHWC", "HWIO", "NHWC"))
+
+
+def _rows_times_matrices(
+    images: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, ...],
+    pads: _Pads,
+    precision: Any,
+) -> jax.Array:
+    """The convolution ``[b, rows, columns, features]``, one row of the kernel after another."""
+    b, h, w, c = images.shape
+    kh, kw, _, features = kernel.shape
+    rows, columns = (
+        (n + sum(pad) - k) // stride + 1
+        for n, pad, k, stride in zip((h, w), pads, (kh, kw), strides, strict=True)
+    )
+    around = ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0))
+    images = lax.pad(images, jnp.zeros((), images.dtype), around)
+
+    # What each output depends on along the width, [b, h, columns, kw·c].
+    width, height = (columns - 1) * strides[1] + 1, (rows - 1) * strides[0] + 1
+    along = [images[:, :, j : j + width : strides[1]] for j in range(kw)]
+    runs = jnp.concatenate(along, axis=-1)
+
+    # A sum of half-precision products is rounded once, at its end.
+    wide = jnp.promote_types(images.dtype, jnp.float32)
+    total: Any = 0
+    for i in range(kh):
+        row = runs[:, i : i + height : strides[0]].reshape(-1, kw * c)
+        matrix = kernel[i].reshape(kw * c, features)
+        total += jnp.matmul(row, matrix, precision=precision, preferred_element_type=wide)
+    return total.astype(images.dtype).reshape(b, rows, columns, features)
 
 
 def _patches_times_matrix(

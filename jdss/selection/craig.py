@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jdss import _checks
-from jdss.gradients import Gradients
+from jdss.gradients import Gradients, check_gradients
 from jdss.solvers.facility_location import facility_location_of_gradients
 from jdss.subset import Subset
 
@@ -72,6 +72,7 @@ def craig(
       >>> subset.indices.tolist(), subset.weights.tolist()
       ([2, 3], [3.0, 2.0])
     """
+    num_examples = check_gradients(gradients)
     _checks.check_choice("greedy", greedy, GREEDY)
     cover = facility_location_of_gradients(
         gradients,
@@ -83,7 +84,7 @@ def craig(
         mask=mask,
         count=count,
     )
-    counted = jnp.ones(gradients.num_examples) if mask is None else jnp.asarray(mask, jnp.float32)
+    counted = jnp.ones(num_examples) if mask is None else jnp.asarray(mask, jnp.float32)
     sizes = jnp.zeros(len(cover.indices), jnp.float32).at[cover.nearest].add(counted)
     return Subset(
         indices=cover.indices,

@@ -15,12 +15,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from jdss import _checks
-from jdss.gradients import FactoredGradients, Gradients, cross_entropy_errors, row_shape
+from jdss.gradients import (
+    FactoredGradients,
+    Gradients,
+    check_gradients,
+    cross_entropy_errors,
+    row_shape,
+)
+from jdss.solvers.facility_location import check_candidates
 from jdss.subset import Subset, fill_places
+
+GREEDY = ("exact", "stochastic")
 
 
 class OuterObjective(Protocol):
@@ -62,6 +72,8 @@ def glister(
     objective: OuterObjective,
     learning_rate: float | jax.Array,
     rounds: int | None = None,
+    greedy: str = "exact",
+    epsilon: float = 0.01,
     key: jax.Array | None = None,
     mask: Any = None,
     count: Any = None,
@@ -75,7 +87,12 @@ def glister(
       learning_rate: η; it multiplies the *sum* of the chosen gradients.
       rounds: how often the outer gradient is computed anew: None for every pick (plain greedy), r
         for every ceil(k / r) picks ("r-greedy"; more than k rounds are k); static.
-      key: not used; ties go to the lowest index.
+      greedy: "exact" looks at the gains of all examples; "stochastic" at those of
+        `(n / k) log(1 / ε)` random ones for every pick (Mirzasoleiman et al., AAAI 2015), and
+        needs `key`. The outer gradient, which most of the time goes into, is computed either way.
+      epsilon: the ε of stochastic greedy, in (0, 1). It decides shapes, so it must be concrete:
+        under `per_class`, bind it with `functools.partial`.
+      key: a PRNG key for stochastic greedy; the exact one ignores it. Ties go to the lowest index.
       mask: bool[n], False for padding. None allows all.
       count: int32, at most `budget` and possibly traced: the places to fill. None fills all.
 
@@ -85,8 +102,9 @@ def glister(
       examples, where there are any, at weight 0.
 
     Raises:
-      TypeError, ValueError: for a budget outside 1..n, `rounds` below 1, a mask of another shape,
-        gradients that are not finite, or a negative learning rate.
+      TypeError, ValueError: for a budget outside 1..n, `rounds` below 1, an unknown `greedy`, a
+        missing key, `epsilon` or a mask not as above, gradients that are not finite, or a negative
+        learning rate.
 
     Example:
       >>> logits, inputs, labels = jnp.zeros((4, 2)), jnp.eye(4), jnp.array([0, 0, 0, 1])
@@ -95,27 +113,60 @@ def glister(
       >>> glister(gradients, 1, objective=outer, learning_rate=1.0).indices
       Array([3], dtype=int32)
     """
-    del key
-    budget = _checks.check_budget(budget, gradients.num_examples)
+    num_examples = check_gradients(gradients)
+    budget = _checks.check_budget(budget, num_examples)
+    _check_objective(objective, gradients)
     if rounds is not None:
         rounds = _checks.check_positive_int("rounds", rounds)
     rounds = budget if rounds is None else min(rounds, budget)
-    mask = _checks.check_mask(mask, gradients.num_examples)
-    _checks.check_finite("gradients", gradients)
+    mask = _checks.check_mask(mask, num_examples)
     _checks.check_nonnegative("learning_rate", learning_rate)
     count = jnp.asarray(budget if count is None else count, jnp.int32)
-    return _pick(gradients, objective, learning_rate, mask, count, budget, rounds)
+    _checks.check_choice("greedy", greedy, GREEDY)
+    num_candidates = check_candidates(
+        epsilon if greedy == "stochastic" else None, key, num_examples, budget
+    )
+    return _pick(
+        gradients, objective, learning_rate, key, mask, count, budget, rounds, num_candidates
+    )
 
 
-@partial(jax.jit, static_argnames=("budget", "rounds"))
+def _check_objective(objective: Any, gradients: Gradients) -> None:
+    if not hasattr(objective, "gradient"):
+        raise TypeError(
+            "objective must have a method gradient(displacement), such as "
+            f"jdss.LastLayerObjective; got {type(objective).__name__}"
+        )
+    row = jax.ShapeDtypeStruct(row_shape(gradients), jnp.float32)
+    if isinstance(objective, LastLayerObjective):
+        logits, inputs = objective.logits, objective.inputs
+        _checks.check_ndim("objective.logits", logits, 2, "[m, c]")
+        _checks.check_ndim("objective.inputs", inputs, 2, "[m, d]")
+        _checks.check_same_length(**{"objective.logits": logits, "objective.inputs": inputs})
+        _checks.check_labels(
+            objective.labels, num_examples=len(logits), num_classes=logits.shape[1]
+        )
+        _checks.check_finite("objective", objective)
+        shape: tuple[int, ...] = (logits.shape[1], inputs.shape[1])
+    else:
+        shape = jax.eval_shape(objective.gradient, row).shape
+    if shape != row.shape:
+        raise ValueError(
+            f"objective must have gradients of the shape of one row, {row.shape}, got {shape}"
+        )
+
+
+@partial(jax.jit, static_argnames=("budget", "rounds", "num_candidates"))
 def _pick(
     gradients: Gradients,
     objective: OuterObjective,
     learning_rate: jax.Array,
+    key: jax.Array | None,
     mask: jax.Array,
     count: jax.Array,
     budget: int,
     rounds: int,
+    num_candidates: int | None,  # for each pick; None are all
 ) -> Subset:
     n = gradients.num_examples
     picks = -(-budget // rounds)
@@ -124,8 +175,19 @@ def _pick(
 
     def pick(number: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         chosen, available, step = state
-        gains = learning_rate * gradients.correlate(objective.gradient(-learning_rate * step))
-        _, best = jax.lax.top_k(jnp.where(available, gains, -jnp.inf), picks)
+        outer = objective.gradient(-learning_rate * step)
+        chex.assert_equal_shape([outer, step])
+        if num_candidates is None:
+            gains = jnp.where(available, learning_rate * gradients.correlate(outer), -jnp.inf)
+        else:
+            assert key is not None
+            priorities = jax.random.uniform(jax.random.fold_in(key, number), (n,))
+            priorities = jnp.where(available, priorities, -1.0)
+            drawn, candidates = jax.lax.top_k(priorities, min(num_candidates * picks, n))
+            own = learning_rate * gradients.take(candidates).correlate(outer)
+            own = jnp.where(drawn >= 0, own, -jnp.inf)
+            gains = jnp.full(n, -jnp.inf).at[candidates].set(own)
+        _, best = jax.lax.top_k(gains, picks)
         places = number * picks + jnp.arange(picks)
         counts = (places < filled).astype(jnp.float32)
         return (

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jdss import _checks
-from jdss.gradients import Gradients
+from jdss.gradients import Gradients, check_gradients
 from jdss.solvers.matching_pursuit import orthogonal_matching_pursuit
 from jdss.subset import Subset, fill_places
 
@@ -68,8 +68,9 @@ def grad_match(
       >>> subset.indices, subset.weights.round(4)
       (Array([1, 2], dtype=int32), Array([1.3333, 1.    ], dtype=float32))
     """
+    num_examples = check_gradients(gradients)
     if target is None:
-        everyone = _checks.check_mask(mask, gradients.num_examples)
+        everyone = _checks.check_mask(mask, num_examples)
         target = gradients.weighted_sum(everyone.astype(jnp.float32))
     subset = orthogonal_matching_pursuit(
         gradients, target, budget, ridge=ridge, tolerance=tolerance, mask=mask, count=count
@@ -79,9 +80,7 @@ def grad_match(
     places = jnp.arange(budget)
     is_left_over = (places >= subset.num_selected) & (places < (budget if count is None else count))
     return Subset(
-        indices=fill_places(
-            subset.indices, subset.num_selected, gradients.num_examples, mask=mask, key=key
-        ),
+        indices=fill_places(subset.indices, subset.num_selected, num_examples, mask=mask, key=key),
         weights=jnp.where(is_left_over, jnp.float32(1.0), subset.weights),
         num_selected=subset.num_selected,
     )

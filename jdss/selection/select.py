@@ -37,7 +37,7 @@ def select(
       logits: float[n, c], the network's outputs.
       features: float[n, d], the inputs of its last dense layer, without a column for the bias.
       labels: int[n], class indices in 0..c-1.
-      method: "grad_match", "craig", "glister" or "uniform".
+      method: "grad_match", "craig", "glister", "uniform" or "stratified".
       fraction: the share of the examples to select, in (0, 1]; 0.05 if nothing is said.
       budget: how many examples to select, in place of a fraction.
       lifting: "all", "per_class" or "per_batch"; None means the method's own.

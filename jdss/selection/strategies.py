@@ -25,6 +25,7 @@ class Strategy:
       select: the selection method, or None for training on everything.
       needs_gradients: whether `select` reads the gradients or only their number.
       needs_objective: whether it takes `objective` and `learning_rate`, as GLISTER does.
+      takes_target: whether it takes `target`, as GRAD-MATCH does.
       lifting: one of `LIFTINGS`.
       options: what else `select` is given.
     """
@@ -34,6 +35,7 @@ class Strategy:
     needs_gradients: bool
     lifting: str
     needs_objective: bool = False
+    takes_target: bool = False
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -49,7 +51,10 @@ STRATEGIES: Mapping[str, Strategy] = {
         needs_objective=True,
         options=MappingProxyType({"rounds": 20}),
     ),
-    "grad_match": Strategy("grad_match", grad_match, needs_gradients=True, lifting="per_class"),
+    "grad_match": Strategy(
+        "grad_match", grad_match, needs_gradients=True, lifting="per_class", takes_target=True
+    ),
+    "stratified": Strategy("stratified", uniform, needs_gradients=False, lifting="per_class"),
     "uniform": Strategy("uniform", uniform, needs_gradients=False, lifting="all"),
 }
 """The strategies that `fit` and `tune` know by name, with the lifting each has by default."""

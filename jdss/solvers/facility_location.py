@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from jdss import _checks
-from jdss.gradients import Gradients
+from jdss.gradients import Gradients, check_gradients
 from jdss.solvers._similarities import (
     METRICS,
     Similarities,
@@ -108,7 +108,7 @@ def facility_location(
     num_examples = len(similarity)
     budget = _checks.check_budget(budget, num_examples)
     mask, count = _check_mask_and_count(mask, count, num_examples, budget)
-    num_candidates = _check_candidates(epsilon, key, num_examples, budget)
+    num_candidates = check_candidates(epsilon, key, num_examples, budget)
     if _checks.is_concrete(similarity):
         finite, looks_symmetric = _inspect(similarity)
         if not finite:
@@ -153,12 +153,11 @@ def facility_location_of_gradients(
       >>> facility_location_of_gradients(gradients, 2).nearest
       Array([0, 0, 0, 1, 1], dtype=int32)
     """
-    num_examples = gradients.num_examples
+    num_examples = check_gradients(gradients)
     budget = _checks.check_budget(budget, num_examples)
     _checks.check_choice("metric", metric, METRICS)
-    _checks.check_finite("gradients", gradients)
     mask, count = _check_mask_and_count(mask, count, num_examples, budget)
-    num_candidates = _check_candidates(epsilon, key, num_examples, budget)
+    num_candidates = check_candidates(epsilon, key, num_examples, budget)
     if matrix is None:
         matrix = num_examples <= MAX_MATRIX_EXAMPLES
     return _cover_gradients(
@@ -271,7 +270,9 @@ def _lazy_greedy(
         def evaluate_batch(search: tuple) -> tuple:
             bounds, gain, winner, _ = search
             # Without the barrier XLA no longer recognises top_k, and sorts everything.
-            largest, order = jax.lax.optimization_barrier(jax.lax.top_k(bounds, batch_size + 1))
+            largest, order = map(
+                jax.lax.optimization_barrier, jax.lax.top_k(bounds, batch_size + 1)
+            )
             candidates = order[:-1]
             gains = similarities.gains(candidates, progress.best)
             gains = jnp.where(largest[:-1] > -jnp.inf, gains, -jnp.inf)
@@ -352,7 +353,7 @@ def _check_mask_and_count(
     return mask, jnp.asarray(count, jnp.int32)
 
 
-def _check_candidates(
+def check_candidates(
     epsilon: float | None, key: jax.Array | None, num_examples: int, budget: int
 ) -> int | None:
     """The candidates of a step of stochastic greedy; None for the exact algorithm."""

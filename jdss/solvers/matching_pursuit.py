@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdss import _checks
-from jdss.gradients import Gradients, row_shape
+from jdss.gradients import Gradients, check_gradients, row_shape
 from jdss.subset import Subset, fill_places
 
 _Tree = TypeVar("_Tree")
@@ -103,7 +103,7 @@ def orthogonal_matching_pursuit(
       >>> subset.indices, subset.weights, subset.num_selected
       (Array([1, 0, 2], dtype=int32), Array([2., 3., 0.], dtype=float32), Array(2, dtype=int32))
     """
-    num_examples = gradients.num_examples
+    num_examples = check_gradients(gradients)
     budget = _checks.check_budget(budget, num_examples)
     if not isinstance(nonnegative, (bool, np.bool_)):
         raise TypeError(f"nonnegative must be a bool, got {type(nonnegative).__name__}")
@@ -112,7 +112,6 @@ def orthogonal_matching_pursuit(
         raise ValueError(
             f"target must have the shape of one gradient, {expected}, got shape {target.shape}"
         )
-    _checks.check_finite("gradients", gradients)
     _checks.check_finite("target", target)
     _checks.check_nonnegative("ridge", ridge)
     _checks.check_nonnegative("tolerance", tolerance)

@@ -73,6 +73,9 @@ def fit(
     warm_start: float = 0.5,
     lifting: str | None = None,
     options: Mapping[str, Any] | None = None,
+    outer: str = "training",
+    gradients: str = "last_layer",
+    projection_dimension: int = 512,
     augmentation: str = "none",
     optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
     seed: int = 0,
@@ -87,14 +90,19 @@ def fit(
         indices [n]; or a `Dataset`, of which the training part is used.
       validation: (inputs, labels), or the fraction of `data` to hold out, or None.
       hyperparameters: by name, see `jdss.hyperparameters`.
-      selection: "grad_match", "craig", "glister", "uniform", "full", or a function of the selection
-        protocol.
+      selection: "grad_match", "craig", "glister", "uniform", "stratified", "full", or a function
+        of the selection protocol.
       fraction: the share of the examples in a subset, in (0, 1].
       select_every: R, the epochs between two selections.
       warm_start: κ, the share of the epochs whose budget is spent on all the data first.
       lifting: "all", "per_class" or "per_batch" (mini-batches of the training's size); None means
         the strategy's own.
       options: passed to the selection method.
+      outer: "training", as in the paper, or "validation": the examples whose loss GLISTER lowers,
+        or whose gradient GRAD-MATCH matches.
+      gradients: "last_layer", exact and kept as two factors; or "all", those of all parameters,
+        each projected at random (see `jdss.projected_gradients`).
+      projection_dimension: the numbers kept of each gradient of all parameters.
       augmentation: "none" or "crop_flip".
       optimizers: the family of optimizers, by name.
       seed: decides on everything random.
@@ -124,6 +132,9 @@ def fit(
         warm_start=warm_start,
         lifting=lifting,
         options=options,
+        outer=outer,
+        gradients=gradients,
+        projection_dimension=projection_dimension,
     )
     hyper = make_hyperparameters(hyperparameters, optimizers=tuple(optimizers))
     ledger = Ledger()
@@ -173,9 +184,13 @@ def train_adaptively(
     history: list[dict[str, Any]] = []
     selections = [] if selections is None else selections
     epochs, batch_size = int(hyper.epochs), hyper.batch_size
+    budget = schedule.budget(len(problem.train))
+    warm_epochs = round(schedule.warm_start * epochs)
+    warm_steps = round(warm_epochs * budget / batch_size)
+    total_steps = warm_steps + (epochs - warm_epochs) * steps_per_epoch(budget, batch_size)
     with ledger.measure("other"):
         state = init_state(model, problem.examples.inputs, init_key, optimizers=optimizers)
-        _check_outputs(state, problem)
+        _check(schedule, problem, state)
         all_examples = everything(problem)
         select = lift(schedule, problem, batch_size)
     state, subset = checkpoint.load(state, history, selections) if checkpoint else (state, None)
@@ -202,6 +217,7 @@ def train_adaptively(
                         stretch_key,
                         num_steps=until - done,
                         first_step=done,
+                        total_steps=total_steps,
                     )
                     loss, diverged = float(metrics.loss), bool(metrics.diverged)
                 if diverged:
@@ -227,9 +243,6 @@ def train_adaptively(
             train("full", all_examples, epoch, steps_per_epoch(len(problem.train), batch_size))
         return _finish(problem, state, history, None, ledger, metric, selections)
 
-    budget = schedule.budget(len(problem.train))
-    warm_epochs = round(schedule.warm_start * epochs)
-    warm_steps = round(warm_epochs * budget / batch_size)
     if warm_steps and not history:
         cuts = {rung: round(rung * budget / batch_size) for rung in rungs if rung < warm_epochs}
         train("warm_start", all_examples, warm_epochs, warm_steps, cuts)
@@ -247,8 +260,10 @@ def train_adaptively(
     return _finish(problem, state, history, subset, ledger, metric, selections)
 
 
-def _check_outputs(state: TrainState, problem: Problem) -> None:
-    """Raises ValueError where the model has fewer outputs than there are classes."""
+def _check(schedule: Schedule, problem: Problem, state: TrainState) -> None:
+    """Raises ValueError where the model has too few outputs, or validation data is missing."""
+    if schedule.outer == "validation" and not len(problem.validation):
+        raise ValueError("validation must be given for outer='validation', got None")
     inputs = problem.examples.inputs
     one = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), jnp.float32)
     logits = jax.eval_shape(partial(apply_last_layer, state.model), state.variables, one).logits

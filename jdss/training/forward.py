@@ -2,29 +2,41 @@
 
 A pass goes over the examples in chunks of one shape, so that the model's forward function is
 compiled once for the training, validation and test sets together, and memory is n (c + d)
-numbers plus one chunk. Every device takes a slice of each chunk. BatchNorm runs on its stored
-statistics.
+numbers plus one chunk: chunks are written in place. Every device takes a slice of each chunk, and
+is given the others' results. BatchNorm runs on its stored statistics.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from jdss import _checks, parallel
 from jdss.data.examples import Examples, Normalization
-from jdss.gradients import FactoredGradients, cross_entropy_errors
-from jdss.models.last_layer import LastLayer, apply_last_layer
+from jdss.gradients import DenseGradients, FactoredGradients, cross_entropy_errors
+from jdss.models.last_layer import LastLayer, apply_last_layer, mode_arguments
+from jdss.random_projection import Sketch, make_sketch, rows_at_once
+from jdss.training.loss import cross_entropy
 from jdss.training.state import TrainState
+
+_Tree = TypeVar("_Tree")
 
 CHUNK_SIZE = 512
 """Examples in a chunk where nothing else is asked for; with more, LeNet outgrows a CPU's cache."""
 
 
 def compute_gradients(
-    state: TrainState, examples: Examples, indices: np.ndarray, *, chunk_size: int = CHUNK_SIZE
+    state: TrainState,
+    examples: Examples,
+    indices: np.ndarray,
+    *,
+    label_smoothing: float | jax.Array = 0.0,
+    chunk_size: int = CHUNK_SIZE,
 ) -> FactoredGradients:
     """Last-layer gradients of the cross-entropy of some examples, kept factored.
 
@@ -32,6 +44,7 @@ def compute_gradients(
       state: the model and its parameters; evaluation mode is used.
       examples: the stored examples.
       indices: int32[n], which of them.
+      label_smoothing: that of the loss; see `Hyperparameters`.
       chunk_size: how many pass through the model at once.
 
     Returns:
@@ -44,40 +57,102 @@ def compute_gradients(
       TypeError: for indices or a chunk size that are not integers.
     """
     layer = compute_last_layer(state, examples, indices, chunk_size=chunk_size)
-    return FactoredGradients(_errors(layer.logits, examples.labels[indices]), layer.inputs)
+    errors = _errors(layer.logits, examples.labels[indices], label_smoothing)
+    return FactoredGradients(errors, layer.inputs)
 
 
 def compute_last_layer(
     state: TrainState, examples: Examples, indices: np.ndarray, *, chunk_size: int = CHUNK_SIZE
 ) -> LastLayer:
     """The logits float32[n, c] and last-layer inputs float32[n, d] of the examples `indices`."""
-    parts = [
-        jax.tree.map(lambda leaf, size=size: leaf[:size], layer)
-        for layer, _, size in _passes(state, examples, indices, chunk_size)
-    ]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    indices = _check_indices(indices, examples)
+    passes = _passes(state, examples, indices, chunk_size)
+    return _assemble(((layer, start, num_new) for layer, _, start, num_new in passes), len(indices))
+
+
+def compute_projected_gradients(
+    state: TrainState,
+    examples: Examples,
+    indices: np.ndarray,
+    key: jax.Array,
+    *,
+    dimension: int = 512,
+    label_smoothing: float | jax.Array = 0.0,
+    chunk_size: int = CHUNK_SIZE,
+) -> DenseGradients:
+    """Gradients of the cross-entropy by all parameters, each projected at random.
+
+    As `jdss.projected_gradients`, for a model in training: in evaluation mode, on all devices, and
+    any output that is logits will do.
+
+    Args:
+      state: the model and its parameters.
+      examples: the stored examples.
+      indices: int32[n], which of them.
+      key: a PRNG key; it alone decides on the projection.
+      dimension: q, the numbers kept of each gradient.
+      label_smoothing: that of the loss; see `Hyperparameters`.
+      chunk_size: at most so many gradients at once, and no more than fit into 256 MiB a device.
+
+    Returns:
+      `DenseGradients` with a matrix float32[n, q].
+
+    Raises:
+      TypeError, ValueError: for indices, a dimension or a chunk size not as above.
+    """
+    indices = _check_indices(indices, examples)
+    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    sketch = parallel.replicate(make_sketch(key, num_parameters, dimension))
+    applied = parallel.replicate(replace(state, optimizer_slots=()))
+    _checks.check_positive_int("chunk_size", chunk_size)
+    size = min(chunk_size, rows_at_once(num_parameters) * parallel.num_devices())
+
+    def passes() -> Iterator[tuple[jax.Array, int, int]]:
+        for chunk, start, num_new in chunks(indices, size):
+            inputs, labels = _take(examples.inputs, examples.labels, chunk)
+            smoothing = jnp.float32(label_smoothing)
+            rows = _project(applied, examples.normalization, sketch, inputs, labels, smoothing)
+            yield rows, start, num_new
+
+    return DenseGradients(_assemble(passes(), len(indices)))
+
+
+def _assemble(passes: Iterable[tuple[_Tree, int, int]], num_rows: int) -> _Tree:
+    """One array of `num_rows` out of chunks (rows, where they belong, how many are new)."""
+    result: Any = None
+    for chunk, start, num_new in passes:
+        rows = jax.device_put(chunk, jax.local_devices()[0])
+        if num_new == num_rows:  # the only chunk, perhaps filled up in front
+            return jax.tree.map(lambda leaf, size=num_new: leaf[-size:], rows)
+        if result is None:
+            result = jax.tree.map(lambda leaf: jnp.zeros((num_rows, leaf.shape[1])), rows)
+        result = _write(result, rows, start)
+    return result
+
+
+@partial(jax.jit, donate_argnums=0)
+def _write(result: _Tree, rows: _Tree, start: int) -> _Tree:
+    """Rows written where they belong, in place: no second copy of the whole is ever there."""
+    return jax.tree.map(
+        lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis=0),
+        result,
+        rows,
+    )
 
 
 def compute_accuracy(
     state: TrainState, examples: Examples, indices: np.ndarray, *, chunk_size: int = CHUNK_SIZE
 ) -> float:
     """The share of the examples `indices` int32[n] whose largest logit is that of their label."""
+    indices = _check_indices(indices, examples)
     correct = [
-        _correct(layer.logits, labels)[:size]
-        for layer, labels, size in _passes(state, examples, indices, chunk_size)
+        _correct(layer.logits, labels)[-num_new:]
+        for layer, labels, _, num_new in _passes(state, examples, indices, chunk_size)
     ]
     return int(jnp.concatenate(correct).sum()) / len(indices)
 
 
-def _passes(
-    state: TrainState, examples: Examples, indices: np.ndarray, chunk_size: int
-) -> Iterator[tuple[LastLayer, jax.Array, int]]:
-    """For each chunk: the last layer and the labels, of `chunk_size` rows, and how many count.
-
-    A short last chunk is filled up by repetition, so that every chunk has the same shape.
-    """
-    chunk_size = _checks.check_positive_int("chunk_size", chunk_size)
-    chunk_size += -chunk_size % parallel.num_devices()
+def _check_indices(indices: np.ndarray, examples: Examples) -> np.ndarray:
     indices = np.asarray(indices)
     if indices.ndim != 1 or not len(indices):
         raise ValueError(f"indices must have shape [n] with n at least 1, got {indices.shape}")
@@ -88,27 +163,90 @@ def _passes(
             f"indices must be in 0..{len(examples) - 1}, got values in "
             f"{indices.min()}..{indices.max()}"
         )
-    applied = replace(state, optimizer_slots=())  # the forward function depends on the rest
-    for start in range(0, len(indices), chunk_size):
-        chunk = np.asarray(indices[start : start + chunk_size], np.int32)
-        full = np.resize(chunk, chunk_size)
-        inputs = parallel.to_shards(examples.inputs[full])
-        layer = _forward(applied, examples.normalization, inputs)
-        yield jax.tree.map(parallel.from_shards, layer), examples.labels[full], len(chunk)
+    return np.asarray(indices, np.int32)
+
+
+def chunks(indices: np.ndarray, chunk_size: int) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Cuts int32[n] into chunks of one size, so that what is done with them is compiled once.
+
+    The last chunk overlaps the one before it; where n is smaller than a chunk, it is filled up in
+    front by repetition. Either way its last rows are the new ones.
+
+    Yields:
+      A chunk int32[m], m being `chunk_size` rounded up to a multiple of the number of devices;
+      where its rows belong in the whole; and how many of them, the last ones, are new.
+    """
+    size = _checks.check_positive_int("chunk_size", chunk_size)
+    size += -size % parallel.num_devices()
+    if len(indices) < size:
+        yield np.concatenate([np.resize(indices, size - len(indices)), indices]), 0, len(indices)
+        return
+    for stop in range(size, len(indices) + size, size):
+        end = min(stop, len(indices))
+        yield indices[end - size : end], end - size, end - (stop - size)
+
+
+def _passes(
+    state: TrainState, examples: Examples, indices: np.ndarray, chunk_size: int
+) -> Iterator[tuple[LastLayer, jax.Array, int, int]]:
+    """For each of the `chunks`: the last layer, the labels, where it belongs, how many are new."""
+    # The forward function depends on nothing else, and this is placed once for all chunks.
+    applied = parallel.replicate(replace(state, optimizer_slots=()))
+    for chunk, start, num_new in chunks(indices, chunk_size):
+        inputs, labels = _take(examples.inputs, examples.labels, chunk)
+        yield _forward(applied, examples.normalization, inputs), labels, start, num_new
+
+
+@jax.jit
+def _take(*arguments: jax.Array) -> tuple[jax.Array, ...]:
+    *arrays, indices = arguments
+    return tuple(array[indices] for array in arrays)
+
+
+def _own_share(device: jax.Array, arrays: _Tree) -> _Tree:
+    """A device's slice of a chunk, of which all have the whole."""
+
+    def share(array: jax.Array) -> jax.Array:
+        size = len(array) // jax.lax.axis_size(parallel.AXIS)
+        return jax.lax.dynamic_slice_in_dim(array, device * size, size)
+
+    return jax.tree.map(share, arrays)
 
 
 def _apply(
     device: jax.Array, state: TrainState, normalization: Normalization, inputs: jax.Array
 ) -> LastLayer:
-    del device
-    return apply_last_layer(state.model, state.variables, normalization(inputs))
+    own = _own_share(device, inputs)
+    layer = apply_last_layer(state.model, state.variables, normalization(own))
+    return jax.lax.all_gather(layer, parallel.AXIS, tiled=True)
 
 
-_forward = parallel.parallel(
-    _apply,
-    in_axes=(parallel.REPLICATED, parallel.REPLICATED, parallel.SHARDED),
-    out_axes=parallel.SHARDED,
-)
+_forward = parallel.parallel(_apply)
+
+
+def _projected(
+    device: jax.Array,
+    state: TrainState,
+    normalization: Normalization,
+    sketch: Sketch,
+    inputs: jax.Array,
+    labels: jax.Array,
+    label_smoothing: jax.Array,
+) -> jax.Array:
+    def loss(params: Any, image: jax.Array, label: jax.Array) -> jax.Array:
+        variables = {"params": params, **state.model_state}
+        mode = mode_arguments(state.model, train=False)
+        logits: Any = state.model.apply(variables, image[None], **mode)
+        return cross_entropy(logits, label[None], label_smoothing)[0]
+
+    images, own_labels = _own_share(device, (normalization(inputs), labels))
+    gradients = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(state.params, images, own_labels)
+    rows = jax.vmap(lambda gradient: ravel_pytree(gradient)[0])(gradients)
+    own_rows = sketch(rows.astype(jnp.float32))
+    return jax.lax.all_gather(own_rows, parallel.AXIS, tiled=True)
+
+
+_project = parallel.parallel(_projected)
 
 
 _errors = jax.jit(cross_entropy_errors)

@@ -22,6 +22,12 @@ class Hyperparameters:
       weight_decay: float32[], L2 for SGD, Nesterov and Adam, decoupled for AdamW.
       optimizer: int32[], position in the family of optimizers (by default in
         `jdss.OPTIMIZERS`).
+      learning_rate_schedule: int32[], position in `LEARNING_RATE_SCHEDULES`: "constant", or
+        "cosine" from the learning rate down to 0 at the last step of training.
+      label_smoothing: float32[] in [0, 1), the share of the target that is spread evenly over
+        all classes. Last-layer gradients for selection are those of the smoothed loss, too.
+      gradient_clipping: float32[], the largest Euclidean norm of a step's gradient over all
+        parameters; a longer one is scaled down to it. Infinity where nothing is clipped.
       epochs: int32[], the length of training, in epochs.
       batch_size: int, static: examples in a mini-batch, over all devices.
     """
@@ -30,19 +36,31 @@ class Hyperparameters:
     momentum: jax.Array
     weight_decay: jax.Array
     optimizer: jax.Array
+    learning_rate_schedule: jax.Array
+    label_smoothing: jax.Array
+    gradient_clipping: jax.Array
     epochs: jax.Array
     batch_size: int = field(metadata={"static": True})
 
+
+LEARNING_RATE_SCHEDULES = ("constant", "cosine")
+"""The schedules, in the order of their index in `Hyperparameters.learning_rate_schedule`."""
 
 DEFAULTS: Mapping[str, Any] = {
     "learning_rate": 0.05,
     "momentum": 0.9,
     "weight_decay": 0.0,
     "optimizer": "sgd",
+    "learning_rate_schedule": "constant",
+    "label_smoothing": 0.0,
+    "gradient_clipping": None,
     "epochs": 20,
     "batch_size": 128,
 }
 """What a hyper-parameter is where nothing is said of it."""
+
+
+_NUMBERS = ("learning_rate", "weight_decay", "momentum", "label_smoothing", "gradient_clipping")
 
 
 def hyperparameters(
@@ -54,8 +72,9 @@ def hyperparameters(
     """Checks hyper-parameters given by name and makes them a pytree.
 
     Args:
-      values: any of `learning_rate`, `momentum`, `weight_decay`, `optimizer` (a name), `epochs`
-        and `batch_size`; what is missing is taken from `DEFAULTS`.
+      values: any of `learning_rate`, `momentum`, `weight_decay`, `optimizer` (a name),
+        `learning_rate_schedule` ("constant" or "cosine"), `label_smoothing`, `gradient_clipping`
+        (None clips nothing), `epochs` and `batch_size`; what is missing is taken from `DEFAULTS`.
       optimizers: the known optimizers, in the order of their indices.
       **more: the same by keyword; these win.
 
@@ -73,23 +92,37 @@ def hyperparameters(
         _checks.check_choice("a hyper-parameter", name, DEFAULTS)
     merged = {**DEFAULTS, **given}
     _checks.check_choice("optimizer", merged["optimizer"], optimizers)
-    for name in ("learning_rate", "weight_decay", "momentum"):
+    _checks.check_choice(
+        "learning_rate_schedule", merged["learning_rate_schedule"], LEARNING_RATE_SCHEDULES
+    )
+    clipping = merged["gradient_clipping"]
+    if clipping is None:
+        merged["gradient_clipping"] = np.inf
+    for name in _NUMBERS:
         value = merged[name]
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
             raise TypeError(f"{name} must be a number, got {type(value).__name__}")
         # As they are used: what float32 rounds to 0, to 1 or to infinity is refused here.
         with np.errstate(over="ignore", under="ignore"):
             merged[name] = np.float32(value)
-        _checks.check_nonnegative(name, merged[name])
-    if merged["learning_rate"] == 0:
-        raise ValueError("learning_rate must be positive, got 0")
-    if merged["momentum"] >= 1:
-        raise ValueError(f"momentum must be in [0, 1), got {merged['momentum']}")
+        if not (name == "gradient_clipping" and clipping is None):
+            _checks.check_nonnegative(name, merged[name])
+    for name in ("learning_rate", "gradient_clipping"):
+        if merged[name] == 0:
+            raise ValueError(f"{name} must be positive, got 0")
+    for name in ("momentum", "label_smoothing"):
+        if merged[name] >= 1:
+            raise ValueError(f"{name} must be in [0, 1), got {merged[name]}")
     return Hyperparameters(
         learning_rate=merged["learning_rate"],
         momentum=merged["momentum"],
         weight_decay=merged["weight_decay"],
         optimizer=np.int32(list(optimizers).index(merged["optimizer"])),  # type: ignore[arg-type]
+        learning_rate_schedule=np.int32(  # type: ignore[arg-type]
+            LEARNING_RATE_SCHEDULES.index(merged["learning_rate_schedule"])
+        ),
+        label_smoothing=merged["label_smoothing"],
+        gradient_clipping=merged["gradient_clipping"],
         epochs=np.int32(_checks.check_positive_int("epochs", merged["epochs"])),  # type: ignore[arg-type]
         batch_size=_checks.check_positive_int("batch_size", merged["batch_size"]),
     )

@@ -34,9 +34,9 @@ class Problem:
     validation: np.ndarray
     num_classes: int
 
-    @property
-    def train_labels(self) -> np.ndarray:
-        return np.asarray(self.examples.labels)[self.train]
+    def labels_of(self, indices: np.ndarray) -> np.ndarray:
+        """int32[m], the labels of some examples, in host memory."""
+        return np.asarray(self.examples.labels)[indices]
 
     @property
     def chunk_size(self) -> int:

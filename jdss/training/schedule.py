@@ -12,6 +12,12 @@ from jdss import _checks
 from jdss.selection.strategies import Strategy, get_strategy
 from jdss.subset import Select
 
+GRADIENTS = ("last_layer", "all")
+"""The parameters whose gradients are taken: those of the last dense layer, or all of them."""
+
+OUTER = ("training", "validation")
+"""The examples whose loss or gradient a subset is chosen for."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -22,12 +28,18 @@ class Schedule:
       fraction: the share of the training examples in a subset, in (0, 1]; 1 for "full".
       select_every: R, the epochs between two selections.
       warm_start: κ in [0, 1], the share of the epochs spent on all the data first.
+      outer: one of `OUTER`.
+      gradients: one of `GRADIENTS`.
+      projection_dimension: the numbers kept of each gradient of all parameters.
     """
 
     strategy: Strategy
     fraction: float
     select_every: int
     warm_start: float
+    outer: str = "training"
+    gradients: str = "last_layer"
+    projection_dimension: int = 512
 
     def budget(self, num_examples: int) -> int:
         """The number k of examples in a subset, at least 1."""
@@ -41,6 +53,9 @@ class Schedule:
             "select_every": self.select_every,
             "warm_start": self.warm_start,
             "lifting": self.strategy.lifting,
+            "outer": self.outer,
+            "gradients": self.gradients
+            + (f", projected to {self.projection_dimension}" if self.gradients == "all" else ""),
             "options": {name: _plain(value) for name, value in self.strategy.options.items()},
         }
 
@@ -60,12 +75,16 @@ def make_schedule(
     warm_start: float = 0.5,
     lifting: str | None = None,
     options: Mapping[str, Any] | None = None,
+    outer: str = "training",
+    gradients: str = "last_layer",
+    projection_dimension: int = 512,
 ) -> Schedule:
     """Checks what `fit` and `tune` are told about selection.
 
     Raises:
       ValueError, TypeError: for a fraction outside (0, 1], `select_every` below 1, `warm_start`
-        outside [0, 1], or an unknown strategy or lifting.
+        outside [0, 1], an unknown strategy, lifting, `outer` or `gradients`, or those that the
+        strategy has no use for.
     """
     strategy = get_strategy(selection, lifting=lifting, options=options)
     fraction = _checks.check_fraction("fraction", fraction)
@@ -74,6 +93,33 @@ def make_schedule(
         raise TypeError(f"warm_start must be a number in [0, 1], got {type(warm_start).__name__}")
     if not 0 <= warm_start <= 1:
         raise ValueError(f"warm_start must be in [0, 1], got {warm_start}")
+    _checks.check_choice("outer", outer, OUTER)
+    if outer != "training" and not (strategy.needs_objective or strategy.takes_target):
+        raise ValueError(
+            f"outer must be 'training' with selection {strategy.name!r}, which is chosen for no "
+            f"outer loss or gradient; got {outer!r}"
+        )
+    if outer != "training" and (given := {"target", "objective"} & set(strategy.options)):
+        raise ValueError(f"options must leave out {given.pop()!r} with outer={outer!r}")
+    _checks.check_choice("gradients", gradients, GRADIENTS)
+    _checks.check_positive_int("projection_dimension", projection_dimension)
+    if gradients == "all" and not strategy.needs_gradients:
+        raise ValueError(
+            f"gradients must be 'last_layer' with selection {strategy.name!r}, which reads none"
+        )
+    if gradients == "all" and strategy.needs_objective:
+        raise ValueError(
+            f"gradients must be 'last_layer' with selection {strategy.name!r}: the loss after a "
+            "step is known as a function of the last layer alone"
+        )
     if strategy.select is None:
         fraction, warm_start = 1.0, 0.0
-    return Schedule(strategy, fraction, int(select_every), float(warm_start))
+    return Schedule(
+        strategy,
+        fraction,
+        int(select_every),
+        float(warm_start),
+        outer,
+        gradients,
+        int(projection_dimension),
+    )

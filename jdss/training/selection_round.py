@@ -1,17 +1,25 @@
 """One selection round of a training run: forward pass, gradients, selection, padding."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdss.gradients import FactoredGradients, cross_entropy_errors
+from jdss.gradients import (
+    DenseGradients,
+    FactoredGradients,
+    Gradients,
+    cross_entropy_errors,
+)
+from jdss.models.last_layer import LastLayer
 from jdss.reporting.ledger import Ledger
 from jdss.selection.glister import LastLayerObjective
+from jdss.selection.strategies import Strategy
 from jdss.subset import Select, Subset, per_batch, per_class
 from jdss.training.divergence import TrainingDivergedError, is_finite
-from jdss.training.forward import compute_last_layer
+from jdss.training.forward import compute_last_layer, compute_projected_gradients
 from jdss.training.hyperparameters import Hyperparameters
 from jdss.training.problem import Problem
 from jdss.training.schedule import Schedule
@@ -42,7 +50,7 @@ def lift(schedule: Schedule, problem: Problem, batch_size: int) -> Select | None
     if select is None or lifting == "all":
         return select
     if lifting == "per_class":
-        return per_class(select, problem.train_labels, problem.num_classes)
+        return per_class(select, problem.labels_of(problem.train), problem.num_classes)
     return per_batch(select, batch_size)
 
 
@@ -56,48 +64,138 @@ def select_subset(
     key: jax.Array,
     ledger: Ledger,
 ) -> tuple[Subset, dict[str, Any]]:
-    """One selection round, on the lines "gradients" and "solving", and what is said of it."""
+    """One selection round, on the lines "gradients" and "solving", and what is said of it.
+
+    Raises:
+      TrainingDivergedError: where the gradients are not finite.
+    """
     assert select is not None
+    strategy = schedule.strategy
     gradients: Any = len(problem.train)
-    options = dict(schedule.strategy.options)
-    if schedule.strategy.needs_gradients:
+    options, known = dict(strategy.options), dict[str, Any]()
+    if strategy.needs_gradients:
         with ledger.measure("gradients"):
-            layer = compute_last_layer(
-                state, problem.examples, problem.train, chunk_size=problem.chunk_size
-            )
-            labels = jnp.asarray(problem.train_labels)
-            errors = cross_entropy_errors(layer.logits, labels)
-            gradients = jax.block_until_ready(FactoredGradients(errors, layer.inputs))
-            finite = bool(is_finite(gradients))
+            if schedule.gradients == "all":
+                gradients, known = _on_all_parameters(problem, state, schedule, hyper, key)
+            else:
+                gradients, known = _on_last_layer(problem, state, schedule, hyper, budget)
+            options = {**known, **options}
+            finite = bool(is_finite((gradients, known)))
         if not finite:
             raise TrainingDivergedError("the per-example gradients are not finite")
-        if schedule.strategy.needs_objective:
-            # The outer likelihood is that of the training set, as in the paper. The learning rate
-            # multiplies the sum of the chosen gradients, where a step takes their mean.
-            options.setdefault("objective", LastLayerObjective(*layer, labels))
-            options.setdefault("learning_rate", hyper.learning_rate / budget)
     with ledger.measure("solving"):
         subset = jax.block_until_ready(select(gradients, budget, key=key, **options))
     with ledger.measure("other"):
-        return subset, describe_selection(schedule.strategy.name, gradients, subset)
+        return subset, describe_selection(strategy.name, gradients, subset, _whole_target(known))
 
 
-def describe_selection(strategy: str, gradients: Any, subset: Subset) -> dict[str, Any]:
+def _on_last_layer(
+    problem: Problem, state: TrainState, schedule: Schedule, hyper: Hyperparameters, budget: int
+) -> tuple[Gradients, dict[str, Any]]:
+    """The exact gradients of the last layer, and what the strategy is told beside them."""
+
+    def layer_of(indices: np.ndarray) -> tuple[LastLayer, jax.Array]:
+        layer = compute_last_layer(state, problem.examples, indices, chunk_size=problem.chunk_size)
+        return layer, jnp.asarray(problem.labels_of(indices))
+
+    def gradients_of(layer: LastLayer, labels: jax.Array) -> FactoredGradients:
+        errors = cross_entropy_errors(layer.logits, labels, hyper.label_smoothing)
+        return FactoredGradients(errors, layer.inputs)
+
+    layer, labels = layer_of(problem.train)
+    gradients = gradients_of(layer, labels)
+    if schedule.outer == "validation":
+        layer, labels = layer_of(problem.validation)
+    if schedule.strategy.needs_objective:
+        # The outer likelihood is that of the training set, as in the paper, unless it is asked for
+        # otherwise. The learning rate multiplies the sum of the chosen gradients, where a step
+        # takes their mean.
+        objective = LastLayerObjective(*layer, labels)
+        return gradients, {"objective": objective, "learning_rate": hyper.learning_rate / budget}
+    if schedule.outer == "validation":
+        return gradients, _target(problem, schedule.strategy, gradients_of(layer, labels))
+    return gradients, {}
+
+
+def _on_all_parameters(
+    problem: Problem,
+    state: TrainState,
+    schedule: Schedule,
+    hyper: Hyperparameters,
+    key: jax.Array,
+) -> tuple[Gradients, dict[str, Any]]:
+    """Projected gradients of all parameters, and the target where it is not their own sum."""
+
+    def gradients_of(indices: np.ndarray) -> DenseGradients:
+        return compute_projected_gradients(
+            state,
+            problem.examples,
+            indices,
+            key,  # one projection for all
+            dimension=schedule.projection_dimension,
+            label_smoothing=hyper.label_smoothing,
+            chunk_size=problem.chunk_size,
+        )
+
+    gradients = gradients_of(problem.train)
+    if schedule.outer == "validation":
+        return gradients, _target(problem, schedule.strategy, gradients_of(problem.validation))
+    return gradients, {}
+
+
+def _target(problem: Problem, strategy: Strategy, outer: Gradients) -> dict[str, Any]:
+    """What GRAD-MATCH matches in place of the training gradient: that of the validation set.
+
+    It is scaled up to the number of training examples, in all or in each class, so that the
+    weights keep their meaning. A class without validation examples has a target of zero, with
+    which the pursuit ends at once.
+    """
+    labels = problem.labels_of(problem.validation)
+    if strategy.lifting != "per_class":
+        scale = len(problem.train) / len(problem.validation)
+        return {"target": outer.weighted_sum(jnp.full(len(labels), scale, jnp.float32))}
+    ours, theirs = (
+        np.bincount(problem.labels_of(indices), minlength=problem.num_classes)
+        for indices in (problem.train, problem.validation)
+    )
+    scales = jnp.asarray(ours / np.maximum(theirs, 1), jnp.float32)
+
+    def of_class(label: jax.Array) -> jax.Array:
+        return outer.weighted_sum(jnp.where(labels == label, scales[label], 0.0))
+
+    targets = jax.lax.map(of_class, jnp.arange(problem.num_classes))
+    return {"class_options": {"target": targets}}
+
+
+def describe_selection(
+    strategy: str, gradients: Any, subset: Subset, target: jax.Array | None = None
+) -> dict[str, Any]:
     """Statistics of a selection that cost next to nothing beside it.
 
     Returns:
       selected: how many places the method itself filled.
-      relative_residual: ‖Σ_S w_i g_i - Σ g_i‖ / ‖Σ g_i‖ over the last layer's gradients, for
-        "grad_match" and "craig", whose weights are made for that sum to come close; else None.
+      relative_residual: ‖Σ_S w_i g_i - b‖ / ‖b‖ for "grad_match" and "craig", whose weights are
+        made for that sum to come close to b: the target, or else the sum of all gradients. None
+        for other strategies.
     """
     residual = None
     if strategy in ("grad_match", "craig"):
-        residual = float(_relative_residual(gradients, subset.indices, subset.weights))
+        residual = float(_relative_residual(gradients, subset.indices, subset.weights, target))
     return {"selected": int(subset.num_selected), "relative_residual": residual}
 
 
+def _whole_target(known: Mapping[str, Any]) -> jax.Array | None:
+    """What is matched in place of the sum of all gradients: for all classes together."""
+    if "class_options" in known:
+        return known["class_options"]["target"].sum(axis=0)
+    return known.get("target")
+
+
 @jax.jit
-def _relative_residual(gradients: Any, indices: jax.Array, weights: jax.Array) -> jax.Array:
-    whole = gradients.weighted_sum(jnp.ones(gradients.num_examples))
-    rest = gradients.take(indices).weighted_sum(weights) - whole
-    return jnp.linalg.norm(rest) / jnp.maximum(jnp.linalg.norm(whole), 1e-30)
+def _relative_residual(
+    gradients: Any, indices: jax.Array, weights: jax.Array, target: jax.Array | None
+) -> jax.Array:
+    if target is None:
+        target = gradients.weighted_sum(jnp.ones(gradients.num_examples))
+    rest = gradients.take(indices).weighted_sum(weights) - target
+    return jnp.linalg.norm(rest) / jnp.maximum(jnp.linalg.norm(target), 1e-30)

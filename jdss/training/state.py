@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jdss.compilation import jit_for_few_runs
 from jdss.models.last_layer import mode_arguments
 from jdss.training.hyperparameters import hyperparameters
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory, Slots, init_slots
@@ -75,7 +76,7 @@ def init_state(
     )
 
 
-@partial(jax.jit, static_argnames=("model", "shape", "factories"))
+@partial(jit_for_few_runs, static_argnames=("model", "shape", "factories"))
 def _init(
     key: jax.Array,
     model: nn.Module,

@@ -5,9 +5,11 @@ the hyper-parameters, the number of steps, the subset and, since its places of w
 visited, also the subset's size. Only the batch size, a shape, compiles anew.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,9 +17,11 @@ import optax
 
 from jdss import _checks, parallel
 from jdss.data.examples import Examples, training_batch
+from jdss.models.batch_norm import whole_batch_statistics
 from jdss.models.last_layer import mode_arguments
 from jdss.subset import Subset
-from jdss.training.hyperparameters import Hyperparameters
+from jdss.training.hyperparameters import LEARNING_RATE_SCHEDULES, Hyperparameters
+from jdss.training.loss import cross_entropy
 from jdss.training.optimizers import apply_gradients
 from jdss.training.shuffle import shuffled
 from jdss.training.state import TrainState
@@ -51,6 +55,7 @@ def train_on_subset(
     key: jax.Array,
     *,
     num_steps: int | jax.Array | None = None,
+    total_steps: int | jax.Array | None = None,
     first_step: int | jax.Array = 0,
 ) -> tuple[TrainState, TrainMetrics]:
     """Trains on a fixed weighted subset: pure, `pmap`ped, compiled once for each batch size.
@@ -60,9 +65,11 @@ def train_on_subset(
     GRAD-MATCH chooses are larger than the average, and so are the steps taken on them.
 
     An epoch visits every place of positive weight once, in a new random order, in
-    ceil(size / batch_size) batches. With several devices every batch is split over them, and
-    the gradients are those of the whole batch; BatchNorm sees each device's share and its
-    running statistics are averaged.
+    ceil(size / batch_size) batches. With several devices, of one process or of several, every
+    batch is split over them; the gradients are those of the whole batch, and so are the
+    statistics of BatchNorm. The number of devices changes no result but for rounding and the
+    masks of dropout, which each device draws for itself. A batch that does not divide by it is
+    filled up at weight 0.
 
     Args:
       state: the state of training; its memory is given up (donated).
@@ -72,6 +79,8 @@ def train_on_subset(
       hyperparameters: see `jdss.Hyperparameters`; `epochs` is not used here.
       key: a PRNG key for the order of the examples, augmentation and dropout.
       num_steps: how many updates; may be traced. None means one epoch.
+      total_steps: where a learning rate schedule ends, counted as `state.step`; may be traced.
+        None means at the end of this stretch.
       first_step: how many updates of this stretch were made before, with the same key: a stretch
         that is trained in parts ends where it would have ended in one; may be traced.
 
@@ -108,32 +117,24 @@ def train_on_subset(
     if num_steps is None:
         num_steps = steps_per_epoch((subset.weights > 0).sum(), hyperparameters.batch_size)
     num_steps = _checks.check_integers("num_steps", num_steps)
+    # 0, which no training has, stands for None: the same program serves both.
+    total_steps = _checks.check_integers("total_steps", 0 if total_steps is None else total_steps)
     first_step = _checks.check_integers("first_step", first_step)
     if _checks.is_concrete(subset):
         with jax.ensure_compile_time_eval():
             _check_subset(subset, len(data))
-    return _train(state, data, subset, hyperparameters, key, num_steps, first_step)
+    return _train(state, data, subset, hyperparameters, key, num_steps, total_steps, first_step)
 
 
 def _check_subset(subset: Subset, num_examples: int) -> None:
-    inside, good, positive = np.asarray(_inspect(subset, num_examples))  # one read of the device
-    if not inside:
+    # By NumPy: there is nothing to compile, and a device is read twice.
+    indices, weights = np.asarray(subset.indices), np.asarray(subset.weights)
+    if len(indices) and not 0 <= indices.min() <= indices.max() < num_examples:
         raise ValueError(f"subset.indices must be in 0..{num_examples - 1}")
-    if not good:
+    if not (np.isfinite(weights) & (weights >= 0)).all():
         raise ValueError("subset.weights must be finite and non-negative")
-    if not positive:
+    if not (weights > 0).any():
         raise ValueError("subset.weights must have a positive weight: there is nothing to visit")
-
-
-@jax.jit
-def _inspect(subset: Subset, num_examples: int) -> jax.Array:
-    return jnp.stack(
-        [
-            ((subset.indices >= 0) & (subset.indices < num_examples)).all(),
-            (jnp.isfinite(subset.weights) & (subset.weights >= 0)).all(),
-            (subset.weights > 0).any(),
-        ]
-    )
 
 
 class _Loop(NamedTuple):
@@ -151,16 +152,18 @@ def _run(
     hyper: Hyperparameters,
     key: jax.Array,
     num_steps: jax.Array,
+    total_steps: jax.Array,
     first_step: jax.Array,
 ) -> tuple[TrainState, TrainMetrics]:
+    last_step = jnp.where(total_steps > 0, total_steps, state.step + num_steps)
     capacity = len(subset.indices)
     visited = subset.weights > 0
     # At least 1: with no weight at all, which only traced weights can have, the loss is NaN.
     size = jnp.maximum(visited.sum(dtype=jnp.int32), 1)
     places = jnp.flatnonzero(visited, size=capacity, fill_value=0)
     epoch_steps = steps_per_epoch(size, hyper.batch_size)
-    share = -(-hyper.batch_size // jax.lax.axis_size(parallel.AXIS))  # of a batch, on one device
-    in_batch = device * share + jnp.arange(share)
+    share_size = -(-hyper.batch_size // jax.lax.axis_size(parallel.AXIS))
+    in_batch = device * share_size + jnp.arange(share_size)
 
     def step(loop: _Loop) -> _Loop:
         epoch, batch = loop.taken // epoch_steps, loop.taken % epoch_steps
@@ -170,8 +173,9 @@ def _run(
         order = shuffled(position % size, size, jax.random.fold_in(key, epoch))
         chosen = places[order]
         weights = jnp.where(counts, subset.weights[chosen], 0.0)
-        step_key = jax.random.fold_in(jax.random.fold_in(key, -1 - loop.taken), device)
-        state, loss = _update(loop.state, data, subset.indices[chosen], weights, hyper, step_key)
+        share = _Share(subset.indices[chosen], weights, in_batch, device)
+        step_key = jax.random.fold_in(key, -1 - loop.taken)
+        state, loss = _update(loop.state, data, share, hyper, step_key, last_step)
         return _Loop(state, loop.taken + 1, loss, loop.total + loss)
 
     def goes_on(loop: _Loop) -> jax.Array:
@@ -187,35 +191,62 @@ def _run(
     )
 
 
+class _Share(NamedTuple):
+    """A device's share of a batch."""
+
+    indices: jax.Array  # int32[b], into the stored examples
+    weights: jax.Array  # float32[b], 0 for what fills up the batch
+    places: jax.Array  # int32[b], in the batch; from batch_size on, they are none
+    device: jax.Array  # int32[]
+
+
 def _update(
     state: TrainState,
     data: Examples,
-    indices: jax.Array,
-    weights: jax.Array,
+    share: _Share,
     hyper: Hyperparameters,
     key: jax.Array,
+    last_step: jax.Array,
 ) -> tuple[TrainState, jax.Array]:
     """One step on this device's share of a batch; gradients are summed over the devices."""
     augmentation_key, dropout_key = jax.random.split(key)
-    inputs = training_batch(data, indices, augmentation_key)
-    labels = data.labels[indices]
-    total_weight = jax.lax.psum(weights.sum(), parallel.AXIS)
+    inputs = training_batch(
+        data,
+        share.indices,
+        augmentation_key,
+        places=share.places,
+        batch_size=hyper.batch_size,
+    )
+    labels = data.labels[share.indices]
+    total_weight = jax.lax.psum(share.weights.sum(), parallel.AXIS)
+
+    def statistics() -> AbstractContextManager[None]:
+        if jax.lax.axis_size(parallel.AXIS) == 1:
+            return nullcontext()  # one device holds the whole batch
+        return whole_batch_statistics(parallel.AXIS, share.places < hyper.batch_size)
 
     def weighted_loss(params: Any) -> tuple[jax.Array, Any]:
-        logits, model_state = state.model.apply(
-            {"params": params, **state.model_state},
-            inputs,
-            **mode_arguments(state.model, train=True),
-            rngs={"dropout": dropout_key},
-            mutable=list(state.model_state),
-        )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
-        return jnp.sum(weights * losses) / total_weight, model_state
+        with statistics():
+            logits, model_state = state.model.apply(
+                {"params": params, **state.model_state},
+                inputs,
+                **mode_arguments(state.model, train=True),
+                rngs={"dropout": jax.random.fold_in(dropout_key, share.device)},
+                mutable=list(state.model_state),
+            )
+        chex.assert_shape(logits, (len(labels), None))
+        losses = cross_entropy(logits, labels, hyper.label_smoothing)
+        return jnp.sum(share.weights * losses) / total_weight, model_state
 
     (loss, model_state), gradients = jax.value_and_grad(weighted_loss, has_aux=True)(state.params)
     loss, gradients = jax.lax.psum((loss, gradients), parallel.AXIS)
+    scheduled = replace(hyper, learning_rate=_learning_rate(hyper, state.step, last_step))
     params, slots = apply_gradients(
-        state.optimizers, state.params, state.optimizer_slots, gradients, hyper
+        state.optimizers,
+        state.params,
+        state.optimizer_slots,
+        _clip(gradients, hyper.gradient_clipping),
+        scheduled,
     )
     new_state = replace(
         state,
@@ -227,8 +258,18 @@ def _update(
     return new_state, loss
 
 
-_train = parallel.parallel(
-    _run,
-    in_axes=(parallel.REPLICATED,) * 7,
-    donate=(0,),
-)
+def _learning_rate(hyper: Hyperparameters, step: jax.Array, last_step: jax.Array) -> jax.Array:
+    progress = jnp.minimum(step / jnp.maximum(last_step, 1), 1.0)
+    cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
+    is_cosine = hyper.learning_rate_schedule == LEARNING_RATE_SCHEDULES.index("cosine")
+    return hyper.learning_rate * jnp.where(is_cosine, cosine, 1.0)
+
+
+def _clip(gradients: Any, largest: jax.Array) -> Any:
+    """Scales gradients whose norm exceeds the largest one allowed down to it."""
+    norm = optax.tree.norm(gradients)
+    scale = jnp.where(norm > largest, largest / norm, 1.0)
+    return jax.tree.map(lambda gradient: gradient * scale, gradients)
+
+
+_train = parallel.parallel(_run, donate=(0,))

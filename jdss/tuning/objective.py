@@ -191,6 +191,9 @@ def objective(
     warm_start: float = 0.5,
     lifting: str | None = None,
     options: Mapping[str, Any] | None = None,
+    outer: str = "training",
+    gradients: str = "last_layer",
+    projection_dimension: int = 512,
     augmentation: str = "none",
     optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
     metric: str | MetricFunction = "accuracy",
@@ -212,8 +215,8 @@ def objective(
       space: a mapping from names to Optuna distributions, or a function of a trial; None means
         `jdss.default_space()`.
       validation: the fraction held out to score trials, or (inputs, labels).
-      selection, fraction, select_every, warm_start, lifting, options, augmentation, optimizers:
-        as in `jdss.fit`.
+      selection, fraction, select_every, warm_start, lifting, options, outer, gradients,
+        projection_dimension, augmentation, optimizers: as in `jdss.fit`.
       metric: "accuracy", "loss", or a function of logits [m, c] and labels [m] to a number.
       direction: "maximize" or "minimize", for a metric of your own: the study's.
       first_rung: the epoch at which trials first report to the study's pruner.
@@ -248,6 +251,9 @@ def objective(
         warm_start=warm_start,
         lifting=lifting,
         options=options,
+        outer=outer,
+        gradients=gradients,
+        projection_dimension=projection_dimension,
     )
     scored_by = make_metric(metric, direction)
     check_rungs(first_rung, reduction_factor)

@@ -140,12 +140,17 @@ def optimize(
     It goes on where another worker took this one for dead, after a pause of the machine say, and
     has run its trial: that one's result counts.
     """
-    number = None
+    number: int | None = None
+    raised: Exception | None = None
 
     def remembered(trial: optuna.Trial) -> float:
-        nonlocal number
-        number = trial._trial_id
-        return run_trial(trial)
+        nonlocal number, raised
+        number, raised = trial._trial_id, None
+        try:
+            return run_trial(trial)
+        except (ValueError, AssertionError) as error:  # the trial's own, and not Optuna's
+            raised = error
+            raise
 
     while True:
         try:
@@ -156,8 +161,8 @@ def optimize(
             # Between two trials' own code, in Optuna's or the sampler's, nobody has told it yet.
             give_up_own_trials(study, repr(error))
             raise
-        except (UpdateFinishedTrialError, ValueError, AssertionError):  # as Optuna notices it
-            if number is None or not was_taken(study, number):
+        except (UpdateFinishedTrialError, ValueError, AssertionError) as error:
+            if number is None or error is raised or not was_taken(study, number):
                 raise
         else:
             return

@@ -126,6 +126,9 @@ def tune(
     warm_start: float = 0.5,
     lifting: str | None = None,
     options: Mapping[str, Any] | None = None,
+    outer: str = "training",
+    gradients: str = "last_layer",
+    projection_dimension: int = 512,
     augmentation: str = "none",
     optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
     workers: int = 1,
@@ -151,8 +154,8 @@ def tune(
       data: a `Dataset`, (inputs, labels), or the name of a data set.
       space: a mapping from names to Optuna distributions, or a function of a trial; None means
         `jdss.default_space()`.
-      selection: "grad_match", "craig", "glister", "uniform", "full", or a function of the selection
-        protocol.
+      selection: "grad_match", "craig", "glister", "uniform", "stratified", "full", or a function
+        of the selection protocol.
       fraction: the share of the training examples in a subset, in (0, 1].
       trials: how many trials in all, those of a resumed study included.
       sampler: "tpe", "random", "grid", "qmc", "brute_force", "gp" (needs PyTorch), "cmaes" (needs
@@ -177,7 +180,9 @@ def tune(
       study_name: the study's name in the storage.
       validation: the fraction held out to score trials (stratified), or (inputs, labels).
       test: (inputs, labels), looked at once, after retraining; None means the `Dataset`'s own.
-      select_every, warm_start, lifting, options, augmentation, optimizers: as in `jdss.fit`.
+      select_every, warm_start, lifting, options, outer, gradients, projection_dimension,
+        augmentation, optimizers: as in `jdss.fit`. The split that scores trials decides on no
+        subset unless `outer` is "validation".
       workers: how many processes run trials; they need a storage that they can share. Machines
         share a study by the same call on each. See docs/workers.md for when it pays.
       checkpoints: a directory in which trials are saved on their way, so that one that is cut off
@@ -212,6 +217,9 @@ def tune(
         warm_start=warm_start,
         lifting=lifting,
         options=options,
+        outer=outer,
+        gradients=gradients,
+        projection_dimension=projection_dimension,
     )
     # Made here to refuse bad ones before anything is loaded.
     scored_by = make_metric(metric, direction)

@@ -1,0 +1,153 @@
+"""Residual networks for small images, of any depth and width.
+
+He, Zhang, Ren and Sun, "Deep residual learning for image recognition" (CVPR 2016), in the form
+that is usual for the 32 × 32 images of CIFAR: the first convolution is 3 × 3 with stride 1, and no
+pooling follows it.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jdss import _checks
+from jdss.models.convolution import conv_general_dilated
+
+_Conv = partial(
+    nn.Conv,
+    use_bias=False,  # BatchNorm, which follows, has one
+    kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    conv_general_dilated=conv_general_dilated,
+)
+_BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+
+
+class ResNet(nn.Module):
+    """A residual network: stages of blocks, each stage of half the resolution and twice the width.
+
+    Images ``[b, h, w, channels]`` become logits float32 ``[b, num_classes]``, the unchanged output
+    of the last dense layer. The parameters are float32 whatever `dtype` is.
+
+    BatchNorm normalises by the statistics of the batch in training, and by running averages of
+    them otherwise. On several devices `jdss.train_on_subset` takes the statistics over the whole
+    batch, so that the number of devices changes no result.
+
+    Attributes:
+        num_classes: The number of logits, ``c``.
+        width: Features of the first stage.
+        repetitions: How many blocks each stage has. A search may vary it, as the paper does; each
+            value is another program, and compiles.
+        bottleneck: Whether a block is 1 × 1, 3 × 3, 1 × 1 with four times the features at its
+            end, or 3 × 3, 3 × 3.
+        dtype: What the network computes in: `jnp.float32`, or `jnp.bfloat16`. Statistics of
+            BatchNorm, the last mean and the logits are float32 in either case.
+
+    Raises:
+        ValueError, TypeError: At the first call, for repetitions or a width that are not positive
+            integers.
+
+    Example:
+        >>> model = ResNet(repetitions=(1, 1), width=4)
+        >>> images = jnp.ones((2, 8, 8, 3))
+        >>> logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+        >>> logits.shape, sorted(variables)
+        ((2, 10), ['batch_stats', 'params'])
+    """
+
+    num_classes: int = 10
+    width: int = 64
+    repetitions: Sequence[int] = (2, 2, 2, 2)
+    bottleneck: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Computes the logits float32 ``[b, num_classes]``.
+
+        Args:
+            images: Floats, ``[b, h, w, channels]``.
+            train: Whether BatchNorm takes the batch's own statistics, and updates its averages.
+        """
+        width = _checks.check_positive_int("width", self.width)
+        norm = partial(_BatchNorm, use_running_average=not train, dtype=self.dtype)
+        block = _Bottleneck if self.bottleneck else _Basic
+        if not self.repetitions:
+            raise ValueError("repetitions must name at least one stage, got ()")
+
+        x = _Conv(width, (3, 3), padding=1, dtype=self.dtype)(images)
+        x = nn.relu(norm()(x))
+        for stage, repetitions in enumerate(self.repetitions):
+            for i in range(_checks.check_positive_int(f"repetitions[{stage}]", repetitions)):
+                stride = 2 if stage and i == 0 else 1
+                x = block(width * 2**stage, stride, self.dtype, norm)(x)
+        x = x.mean(axis=(1, 2), dtype=jnp.float32)
+        return nn.Dense(self.num_classes)(x)
+
+
+class ResNet18(ResNet):
+    """`ResNet` of four stages of two 3 × 3, 3 × 3 blocks; 11,173,962 parameters for CIFAR-10.
+
+    Example:
+        >>> model = ResNet18(num_classes=10, width=64)
+        >>> images = jnp.ones((2, 32, 32, 3))
+        >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+        11173962
+    """
+
+
+class ResNet50(ResNet):
+    """`ResNet` of 3, 4, 6 and 3 bottlenecks; 23,705,252 parameters for CIFAR-100.
+
+    Example:
+        >>> def model(**stages: int) -> ResNet50:  # for `jdss.tune`: one integer a stage
+        ...     return ResNet50(num_classes=100, repetitions=tuple(stages.values()))
+        >>> model(stage_1=2, stage_2=3, stage_3=4, stage_4=2).repetitions
+        (2, 3, 4, 2)
+    """
+
+    repetitions: Sequence[int] = (3, 4, 6, 3)
+    bottleneck: bool = True
+
+
+class _Basic(nn.Module):
+    """3 × 3, 3 × 3."""
+
+    features: int
+    stride: int
+    dtype: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        conv = partial(_Conv, self.features, dtype=self.dtype)
+        y = nn.relu(self.norm()(conv((3, 3), strides=self.stride, padding=1)(x)))
+        y = self.norm()(conv((3, 3), padding=1)(y))
+        return nn.relu(_shortcut(x, y, self.stride, self.norm) + y)
+
+
+class _Bottleneck(nn.Module):
+    """1 × 1, 3 × 3, 1 × 1 with four times the features."""
+
+    features: int
+    stride: int
+    dtype: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        conv = partial(_Conv, dtype=self.dtype)
+        y = nn.relu(self.norm()(conv(self.features, (1, 1))(x)))
+        y = nn.relu(self.norm()(conv(self.features, (3, 3), strides=self.stride, padding=1)(y)))
+        y = self.norm()(conv(4 * self.features, (1, 1))(y))
+        return nn.relu(_shortcut(x, y, self.stride, self.norm) + y)
+
+
+def _shortcut(x: jax.Array, y: jax.Array, stride: int, norm: Any) -> jax.Array:
+    """The block's input, in the shape of its output: by a 1 × 1 convolution where they differ."""
+    if x.shape == y.shape:
+        return x
+    return norm()(_Conv(y.shape[-1], (1, 1), strides=stride, dtype=y.dtype)(x))

@@ -1,0 +1,114 @@
+"""Four devices, and two processes, compute what one device does."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jdss
+from jdss.training.optimizers import OPTIMIZERS
+
+N, C = 30, 3
+
+
+def everything():
+    """A network with BatchNorm, augmented, trained and passed forward; arrays by name.
+
+    The batches, of 5, the last of 3, and the chunks, of 7, divide by neither four nor two.
+    """
+    generator = np.random.default_rng(1)
+    images = generator.integers(0, 256, (N, 8, 8, 3), dtype=np.uint8)
+    data = jdss.make_examples(images, np.arange(N) % C, augmentation="crop_flip")
+    model = jdss.models.ResNet(C, width=4, repetitions=(1,))
+    only_sgd = {"sgd": OPTIMIZERS["sgd"]}  # compiles faster than the whole family
+    state = jdss.init_state(model, data.inputs, jax.random.key(0), optimizers=only_sgd)
+    indices = np.flatnonzero(np.arange(N) != 7)[:23].astype(np.int32)
+    weights = np.linspace(0.5, 3, len(indices)).astype(np.float32)
+    hyper = jdss.hyperparameters(
+        {"label_smoothing": 0.1, "gradient_clipping": 0.5, "weight_decay": 1e-3},
+        learning_rate=0.1,
+        learning_rate_schedule="cosine",
+        batch_size=5,
+    )
+    state, metrics = jdss.train_on_subset(
+        state,
+        data,
+        jdss.Subset(jax.numpy.asarray(indices), jax.numpy.asarray(weights), 23),
+        hyper,
+        jax.random.key(3),
+        num_steps=7,
+    )
+    found = jdss.compute_gradients(state, data, np.arange(9), chunk_size=7)
+    leaves = jax.tree_util.tree_leaves_with_path((state.variables, metrics, found))
+    results = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    return {**results, "devices": jax.device_count(), "processes": jax.process_count()}
+
+
+def start(program, path, **environment):
+    tests = Path(__file__).parent
+    code = (
+        f"import sys; sys.path[:0] = [{str(tests)!r}, {str(tests.parent)!r}]\n{program}\n"
+        "import numpy as np, test_many_devices\n"
+        f"np.savez({str(path)!r}, **test_many_devices.everything())"
+    )
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def read(process, path):
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return dict(np.load(path))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The results here, on four simulated devices, and of both of two processes."""
+    directory = tmp_path_factory.mktemp("devices")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    join = (
+        "import jax\n"
+        "jax.config.update('jax_cpu_collectives_implementation', 'gloo')\n"
+        f"jax.distributed.initialize({address!r}, 2, {{}})"
+    )
+    paths = [directory / f"{name}.npz" for name in ("four", "first", "second")]
+    flags = "--xla_force_host_platform_device_count=4"
+    processes = [
+        start("", paths[0], XLA_FLAGS=flags),
+        start(join.format(0), paths[1]),
+        start(join.format(1), paths[2]),
+    ]
+    try:
+        here = everything()
+        return here, *map(read, processes, paths)
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def assert_same(here, there):
+    assert here.keys() == there.keys()
+    for name in here.keys() - {"devices", "processes"}:
+        np.testing.assert_allclose(there[name], here[name], rtol=2e-4, atol=2e-5, err_msg=name)
+
+
+def test_four_devices_compute_what_one_does_batch_norm_and_augmentation_included(runs):
+    here, four, _, _ = runs
+    assert (here["devices"], four["devices"]) == (1, 4)
+    assert_same(here, four)
+
+
+def test_two_processes_compute_what_one_does_and_both_have_it_all(runs):
+    here, _, first, second = runs
+    for process in (first, second):
+        assert (process["devices"], process["processes"]) == (2, 2)
+        assert_same(here, process)

@@ -1,0 +1,228 @@
+"""A selection round in training: for which gradients and whose loss, and on several devices."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jdss
+from jdss.reporting.ledger import Ledger
+from jdss.training.forward import compute_last_layer, compute_projected_gradients
+from jdss.training.problem import make_problem
+from jdss.training.schedule import make_schedule
+from jdss.training.selection_round import lift, select_subset
+from jdss.training.state import init_state
+
+BUDGET = 30
+
+
+@pytest.fixture(scope="module")
+def trained(perceptron, blobs):
+    problem = make_problem(blobs, validation=0.2)
+    return problem, init_state(perceptron, problem.examples.inputs, jax.random.key(0))
+
+
+def select(trained, selection, **options):
+    problem, state = trained
+    schedule = make_schedule(selection, **options)
+    return select_subset(
+        problem,
+        state,
+        schedule,
+        lift(schedule, problem, 16),
+        BUDGET,
+        jdss.hyperparameters(learning_rate=0.3),
+        jax.random.key(1),
+        Ledger(),
+    )
+
+
+def dense_rows(trained, indices):
+    """Gradients of the last layer, by `jax.grad` of each example's loss: float64[m, p]."""
+    problem, state = trained
+
+    def loss(layer, index):
+        variables = {"params": {**state.params, "Dense_1": layer}}
+        logits = state.model.apply(variables, problem.examples.inputs[index][None])[0]
+        return jax.nn.logsumexp(logits) - logits[problem.examples.labels[index]]
+
+    gradients = jax.vmap(jax.grad(loss), in_axes=(None, 0))(
+        state.params["Dense_1"], jnp.asarray(indices)
+    )
+    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(gradients)]
+    return np.concatenate([leaf.reshape(len(indices), -1) for leaf in leaves], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("lifting", "distance"),
+    [("per_class", 0.1), ("all", 0.1), ("per_batch", 0.3)],  # the last has but two atoms
+)
+def test_grad_match_against_validation_matches_its_gradient_scaled_to_the_training_set(
+    trained, lifting, distance
+):
+    problem, _ = trained
+    options = {"ridge": 0.0}
+    subset = select(trained, "grad_match", outer="validation", lifting=lifting, options=options)
+    ours, theirs = dense_rows(trained, problem.train), dense_rows(trained, problem.validation)
+    target = theirs.sum(axis=0) * len(ours) / len(theirs)
+    selected = np.arange(BUDGET) < int(subset.num_selected)
+    weights = np.where(selected, np.asarray(subset.weights), 0.0)
+    matched = weights @ ours[np.asarray(subset.indices)]
+    assert np.linalg.norm(matched - target) < distance * np.linalg.norm(target)
+    # And it is not the training set's own gradient that is matched.
+    assert np.linalg.norm(matched - target) < np.linalg.norm(matched - ours.sum(axis=0))
+
+
+def test_glister_for_the_validation_set_lowers_its_loss_by_the_gains_of_its_own_gradient(trained):
+    problem, _ = trained
+    subset = select(trained, "glister", outer="validation", options={"rounds": 1})
+    outer = dense_rows(trained, problem.validation).mean(axis=0)
+    gains = dense_rows(trained, problem.train) @ outer
+    chosen = gains[np.asarray(subset.indices)]
+    assert np.min(chosen) >= np.sort(gains)[-BUDGET] - 1e-5
+    assert set(subset.indices.tolist()) != set(
+        select(trained, "glister", options={"rounds": 1}).indices.tolist()
+    )
+
+
+def test_projected_gradients_of_all_parameters_keep_the_products_of_the_exact_ones(trained):
+    problem, state = trained
+    indices = problem.train[:50]
+    projected = compute_projected_gradients(
+        state, problem.examples, indices, jax.random.key(2), dimension=1000, chunk_size=16
+    )
+
+    def loss(params, example):
+        logits = state.model.apply({"params": params}, example[0][None])[0]
+        return jax.nn.logsumexp(logits) - logits[example[1]]
+
+    examples = (problem.examples.inputs[indices], problem.examples.labels[indices])
+    exact = jdss.per_example_gradients(loss, state.params, examples).matrix
+    # More numbers are asked for than there are parameters: nothing is lost but the order.
+    np.testing.assert_allclose(projected.matrix @ projected.matrix.T, exact @ exact.T, atol=1e-3)
+
+
+@pytest.mark.parametrize("selection", ["grad_match", "craig"])
+def test_strategies_train_on_the_gradients_of_all_parameters(perceptron, blobs, selection):
+    result = jdss.fit(
+        perceptron,
+        blobs,
+        validation=0.2,
+        selection=selection,
+        gradients="all",
+        projection_dimension=32,
+        fraction=0.2,
+        hyperparameters={"epochs": 8, "batch_size": 16},
+        progress=False,
+    )
+    assert result.validation_accuracy > 0.8
+    assert result.ledger.seconds["gradients"] > 0
+
+
+def test_the_last_layer_is_computed_into_one_array_whatever_the_chunk(trained):
+    problem, state = trained
+    whole = compute_last_layer(state, problem.examples, problem.train, chunk_size=512)
+    for chunk_size in (1, 7, 64, 240):
+        parts = compute_last_layer(state, problem.examples, problem.train, chunk_size=chunk_size)
+        for a, b in zip(whole, parts, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_stratified_subsets_hold_every_class_in_proportion(trained):
+    problem, _ = trained
+    subset = select(trained, "stratified")
+    labels = problem.labels_of(problem.train)[np.asarray(subset.indices)]
+    assert np.bincount(labels).tolist() == [10, 10, 10]
+    assert len(set(subset.indices.tolist())) == BUDGET
+    assert np.all(np.asarray(subset.weights) == 1)
+
+
+@pytest.mark.parametrize(
+    ("selection", "options", "message"),
+    [
+        ("craig", {"outer": "validation"}, "outer must be 'training' with selection 'craig'"),
+        ("uniform", {"outer": "validation"}, "outer must be 'training'"),
+        ("grad_match", {"outer": "test"}, "outer must be one of 'training', 'validation'"),
+        (
+            "grad_match",
+            {"outer": "validation", "options": {"target": 0}},
+            "options must leave out 'target'",
+        ),
+        ("uniform", {"gradients": "all"}, "gradients must be 'last_layer' with selection"),
+        ("glister", {"gradients": "all"}, "gradients must be 'last_layer' with selection"),
+        (
+            "grad_match",
+            {"gradients": "first_layer"},
+            "gradients must be one of 'all', 'last_layer'",
+        ),
+        ("grad_match", {"projection_dimension": 0}, "projection_dimension must be at least 1"),
+    ],
+)
+def test_choices_that_a_strategy_has_no_use_for_are_refused(selection, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_schedule(selection, **options)
+
+
+def test_an_outer_validation_set_must_be_there(perceptron, blobs):
+    with pytest.raises(ValueError, match="validation must be given for outer='validation'"):
+        jdss.fit(perceptron, blobs, outer="validation", progress=False)
+
+
+_PROGRAM = """
+import sys
+sys.path[:0] = {path!r}
+import jax, jax.numpy as jnp, numpy as np
+import jdss
+from functools import partial
+data = np.load({data!r})
+features, logits, labels = data["features"], data["logits"], data["labels"]
+gradients = jdss.last_layer_gradients(logits, features, labels)
+objective = jdss.LastLayerObjective(jnp.asarray(logits), gradients.inputs, jnp.asarray(labels))
+methods = {{
+    "grad_match": jdss.grad_match,
+    "craig": jdss.craig,
+    "stochastic": partial(jdss.craig, greedy="stochastic"),
+    "glister": partial(jdss.glister, objective=objective, learning_rate=1e-3, rounds=4),
+    "uniform": jdss.uniform,
+}}
+found = {{"devices": jax.device_count()}}
+for name, method in methods.items():
+    for lifting in ("per_class", "all"):
+        lifted = jdss.per_class(method, labels, 6) if lifting == "per_class" else method
+        subset = lifted(gradients, 40, key=jax.random.key(0))
+        found[name + lifting] = np.asarray(subset.indices)
+        found[name + lifting + "w"] = np.asarray(subset.weights)
+np.savez({out!r} + str(jax.device_count()), **found)
+"""
+
+
+def test_four_devices_select_what_one_does(tmp_path):
+    generator = np.random.default_rng(0)
+    sizes = [60, 45, 30, 3, 1, 40]  # six classes do not divide by four devices; one is tiny
+    labels = np.repeat(np.arange(6), sizes).astype(np.int32)
+    features = np.maximum(generator.normal(size=(len(labels), 8)), 0).astype(np.float32)
+    logits = generator.normal(size=(len(labels), 6)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", features=features, logits=logits, labels=labels)
+    program = _PROGRAM.format(
+        path=sys.path, data=str(tmp_path / "data.npz"), out=str(tmp_path / "out")
+    )
+    found = {}
+    for devices in (1, 4):
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        )
+        assert done.returncode == 0, done.stderr
+        found[devices] = np.load(tmp_path / f"out{devices}.npz")
+    assert found[4]["devices"] == 4
+    for name in found[1]:
+        if name != "devices":
+            np.testing.assert_allclose(found[1][name], found[4][name], rtol=1e-4, err_msg=name)
