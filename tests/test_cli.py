@@ -2,9 +2,11 @@
 
 import inspect
 import json
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import optuna
@@ -22,6 +24,7 @@ learning_rate = {type = "float", low = 0.01, high = 0.1, log = true}
 epochs = {type = "int", low = 2, high = 3}
 batch_size = {type = "categorical", choices = [16]}
 """
+DOCUMENTATION = Path(__file__).parent.parent / "docs" / "search.md"
 ONLY_ON_THE_COMMAND_LINE = {"out"}  # of tune: where the result file goes
 
 
@@ -81,6 +84,12 @@ def test_defaults_of_the_command_are_those_of_the_function(name):
             assert type(default)(parameter.default) == default, parameter.name
             compared += 1
     assert compared >= (15 if name == "tune" else 1) - (name == "report")
+
+
+@pytest.mark.parametrize("name", ["tune", "objective", "select"])
+def test_every_argument_is_in_the_documentation(name):
+    documented = set(re.findall(r"\w+", DOCUMENTATION.read_text()))
+    assert set(inspect.signature(getattr(jdss, name)).parameters) <= documented
 
 
 def test_help_teaches_and_does_not_import_jax():

@@ -204,6 +204,24 @@ def test_enqueued_trials_come_first_and_once(perceptron, blobs, tmp_path):
     assert sum(d == first for d in drawn(result)) == 1
 
 
+@pytest.mark.slow
+def test_two_workers_share_a_grid_without_meeting(perceptron, blobs, tmp_path):
+    """Two real processes: each point once, the enqueued trial once."""
+    space = {"epochs": IntDistribution(1, 3), "batch_size": CategoricalDistribution((16,))}
+    result = tune(
+        perceptron,
+        blobs,
+        space=space,
+        sampler="grid",
+        trials=9,
+        enqueue=[{"epochs": 2, "batch_size": 16}],
+        workers=2,
+        storage=f"sqlite:///{tmp_path}/search.db",
+        study_name="s",
+    )
+    assert sorted(d["epochs"] for d in drawn(result)) == [1, 2, 2, 3]
+
+
 def test_enqueued_trials_leave_no_hole_in_a_grid(perceptron, blobs):
     space = {"epochs": IntDistribution(1, 3), "batch_size": CategoricalDistribution((16,))}
     extra = [{"epochs": 2, "batch_size": 16}]
