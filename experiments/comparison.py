@@ -1,7 +1,8 @@
 """What the experiments share: one search a strategy and seed, each under the same conditions."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ from jdss.parallel import forget_compiled
 def compilation_cache() -> Path:
     """Where the experiments keep compiled programs: below the user's cache directory."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jdss" / "compiled"
+
+
+@contextmanager
+def nothing_compiled(name: str, *, keep: bool = True) -> Iterator[CompilationCount]:
+    """Begins with nothing compiled but what an earlier run of the same name has kept."""
+    forget_compiled()
+    use_compilation_cache(compilation_cache() / name if keep else None)
+    with count_compilations() as compilations:
+        yield compilations
 
 
 def compare(
@@ -70,10 +80,8 @@ def compare(
     results = []
     for seed in seeds:
         for strategy in strategies:
-            forget_compiled()
-            kept = compilation_cache() / f"{strategy}-seed{seed}"
-            use_compilation_cache(kept if keep_compiled else None)
-            with count_compilations() as compilations:
+            name = f"{dataset.name}-{scale['name']}-{strategy}-{seed}"
+            with nothing_compiled(name, keep=keep_compiled) as compilations:
                 found = jdss.tune(
                     model,
                     dataset,
@@ -85,7 +93,7 @@ def compare(
                     trials=trials,
                     seed=seed,
                     storage=storage,
-                    study_name=f"{dataset.name}-{scale['name']}-{strategy}-{seed}",
+                    study_name=name,
                     progress=progress,
                 )
             record = record_of(found, model, dataset, scale, seed, loading_seconds, compilations)

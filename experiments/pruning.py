@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich.console import Console
 from rich.table import Table
 
 import jdss
-from experiments.comparison import record_of
+from experiments.comparison import nothing_compiled, record_of
 from jdss import reporting
 
 
@@ -69,28 +68,28 @@ def search(
     """One search and its retraining, as a result file holds it."""
     scale = SCALES[scale_name]
     model = jdss.models.LeNet(num_classes=10)
-    jax.clear_caches()
-    found = jdss.tune(
-        model,
-        mnist,
-        space=jdss.default_space(epochs=scale.epochs),
-        selection="grad_match",
-        fraction=FRACTION,
-        trials=scale.trials,
-        pruner=pruner,
-        first_rung=FIRST_RUNG,
-        reduction_factor=REDUCTION_FACTOR,
-        # Hyperband draws a trial's bracket from the study's name.
-        study_name=f"pruning-{scale_name}-{seed}",
-        seed=seed,
-    )
+    with nothing_compiled(f"pruning-{scale_name}-{pruner}-{seed}") as compilations:
+        found = jdss.tune(
+            model,
+            mnist,
+            space=jdss.default_space(epochs=scale.epochs),
+            selection="grad_match",
+            fraction=FRACTION,
+            trials=scale.trials,
+            pruner=pruner,
+            first_rung=FIRST_RUNG,
+            reduction_factor=REDUCTION_FACTOR,
+            # Hyperband draws a trial's bracket from the study's name.
+            study_name=f"pruning-{scale_name}-{seed}",
+            seed=seed,
+        )
     description = {
         "name": scale_name,
         "reduced": scale.images is not None,
         "description": f"{len(mnist.labels):,} of 60,000 training images, "
         f"{scale.epochs[0]} to {scale.epochs[1]} epochs",
     }
-    return record_of(found, model, mnist, description, seed, loading_seconds)
+    return record_of(found, model, mnist, description, seed, loading_seconds, compilations)
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> Table:

@@ -33,6 +33,7 @@ def check_same_length(**arrays: Any) -> None:
 def check_finite(name: str, tree: Any) -> None:
     """Raises ValueError where a concrete floating-point leaf holds NaN or infinity."""
     for leaf in jax.tree.leaves(tree):
+        leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)  # noqa: PLW2901
         if not jnp.issubdtype(leaf.dtype, jnp.floating) or not is_concrete(leaf):
             continue
         with jax.ensure_compile_time_eval():
@@ -115,7 +116,24 @@ def check_mask(mask: Any, num_examples: int) -> jax.Array:
         raise ValueError(
             f"mask must have shape ({num_examples},), one for each example, got {np.shape(mask)}"
         )
-    return jnp.asarray(mask, bool)
+    mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
+    if mask.dtype != bool:
+        raise TypeError(f"mask must be an array of bool, got dtype {mask.dtype}")
+    return jnp.asarray(mask)
+
+
+def check_count(count: Any, budget: int) -> jax.Array:
+    """Checks and returns the places to fill as int32[]; None fills all."""
+    if count is None:
+        return jnp.int32(budget)
+    if not jnp.issubdtype(jnp.result_type(count), jnp.integer):
+        raise TypeError(f"count must be an integer, got dtype {jnp.result_type(count)}")
+    if is_concrete(count):
+        with jax.ensure_compile_time_eval():
+            places = int(count)
+        if not 0 <= places <= budget:
+            raise ValueError(f"count must be in 0..{budget}, the budget, got {places}")
+    return jnp.asarray(count, jnp.int32)
 
 
 def check_choice(name: str, value: Any, known: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ the same results. There must be equally many devices in each.
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -52,8 +52,10 @@ def parallel(function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Call
         # With options, which `pmap` does not take, a program is compiled and kept here.
         if options is None or jax.process_count() > 1 or not _checks.is_concrete(placed):
             return mapped(*placed)
-        signature = function, donate, _signature(placed)
+        signature = function, donate, _signature(placed), _settings()
         if signature not in _PROGRAMS:
+            while len(_PROGRAMS) >= _MOST_PROGRAMS:
+                del _PROGRAMS[next(iter(_PROGRAMS))]  # the oldest
             _PROGRAMS[signature] = mapped.lower(*placed).compile(compiler_options=options)
         return _PROGRAMS[signature](*placed)
 
@@ -61,6 +63,7 @@ def parallel(function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Call
 
 
 _PROGRAMS: dict[Any, Callable[..., Any]] = {}
+_MOST_PROGRAMS = 256
 
 
 def forget_compiled() -> None:
@@ -76,7 +79,13 @@ def _signature(arguments: Any) -> Any:
     return structure, tuple(types)
 
 
-@cache
+def _settings() -> tuple[Any, ...]:
+    """The settings of JAX, of this thread, that a program is traced under."""
+    names = ("default_matmul_precision", "enable_x64", "threefry_partitionable", "debug_nans")
+    return tuple(getattr(jax.config, f"jax_{name}") for name in names)
+
+
+@lru_cache(_MOST_PROGRAMS)
 def _pmapped(function: Callable[..., Any], num_arguments: int, donate: tuple[int, ...]) -> Any:
     return jax.pmap(
         function,

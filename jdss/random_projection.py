@@ -14,6 +14,7 @@ Here the buckets are of equal size, and are made by a random permutation of the 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -113,9 +114,15 @@ def projected_gradients(
     if batch_size is None:
         batch_size = min(rows_at_once(size), length)
     batch_size = _checks.check_positive_int("batch_size", batch_size)
+    return DenseGradients(_rows(loss_fn, params, examples, sketch, min(batch_size, length)))
 
+
+@partial(jax.jit, static_argnames=("loss_fn", "chunk"))
+def _rows(
+    loss_fn: Callable[..., jax.Array], params: Any, examples: Any, sketch: Sketch, chunk: int
+) -> jax.Array:
     def project(example: Any) -> jax.Array:
         gradient: jax.Array = ravel_pytree(jax.grad(loss_fn)(params, example))[0]
         return sketch(gradient[None].astype(jnp.float32))[0]
 
-    return DenseGradients(jax.lax.map(project, examples, batch_size=batch_size))
+    return jax.lax.map(project, examples, batch_size=chunk)

@@ -215,13 +215,22 @@ def per_class(select: Select, labels: Any, num_classes: int) -> Select:
 
 
 def _split_options(options: Mapping[str, Any]) -> tuple[tuple[tuple[str, Any], ...], dict]:
-    """Options that shape the computation (static) and those that are values in it (traced)."""
-    is_static = {
-        name: value is None or callable(value) or isinstance(value, (bool, int, str))
-        for name, value in options.items()
-    }
-    static = tuple(sorted((name, options[name]) for name in options if is_static[name]))
-    return static, {name: options[name] for name in options if not is_static[name]}
+    """Options that are constants (static) and those that are values in the program (traced).
+
+    Python numbers are constants, so that a method sees them as it would outside of a lifting, and
+    can check them and let them decide on shapes. Arrays are values: what changes from one call to
+    the next, such as a learning rate, is given as one.
+    """
+    static, traced = {}, {}
+    for name, value in options.items():
+        if isinstance(value, np.integer):
+            static[name] = int(value)
+        elif value is None or callable(value) or isinstance(value, (bool, int, float, str)):
+            static[name] = value
+        else:
+            traced[name] = value
+            _checks.check_finite(name, value)
+    return tuple(sorted(static.items())), traced
 
 
 class _Classes(NamedTuple):
@@ -342,7 +351,7 @@ def per_batch(select: Select, batch_size: int) -> Select:
         num_examples = count_examples(gradients) if is_size else check_gradients(gradients)
         budget = _checks.check_budget(budget, num_examples)
         allowed = _checks.check_mask(mask, num_examples)
-        count = jnp.asarray(budget if count is None else count, jnp.int32)
+        count = _checks.check_count(count, budget)
         num_batches = -(-num_examples // batch_size)
         padding = num_batches * batch_size - num_examples
         valid = jnp.pad(allowed, (0, padding)).reshape(num_batches, batch_size)

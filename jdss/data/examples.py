@@ -106,7 +106,8 @@ def _pixel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     counts = np.stack([np.bincount(channel, minlength=256) for channel in channels.T])
     shares = counts / counts.sum(axis=1, keepdims=True)
     mean = shares @ values
-    std = np.sqrt(np.maximum(shares @ values**2 - mean**2, 1e-12))
+    variance = shares @ values**2 - mean**2
+    std = np.sqrt(np.where(variance > 1e-9, variance, 1.0))  # a constant channel is left as it is
     if images.ndim != 4:
         mean, std = mean[0], std[0]
     return mean.astype(np.float32), std.astype(np.float32)

@@ -63,6 +63,10 @@ class ResNet(nn.Module):
     bottleneck: bool = False
     dtype: Any = jnp.float32
 
+    def __post_init__(self) -> None:
+        self.repetitions = tuple(self.repetitions)  # a module must be hashable
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Computes the logits float32 ``[b, num_classes]``.

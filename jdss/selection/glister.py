@@ -52,16 +52,19 @@ class LastLayerObjective:
       logits: float32[m, c], before the step.
       inputs: float32[m, d], the layer's inputs, with the column of ones where it has a bias.
       labels: int32[m], class indices.
+      label_smoothing: that of the loss, in [0, 1).
     """
 
     logits: jax.Array
     inputs: jax.Array
     labels: jax.Array
+    label_smoothing: float | jax.Array = 0.0
 
     def gradient(self, displacement: jax.Array) -> jax.Array:
         """The gradient [c, d] of the mean cross-entropy after adding `displacement` [c, d]."""
-        moved = self.logits + self.inputs @ displacement.T
-        rows = FactoredGradients(cross_entropy_errors(moved, self.labels), self.inputs)
+        step = jnp.matmul(self.inputs, displacement.T, precision=jax.lax.Precision.HIGHEST)
+        errors = cross_entropy_errors(self.logits + step, self.labels, self.label_smoothing)
+        rows = FactoredGradients(errors, self.inputs)
         return rows.weighted_sum(jnp.full(len(self.labels), 1 / len(self.labels)))
 
 
@@ -121,7 +124,9 @@ def glister(
     rounds = budget if rounds is None else min(rounds, budget)
     mask = _checks.check_mask(mask, num_examples)
     _checks.check_nonnegative("learning_rate", learning_rate)
-    count = jnp.asarray(budget if count is None else count, jnp.int32)
+    # In one dtype, however it was given, so that the picks are compiled once.
+    learning_rate = jnp.asarray(learning_rate, jnp.float32)
+    count = _checks.check_count(count, budget)
     _checks.check_choice("greedy", greedy, GREEDY)
     num_candidates = check_candidates(
         epsilon if greedy == "stochastic" else None, key, num_examples, budget

@@ -45,8 +45,9 @@ def grad_match(
         over more examples; 0 fits as closely as possible.
       tolerance: the relative residual `‖Σ w_i g_i - target‖ / ‖target‖` at which to stop.
       key: where given, the places that the pursuit leaves over are filled with unused examples
-        drawn at random, at weight 1, as in the authors' CORDS. Against a sum, an example's own
-        share is weight 1, so such an example counts as itself and for nobody else.
+        drawn at random, at weight 1, as in the authors' CORDS. The fit is then no longer the one
+        that was found: each of them adds its own gradient to it. What they buy is that none of
+        the budget's training goes unused, where a few examples already fit.
       mask: bool[n], False for padding. None allows all.
       count: int32, at most `budget` and possibly traced: the places to fill. None fills all.
 

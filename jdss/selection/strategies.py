@@ -1,16 +1,21 @@
 """Strategies by name, as `fit` and `tune` take them."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from jdss import _checks
+from jdss.gradients import FactoredGradients
 from jdss.selection.craig import craig
-from jdss.selection.glister import glister
+from jdss.selection.glister import LastLayerObjective, glister
 from jdss.selection.grad_match import grad_match
 from jdss.selection.uniform import uniform
-from jdss.subset import Select
+from jdss.subset import Select, Subset
 
 LIFTINGS = ("all", "per_class", "per_batch")
 """How a method is applied: to everything at once, to each class, or to mini-batch sums."""
@@ -75,8 +80,9 @@ def get_strategy(
       options: passed to the method.
 
     Raises:
-      ValueError: for an unknown name or lifting, with the known ones.
-      TypeError: where `selection` is neither a name nor a function.
+      ValueError: for an unknown name, lifting or option, with the known ones.
+      TypeError, ValueError: where `selection` is neither a name nor a function; for options that
+        a method known by name refuses.
     """
     if callable(selection):
         name = getattr(selection, "__name__", type(selection).__name__)
@@ -88,6 +94,7 @@ def get_strategy(
         raise TypeError(f"selection must be a name or a function, got {type(selection).__name__}")
     if lifting is not None:
         _checks.check_choice("lifting", lifting, LIFTINGS)
+    _check_options(strategy, lifting or strategy.lifting, options or {})
     if strategy.select is None and (options or lifting not in {None, "all"}):
         raise ValueError(
             f"lifting and options must be left out with selection {selection!r}, which selects "
@@ -98,3 +105,39 @@ def get_strategy(
         lifting=lifting or strategy.lifting,
         options={**strategy.options, **(options or {})},
     )
+
+
+def _check_options(strategy: Strategy, lifting: str, options: Mapping[str, Any]) -> None:
+    """Refuses options now that would be refused only after a warm start."""
+    if strategy.select is None or not options:
+        return
+    parameters = inspect.signature(strategy.select).parameters
+    known = [name for name, p in parameters.items() if p.kind == p.KEYWORD_ONLY]
+    known = [name for name in known if name not in ("key", "mask", "count")]
+    if lifting == "per_class":
+        known.append("class_options")
+    if not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
+        for name in options:
+            _checks.check_choice(f"an option of {strategy.name!r}", name, known)
+    if strategy.name in STRATEGIES:
+        _try_options(strategy, options)
+
+
+def _try_options(strategy: Strategy, options: Mapping[str, Any]) -> None:
+    """Traces a method, for the checks at its door; arrays whose shape depends on data are left out.
+
+    Nothing is computed.
+    """
+    left_out = ("target", "objective", "class_options")
+    given = {name: value for name, value in options.items() if name not in left_out}
+    row = jax.ShapeDtypeStruct((4, 2), jnp.float32)
+    labels = jax.ShapeDtypeStruct((4,), jnp.int32)
+
+    def trace(errors: jax.Array, inputs: jax.Array, labels: jax.Array, key: jax.Array) -> Subset:
+        assert strategy.select is not None
+        if strategy.needs_objective:
+            given.setdefault("learning_rate", 1.0)
+            given["objective"] = LastLayerObjective(errors, inputs, labels)
+        return strategy.select(FactoredGradients(errors, inputs), 2, key=key, **given)
+
+    jax.eval_shape(trace, row, row, labels, jax.random.key(0))

@@ -39,12 +39,12 @@ def uniform(
     budget = _checks.check_budget(budget, num_examples)
     if key is None:
         raise TypeError("key must be a PRNG key (jax.random.key(seed)): uniform draws at random")
-    mask = _checks.check_mask(mask, num_examples)
+    mask, count = _checks.check_mask(mask, num_examples), _checks.check_count(count, budget)
     # The k largest of independent random priorities; padding has the lowest.
     priorities = jnp.where(mask, jax.random.uniform(key, (num_examples,)), -1.0)
     _, drawn = jax.lax.top_k(priorities, budget)
     available = jnp.maximum(mask.sum(), 1)
-    filled = jnp.minimum(budget if count is None else count, mask.sum())
+    filled = jnp.minimum(count, mask.sum())
     places = jnp.arange(budget)
     return Subset(
         indices=drawn[places % available].astype(jnp.int32),

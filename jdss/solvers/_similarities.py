@@ -7,7 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jdss.gradients import DenseGradients, FactoredGradients, Gradients, row_size
+from jdss.gradients import (
+    DenseGradients,
+    FactoredGradients,
+    Gradients,
+    SummedGradients,
+    row_size,
+)
 
 METRICS = ("euclidean", "squared_euclidean")
 
@@ -134,6 +140,10 @@ def _squared_distances(gradients: Gradients, mask: jax.Array) -> Callable[[jax.A
     if isinstance(gradients, DenseGradients):
         return _vector_distances(_rescale(gradients.matrix, mask), mask)
 
+    if isinstance(gradients, SummedGradients):
+        in_groups = jnp.repeat(mask, gradients.group_size)
+        rows = jax.tree.map(lambda factor: _rescale(factor, in_groups), gradients.rows)
+        gradients = SummedGradients(rows, gradients.group_size)
     squared_norms, num_terms = gradients.squared_norms(), row_size(gradients)
 
     def general(candidates: jax.Array) -> jax.Array:
@@ -145,7 +155,12 @@ def _squared_distances(gradients: Gradients, mask: jax.Array) -> Callable[[jax.A
 
 
 def _vector_distances(vectors: jax.Array, mask: jax.Array) -> Callable[[jax.Array], jax.Array]:
-    mean = vectors.sum(axis=0) / jnp.maximum(mask.sum(), 1)
+    # Around the mean of the shorter half: a few long vectors would draw the mean of all away from
+    # the others, whose distances would then be lost to rounding.
+    lengths = jnp.where(mask, jnp.sum(vectors**2, axis=1), jnp.inf)
+    median = jnp.sort(lengths)[jnp.maximum(mask.sum() - 1, 0) // 2]
+    shorter = (lengths <= median)[:, None]
+    mean = jnp.sum(vectors, axis=0, where=shorter) / jnp.maximum(shorter.sum(), 1)
     centred = jnp.where(mask[:, None], vectors - mean, 0.0)
     norms = jnp.sum(centred**2, axis=1)
 

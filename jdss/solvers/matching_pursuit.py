@@ -116,13 +116,9 @@ def orthogonal_matching_pursuit(
     _checks.check_nonnegative("ridge", ridge)
     _checks.check_nonnegative("tolerance", tolerance)
     mask = _checks.check_mask(mask, num_examples)
-    if count is None:
-        count = budget
-    elif _checks.is_concrete(count) and not 0 <= count <= budget:
-        raise ValueError(f"count must be in 0..{budget}, the budget, got {count}")
+    count = _checks.check_count(count, budget)
     # In one dtype, however they were given, so that the solver is compiled once.
     ridge, tolerance = jnp.asarray(ridge, jnp.float32), jnp.asarray(tolerance, jnp.float32)
-    count = jnp.asarray(count, jnp.int32)
     return _pursue(gradients, target, ridge, tolerance, mask, count, budget, bool(nonnegative))
 
 

@@ -186,7 +186,7 @@ def train_adaptively(
     epochs, batch_size = int(hyper.epochs), hyper.batch_size
     budget = schedule.budget(len(problem.train))
     warm_epochs = round(schedule.warm_start * epochs)
-    warm_steps = round(warm_epochs * budget / batch_size)
+    warm_steps = steps_per_epoch(warm_epochs * budget, batch_size)
     total_steps = warm_steps + (epochs - warm_epochs) * steps_per_epoch(budget, batch_size)
     with ledger.measure("other"):
         state = init_state(model, problem.examples.inputs, init_key, optimizers=optimizers)

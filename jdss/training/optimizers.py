@@ -2,7 +2,8 @@
 
 An optimizer is a function from `Hyperparameters` with traced leaves to an Optax transformation.
 The state of a family of optimizers holds one slot for each distinct layout of state; optimizers
-of the same layout (SGD and Nesterov; Adam and AdamW) share a slot, since a trial uses only one.
+of the same layout (SGD and Nesterov; Adam and AdamW) share a slot, since a trial uses only one. The
+initial state may not depend on the hyper-parameters: a search makes it once for all of them.
 
 The built-in optimizers work on all parameters as one vector (`optax.flatten`): with four of them
 in one compiled step, this takes 40% off LeNet's compilation.
@@ -74,12 +75,13 @@ OPTIMIZERS: Mapping[str, OptimizerFactory] = {
 def init_slots(
     factories: Sequence[OptimizerFactory], params: Any, hyper: "Hyperparameters"
 ) -> Slots:
-    """Fresh state for a family of optimizers: one slot for each distinct layout of state."""
-    slots: dict[Any, tuple[jax.Array, ...]] = {}
-    for factory in factories:
-        leaves = tuple(jax.tree.leaves(factory(hyper).init(params)))
-        slots.setdefault(_layout(leaves), leaves)
-    return tuple(slots.values())
+    """Fresh state for a family of optimizers, in the order of `_slot_numbers`."""
+    numbers = _slot_numbers(factories, params, hyper)
+    slots = {
+        number: tuple(jax.tree.leaves(factory(hyper).init(params)))
+        for factory, number in zip(factories, numbers, strict=True)
+    }
+    return tuple(slots[number] for number in sorted(slots))
 
 
 def apply_gradients(
@@ -101,13 +103,13 @@ def apply_gradients(
     Returns:
       The new parameters and the new slots; only the chosen optimizer's slot changes.
     """
-    layouts = [_layout(slot) for slot in slots]
 
-    def branch(factory: OptimizerFactory) -> Callable[[Any, Slots, Any], tuple[Any, Slots]]:
+    def branch(
+        factory: OptimizerFactory, position: int
+    ) -> Callable[[Any, Slots, Any], tuple[Any, Slots]]:
         def update(params: Any, slots: Slots, gradients: Any) -> tuple[Any, Slots]:
             transformation = factory(hyper)
-            layout, structure = jax.tree.flatten(jax.eval_shape(transformation.init, params))
-            position = layouts.index(_layout(layout))
+            structure = jax.tree.structure(jax.eval_shape(transformation.init, params))
             state = jax.tree.unflatten(structure, slots[position])
             updates, state = transformation.update(gradients, state, params)
             slot = tuple(jax.tree.leaves(state))
@@ -116,9 +118,24 @@ def apply_gradients(
 
         return update
 
-    branches = [branch(factory) for factory in factories]
+    numbers = _slot_numbers(factories, params, hyper)
+    branches = [branch(*pair) for pair in zip(factories, numbers, strict=True)]
     return jax.lax.switch(hyper.optimizer, branches, params, slots, gradients)
 
 
-def _layout(leaves: Sequence[Any]) -> tuple[tuple[tuple[int, ...], str], ...]:
-    return tuple((tuple(leaf.shape), str(leaf.dtype)) for leaf in leaves)
+def _slot_numbers(
+    factories: Sequence[OptimizerFactory], params: Any, hyper: "Hyperparameters"
+) -> list[int]:
+    """The slot of each optimizer: one for each layout of state among those of this module.
+
+    They all begin with zeros. One of a user's own may begin with something else, and has a slot of
+    its own.
+    """
+    numbers: dict[Any, int] = {}
+    found = []
+    for position, factory in enumerate(factories):
+        leaves = jax.tree.leaves(jax.eval_shape(factory(hyper).init, params))
+        layout = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+        own = -1 if factory in OPTIMIZERS.values() else position
+        found.append(numbers.setdefault((own, layout), len(numbers)))
+    return found

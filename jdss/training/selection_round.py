@@ -110,8 +110,9 @@ def _on_last_layer(
         # The outer likelihood is that of the training set, as in the paper, unless it is asked for
         # otherwise. The learning rate multiplies the sum of the chosen gradients, where a step
         # takes their mean.
-        objective = LastLayerObjective(*layer, labels)
-        return gradients, {"objective": objective, "learning_rate": hyper.learning_rate / budget}
+        objective = LastLayerObjective(*layer, labels, hyper.label_smoothing)
+        rate = jnp.asarray(hyper.learning_rate / budget, jnp.float32)
+        return gradients, {"objective": objective, "learning_rate": rate}
     if schedule.outer == "validation":
         return gradients, _target(problem, schedule.strategy, gradients_of(layer, labels))
     return gradients, {}
@@ -131,7 +132,7 @@ def _on_all_parameters(
             state,
             problem.examples,
             indices,
-            key,  # one projection for all
+            jax.random.fold_in(key, -1),  # one projection for all; `key` itself selects
             dimension=schedule.projection_dimension,
             label_smoothing=hyper.label_smoothing,
             chunk_size=problem.chunk_size,

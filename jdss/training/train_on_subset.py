@@ -103,6 +103,11 @@ def train_on_subset(
       >>> int(state.step)
       2
     """
+    if not isinstance(hyperparameters, Hyperparameters):
+        raise TypeError(
+            "hyperparameters must be made by jdss.hyperparameters(...), got "
+            f"{type(hyperparameters).__name__}"
+        )
     if subset.indices.shape != subset.weights.shape or subset.indices.ndim != 1:
         raise ValueError(
             "subset must have indices and weights of one shape (k,), got "
@@ -117,6 +122,8 @@ def train_on_subset(
     if num_steps is None:
         num_steps = steps_per_epoch((subset.weights > 0).sum(), hyperparameters.batch_size)
     num_steps = _checks.check_integers("num_steps", num_steps)
+    if _checks.is_concrete(num_steps) and int(num_steps) < 0:
+        raise ValueError(f"num_steps must be at least 0, got {int(num_steps)}")
     # 0, which no training has, stands for None: the same program serves both.
     total_steps = _checks.check_integers("total_steps", 0 if total_steps is None else total_steps)
     first_step = _checks.check_integers("first_step", first_step)
@@ -251,11 +258,16 @@ def _update(
     new_state = replace(
         state,
         params=params,
-        model_state=jax.lax.pmean(model_state, parallel.AXIS) if model_state else model_state,
+        model_state=jax.tree.map(_mean_over_devices, model_state),
         optimizer_slots=slots,
         step=state.step + 1,
     )
     return new_state, loss
+
+
+def _mean_over_devices(leaf: jax.Array) -> jax.Array:
+    """Of statistics; counters and the like are the same on every device."""
+    return jax.lax.pmean(leaf, parallel.AXIS) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
 def _learning_rate(hyper: Hyperparameters, step: jax.Array, last_step: jax.Array) -> jax.Array:
