@@ -43,12 +43,13 @@ SIDES = {
 TRIAL_EPOCHS, FRACTION, SELECT_EVERY, WARM_START = 20, 0.05, 10, 0.5
 
 
-def against_torch(case: str, repeats: int) -> dict[str, Any]:
+def against_torch(case: str, sides_wanted: list[str] | None, repeats: int) -> dict[str, Any]:
     """Images a second of every side, and the better jdss over the better PyTorch."""
     from experiments.benchmarks.timing_training import in_turns
     from experiments.benchmarks.training_peers import CASES
 
-    sides = in_turns(case, SIDES[case], repeats=repeats)
+    wanted = [side for side in SIDES[case] if sides_wanted is None or side in sides_wanted]
+    sides = in_turns(case, wanted, repeats=repeats)
     rates = {side: CASES[case].work / result["median"] for side, result in sides.items()}
     best = max(rate for side, rate in rates.items() if side.startswith("torch"))
     ratios = {side: rate / best for side, rate in rates.items() if side.startswith("jdss")}
@@ -224,6 +225,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = (*SIDES, "trial", "compilation")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="CASE")
+    parser.add_argument(
+        "--sides", nargs="+", help="of training_peers.SIDES; default: all", metavar="SIDE"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
@@ -233,7 +237,7 @@ def main() -> None:
         elif case == "trial":
             result = trial(arguments.repeats)
         else:
-            result = against_torch(case, arguments.repeats)
+            result = against_torch(case, arguments.sides, arguments.repeats)
         write(arguments.out, case, result)
     text = to_markdown(arguments.out)
     arguments.out.with_suffix(".md").write_text(text)
