@@ -248,7 +248,9 @@ def count_stretches(end_at, end):
     return train_on_subset, calls
 
 
-@pytest.mark.parametrize("selection", ["full", "grad_match"])
+@pytest.mark.parametrize(
+    "selection", ["full", "uniform", pytest.param("grad_match", marks=pytest.mark.slow)]
+)
 def test_a_trial_goes_on_from_its_checkpoint_to_the_same_result(
     perceptron, blobs, tmp_path, monkeypatch, selection
 ):

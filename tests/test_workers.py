@@ -22,6 +22,9 @@ from tests import crew
 from tests.postgresql import postgresql  # noqa: F401
 from tests.test_tune import tune, values
 
+SLOW_SQLITE = [pytest.param("sqlite", marks=pytest.mark.slow), "postgresql"]
+SLOW_POSTGRESQL = ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)]
+
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request, tmp_path):
@@ -40,6 +43,7 @@ def logs_in_the_test_s_own_directory(tmp_path, monkeypatch):
 # Killed workers ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("url", SLOW_SQLITE, indirect=True)
 def test_three_workers_killed_at_random_moments_over_eight_trials(url):
     assert crew.run_and_kill(url, trials=8, workers=3, seconds=1.0, seed=0) > 0
     crew.check_complete(url, 8)
@@ -54,6 +58,7 @@ def test_ten_workers_killed_at_random_moments_over_forty_trials(url, seed):
     assert len(study.trials) >= 40
 
 
+@pytest.mark.parametrize("url", SLOW_POSTGRESQL, indirect=True)
 def test_a_worker_killed_on_another_machine_is_noticed_by_its_heartbeat(url):
     """Its process cannot be looked at from here: only the heartbeat tells."""
     victim = crew.Worker(url, 2, seconds=300, host="elsewhere")
@@ -146,7 +151,9 @@ PROGRAM = textwrap.dedent(
 )
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "stop", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
 def test_workers_end_with_their_parent_and_tell_the_storage(blobs, tmp_path, stop):
     """Ctrl-C in the parent, or its death: the workers stop, and their trials are marked."""
     storage, marker = f"sqlite:///{tmp_path}/search.db", str(tmp_path / "running")
