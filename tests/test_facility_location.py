@@ -278,3 +278,17 @@ def test_greedy_order_holds_with_ties_and_any_mask(levels, budget, allowed):
 def test_bad_arguments_are_named(error, match, arguments):
     with pytest.raises(error, match=match):
         facility_location(**({"similarity": np.eye(3), "budget": 2} | arguments))
+
+
+def test_a_matrix_that_is_not_symmetric_anywhere_is_seen_to_be_so():
+    generator = np.random.default_rng(3)
+    half = generator.random((200, 200)).astype(np.float32)
+    symmetric = (half + half.T) / 2
+    for offset in (0.0, 1e3):
+        for i, j in ((0, 199), (3, 5), (100, 101)):
+            similarity = symmetric + np.float32(offset)
+            similarity[i, j] += 0.5
+            similarity[j] += generator.random(200).astype(np.float32)
+            found = facility_location(similarity, 8)
+            exact = facility_location(similarity, 8, symmetric=False)
+            assert found.tolist() == exact.tolist()

@@ -243,3 +243,36 @@ def test_a_trained_model_is_saved_and_loads_back(perceptron, blobs, tmp_path):
         jdss.save_model(tmp_path / "model", result.state)
     with pytest.raises(FileNotFoundError, match="save_model"):
         jdss.load_model(tmp_path / "nothing", perceptron, input_shape=(4,))
+
+
+def test_a_warm_start_is_never_nothing(perceptron, blobs):
+    # κTk/B = 0.5 · 2 · 3 / 128 steps are less than one.
+    result = fit(perceptron, blobs, fraction=0.01, hyperparameters={"epochs": 2, "batch_size": 128})
+    assert [(entry["phase"], entry["steps"]) for entry in result.history] == [
+        ("warm_start", 1),
+        ("subset", 1),
+    ]
+    whole = fit(perceptron, blobs, warm_start=1.0, hyperparameters={"epochs": 2, "batch_size": 300})
+    assert int(whole.state.step) == 1
+
+
+@pytest.mark.parametrize(
+    ("selection", "options", "error", "match"),
+    [
+        ("grad_match", {"rigde": 1.0}, ValueError, "an option of 'grad_match' must be one of"),
+        ("grad_match", {"ridge": -1.0}, ValueError, "ridge must be a finite number"),
+        ("craig", {"metric": "cosine"}, ValueError, "metric must be one of"),
+        ("glister", {"rounds": 0}, ValueError, "rounds must be at least 1"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_trained(
+    perceptron, blobs, selection, options, error, match
+):
+    with pytest.raises(error, match=match):
+        fit(perceptron, blobs, selection=selection, options=options)
+
+
+def test_options_that_decide_shapes_reach_the_method(perceptron, blobs):
+    options = {"greedy": "stochastic", "epsilon": 0.2}
+    result = fit(perceptron, blobs, selection="craig", options=options, validation=0.2)
+    assert result.validation_accuracy > 0.8

@@ -8,6 +8,7 @@ import pytest
 from flax import linen as nn
 
 import jdss
+from jdss.compilation import count_compilations
 from jdss.gradients import Gradients, row_shape, row_size
 
 N, C, D, M = 7, 3, 4, 5
@@ -291,3 +292,26 @@ def test_per_example_gradients_refuse_bad_input_by_name(examples, batch_size, er
             examples,
             batch_size=batch_size,
         )
+
+
+def test_sums_of_rows_never_hold_all_rows_by_all_rows():
+    rows = jdss.FactoredGradients(jnp.ones((600, 3)), jnp.ones((600, 4)))
+    sums = jdss.sum_consecutive(rows, 50)
+    text = jax.jit(lambda a: a.inner_products(a)).lower(sums).compile().as_text()
+    assert "[600,600]" not in text
+    np.testing.assert_allclose(sums.inner_products(sums), np.full((12, 12), 50 * 50 * 3 * 4.0))
+
+
+def test_gradients_are_compiled_once_for_equal_calls():
+    def loss(weights, example):
+        return jnp.sum((weights * example - 1) ** 2)
+
+    examples = jnp.ones((10, 3))
+    for gradients in (
+        lambda: jdss.per_example_gradients(loss, jnp.ones(3), examples, batch_size=4),
+        lambda: jdss.projected_gradients(loss, jnp.ones(3), examples, jax.random.key(0)),
+    ):
+        gradients()
+        with count_compilations() as count:
+            gradients()
+        assert count.compiled + count.read == 0

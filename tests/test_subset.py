@@ -261,7 +261,7 @@ def test_per_class_traces_the_method_once_for_other_labels_of_the_same_sizes():
     for seed in range(4):
         labels = np.random.default_rng(seed).permutation(LABELS)
         gradients = norms_as_gradients(NORMS + seed)
-        subset = jdss.per_class(counted, labels, 5)(gradients, 11, scale=float(seed))
+        subset = jdss.per_class(counted, labels, 5)(gradients, 11, scale=np.float32(seed))
         chosen.append(tuple(subset.indices.tolist()))
     assert len(traces) == 1
     assert len(set(chosen)) == 4
@@ -472,3 +472,39 @@ def test_uniform_fills_count_places_and_leaves_the_others_at_weight_zero():
 def test_uniform_refuses_bad_arguments_by_name(arguments, options, error, match):
     with pytest.raises(error, match=match):
         jdss.uniform(*arguments, **options)
+
+
+# Options that are constants ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "error", "match"),
+    [
+        (jdss.grad_match, {"ridge": -1.0}, ValueError, "ridge must be a finite number, at least 0"),
+        (jdss.grad_match, {"target": np.full(5, np.nan)}, ValueError, "target must be finite"),
+        (jdss.craig, {"greedy": "stochastic", "epsilon": 2.0}, ValueError, "epsilon must be in"),
+    ],
+)
+def test_per_class_lets_a_method_check_its_options(method, options, error, match):
+    gradients = jdss.DenseGradients(jnp.ones((len(LABELS), 5)))
+    with pytest.raises(error, match=match):
+        jdss.per_class(method, LABELS, 5)(gradients, 6, key=jax.random.key(0), **options)
+
+
+@pytest.mark.parametrize("count", [-1, 5, 2.5])
+@pytest.mark.parametrize(
+    "lifting", [lambda method: method, lambda method: jdss.per_batch(method, 2)]
+)
+def test_a_count_outside_the_budget_is_refused(lifting, count):
+    with pytest.raises((ValueError, TypeError), match="count must be"):
+        lifting(jdss.uniform)(10, 4, key=jax.random.key(0), count=count)
+
+
+def test_numpy_integers_are_constants_for_a_method():
+    gradients = jdss.FactoredGradients(jnp.ones((len(LABELS), 2)), jnp.ones((len(LABELS), 3)))
+    objective = jdss.LastLayerObjective(
+        jnp.zeros((4, 2)), jnp.ones((4, 3)), jnp.array([0, 1, 0, 1])
+    )
+    lifted = jdss.per_class(jdss.glister, LABELS, 5)
+    options = {"objective": objective, "learning_rate": 0.1, "rounds": np.int64(2)}
+    assert len(lifted(gradients, 6, **options).indices) == 6

@@ -586,3 +586,39 @@ def test_forward_passes_refuse_bad_arguments_by_name(indices, chunk_size, error,
         jdss.compute_gradients(state, DATA, indices, chunk_size=chunk_size)
     with pytest.raises(error, match=match):
         jdss.compute_accuracy(state, DATA, indices, chunk_size=chunk_size)
+
+
+def test_an_optimizer_of_ones_own_begins_with_its_own_state():
+    def adagrad(hyper):
+        return optax.adagrad(hyper.learning_rate)
+
+    images, labels = np.ones((8, 4), np.float32) * np.arange(8)[:, None], np.arange(8) % 2
+    data = jdss.make_examples(images.astype(np.float32), labels)
+    found = []
+    for family in ({"adagrad": adagrad}, {"sgd": jdss.OPTIMIZERS["sgd"], "adagrad": adagrad}):
+        hyper = jdss.hyperparameters(
+            optimizer="adagrad", batch_size=4, optimizers=tuple(family), learning_rate=0.1
+        )
+        model = nn.Dense(2)
+        state = jdss.init_state(model, data.inputs, jax.random.key(0), optimizers=family)
+        everything = jdss.Subset(jnp.arange(8), jnp.ones(8), jnp.int32(8))
+        state, _ = jdss.train_on_subset(state, data, everything, hyper, jax.random.key(1))
+        found.append(np.asarray(state.params["kernel"]))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+
+
+def test_a_model_that_counts_its_calls_can_be_trained():
+    class Counting(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            calls = self.variable("counter", "calls", lambda: jnp.int32(0))
+            calls.value += 1
+            return nn.Dense(2)(x)
+
+    data = jdss.make_examples(np.ones((8, 4), np.float32), np.arange(8) % 2)
+    state = jdss.init_state(Counting(), data.inputs, jax.random.key(0))
+    before = int(state.model_state["counter"]["calls"])
+    everything = jdss.Subset(jnp.arange(8), jnp.ones(8), jnp.int32(8))
+    hyper = jdss.hyperparameters(batch_size=4)
+    state, _ = jdss.train_on_subset(state, data, everything, hyper, jax.random.key(1))
+    assert int(state.model_state["counter"]["calls"]) == before + 2

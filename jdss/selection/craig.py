@@ -48,8 +48,7 @@ def craig(
       metric: "euclidean", as in the paper, or "squared_euclidean".
       greedy: "lazy" is the exact greedy algorithm; "stochastic" takes, at each step, the best of
         `(n / k) log(1 / ε)` random candidates (Mirzasoleiman et al., AAAI 2015), and needs `key`.
-      epsilon: the ε of stochastic greedy, in (0, 1). It decides shapes, so it must be concrete:
-        under `per_class`, bind it with `functools.partial(craig, greedy="stochastic", epsilon=ε)`.
+      epsilon: the ε of stochastic greedy, in (0, 1). It decides shapes, so it must be concrete.
       matrix: whether to store all n² distances. None does so up to
         `facility_location.MAX_MATRIX_EXAMPLES` examples; above, and with False, distances are
         made from the gradients when they are needed.

@@ -93,8 +93,7 @@ def glister(
       greedy: "exact" looks at the gains of all examples; "stochastic" at those of
         `(n / k) log(1 / ε)` random ones for every pick (Mirzasoleiman et al., AAAI 2015), and
         needs `key`. The outer gradient, which most of the time goes into, is computed either way.
-      epsilon: the ε of stochastic greedy, in (0, 1). It decides shapes, so it must be concrete:
-        under `per_class`, bind it with `functools.partial`.
+      epsilon: the ε of stochastic greedy, in (0, 1). It decides shapes, so it must be concrete.
       key: a PRNG key for stochastic greedy; the exact one ignores it. Ties go to the lowest index.
       mask: bool[n], False for padding. None allows all.
       count: int32, at most `budget` and possibly traced: the places to fill. None fills all.
