@@ -58,12 +58,14 @@ def main() -> None:
         seconds.append(time.perf_counter() - start)
         cpu_seconds.append(time.process_time() - cpu)
     peak = peak_bytes()
-    median = float(np.median(seconds[1:]))
+    # Without repeats the only run counts, compilation and all.
+    counted = slice(1 if repeats else 0, None)
+    median = float(np.median(seconds[counted]))
     report = {
         "seconds": median,
-        "cpu_seconds": float(np.median(cpu_seconds[1:])),
-        "compiling_seconds": max(seconds[0] - median, 0.0),
-        "runs": repeats,
+        "cpu_seconds": float(np.median(cpu_seconds[counted])),
+        "compiling_seconds": max(seconds[0] - median, 0.0) if repeats else None,
+        "runs": max(repeats, 1),
         "peak_bytes": peak,
         "bytes_above_inputs": None
         if peak is None or before is None
