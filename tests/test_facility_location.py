@@ -92,6 +92,14 @@ def test_a_constant_added_to_all_similarities_changes_nothing():
     )
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_large_constant_does_not_drown_the_differences(seed):
+    """Sums of 300 similarities near 2^18 are known to 8 in float32; the best differ by less."""
+    similarity = (2.0**18 - distances(points(300, seed=seed))).astype(np.float32)
+    chosen = facility_location(similarity, 12, symmetric=True)
+    assert chosen[0] == exhaustive_greedy(similarity, 1)[0]
+
+
 def test_ties_go_to_the_lowest_index_and_zero_gains_end_the_search():
     duplicates = np.repeat(points(5), 12, axis=0)
     similarity = -distances(duplicates).astype(np.float32)

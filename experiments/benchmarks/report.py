@@ -121,4 +121,4 @@ def _where(section: Mapping[str, Any]) -> str:
 
 
 def _load(section: Mapping[str, Any]) -> str:
-    return " and ".join(f"{load:.1f}" for load in section["load_average"]) or "unknown"
+    return " and ".join(f"{load:.1f}" for load in section.get("load_average", [])) or "unknown"

@@ -194,7 +194,10 @@ def matrix_free(scale: Scale, seed: int) -> Section:
     with tempfile.TemporaryDirectory() as directory:
         problem = _save(gradients, trained.labels, directory)
         for size in scale.matrix_free:
-            report = in_child("matrix_free", problem, size=size, budget=size // 20)
+            # Beside minutes of solving, seconds of compiling do not matter.
+            report = in_child(
+                "matrix_free", problem, size=size, budget=size // 20, repeats=int(size < 30_000)
+            )
             floor = rates.floor(flops=4.0 * size**2 * width)
             table.append({"name": f"n = {size:,}, k = {size // 20:,}", **report, "floor": floor})
     seconds = [row["seconds"] for row in table]

@@ -37,6 +37,7 @@ class Similarities(NamedTuple):
 
 def stored(rows: jax.Array, mask: jax.Array) -> Similarities:
     """Similarities in a matrix whose row j < n is the column of candidate j."""
+    own = jnp.diagonal(rows)
 
     def column(j: jax.Array) -> jax.Array:
         return jax.lax.dynamic_index_in_dim(rows, j, keepdims=False)
@@ -44,11 +45,11 @@ def stored(rows: jax.Array, mask: jax.Array) -> Similarities:
     def gains(candidates: jax.Array, best: jax.Array | None) -> jax.Array:
         # On a CPU the sum of a row where it lies beats gathering the rows first.
         if jax.default_backend() == "cpu":
-            return jax.lax.map(lambda j: _sum(_improvement(column(j), best, mask)), candidates)
-        return jnp.sum(_improvement(rows[candidates], best, mask), axis=1)
+            return jax.lax.map(lambda j: _sum(_improvement(column(j), best, mask, own)), candidates)
+        return jnp.sum(_improvement(rows[candidates], best, mask, own), axis=1)
 
     def all_gains(best: jax.Array | None) -> jax.Array:
-        return jnp.sum(_improvement(rows, best, mask), axis=1)[: len(mask)]
+        return jnp.sum(_improvement(rows, best, mask, own), axis=1)[: len(mask)]
 
     return Similarities(column, gains, all_gains)
 
@@ -73,14 +74,18 @@ def in_blocks(function: Callable[[jax.Array], jax.Array], num_examples: int) -> 
     return jax.lax.map(function, examples.reshape(num_blocks, block))
 
 
-def _improvement(columns: jax.Array, best: jax.Array | None, mask: jax.Array) -> jax.Array:
+def _improvement(
+    columns: jax.Array, best: jax.Array | None, mask: jax.Array, own: jax.Array | float = 0.0
+) -> jax.Array:
     """What candidates of similarities [..., n] add for each example; None: there is nothing yet.
 
-    For padding `best` is infinite, so that nothing can be added.
+    For padding `best` is infinite, so that nothing can be added. Where there is nothing yet, what
+    counts is how much less similar a candidate is than the example itself: that is the same order,
+    and a large constant in all similarities does not drown their differences in rounding.
     """
     if best is None:
         # A product: XLA does not vectorise the equivalent `where`.
-        return columns * mask.astype(columns.dtype)
+        return (columns - own) * mask.astype(columns.dtype)
     return jnp.maximum(columns - best, 0.0)
 
 
