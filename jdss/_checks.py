@@ -37,11 +37,16 @@ def check_finite(name: str, tree: Any) -> None:
         if not jnp.issubdtype(leaf.dtype, jnp.floating) or not is_concrete(leaf):
             continue
         with jax.ensure_compile_time_eval():
-            bad = int(leaf.size - jnp.isfinite(leaf).sum())
+            bad = int(_count_not_finite(leaf))
         if bad:
             raise ValueError(
                 f"{name} must be finite, but {bad} of its {leaf.size} values are NaN or infinite"
             )
+
+
+@jax.jit
+def _count_not_finite(array: jax.Array) -> jax.Array:
+    return (~jnp.isfinite(array)).sum()
 
 
 def check_budget(budget: Any, num_examples: int, name: str = "budget") -> int:

@@ -179,8 +179,10 @@ def per_class(select: Select, labels: Any, num_classes: int) -> Select:
             )
         if not _checks.is_concrete(mask):
             raise TypeError("mask must be concrete in a per-class selection")
-        with jax.ensure_compile_time_eval():  # the gradients, and so the caller, may be traced
-            allowed = np.asarray(_checks.check_mask(mask, num_examples))
+        allowed = np.ones(num_examples, bool)
+        if mask is not None:
+            with jax.ensure_compile_time_eval():  # the gradients, and so the caller, may be traced
+                allowed = np.asarray(_checks.check_mask(mask, num_examples))
         budget = _checks.check_budget(budget, int(allowed.sum()))
         sizes = np.bincount(labels[allowed], minlength=num_classes)
         shares = class_shares(sizes, budget)
@@ -201,17 +203,23 @@ def per_class(select: Select, labels: Any, num_classes: int) -> Select:
                 options=dict(class_options or {}),
             ),
         )
-        # The classes' places, those that the method itself filled first.
         places = np.flatnonzero(np.arange(shares.max()) < shares[:, None])
-        filled = (jnp.arange(shares.max()) < subset.num_selected[:, None]).ravel()[places]
-        order = jnp.asarray(places)[jnp.argsort(~filled, stable=True)]
-        return Subset(
-            indices=subset.indices.ravel()[order],
-            weights=subset.weights.ravel()[order],
-            num_selected=filled.sum(dtype=jnp.int32),
-        )
+        return _join(subset, jnp.asarray(places, jnp.int32))
 
     return lifted
+
+
+@jax.jit
+def _join(subset: Subset, places: jax.Array) -> Subset:
+    """The classes' places in one `Subset`, those that the method itself filled first."""
+    width = subset.indices.shape[1]
+    filled = (jnp.arange(width) < subset.num_selected[:, None]).ravel()[places]
+    order = places[jnp.argsort(~filled, stable=True)]
+    return Subset(
+        indices=subset.indices.ravel()[order],
+        weights=subset.weights.ravel()[order],
+        num_selected=filled.sum(dtype=jnp.int32),
+    )
 
 
 def _split_options(options: Mapping[str, Any]) -> tuple[tuple[tuple[str, Any], ...], dict]:

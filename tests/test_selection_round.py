@@ -29,7 +29,7 @@ def trained(perceptron, blobs):
 def select(trained, selection, **options):
     problem, state = trained
     schedule = make_schedule(selection, **options)
-    return select_subset(
+    subset, statistics = select_subset(
         problem,
         state,
         schedule,
@@ -39,6 +39,8 @@ def select(trained, selection, **options):
         jax.random.key(1),
         Ledger(),
     )
+    assert statistics["selected"] == int(subset.num_selected)
+    return subset
 
 
 def dense_rows(trained, indices):

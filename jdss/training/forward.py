@@ -57,7 +57,7 @@ def compute_gradients(
       TypeError: for indices or a chunk size that are not integers.
     """
     layer = compute_last_layer(state, examples, indices, chunk_size=chunk_size)
-    errors = _errors(layer.logits, examples.labels[indices], label_smoothing)
+    errors = last_layer_errors(layer.logits, examples.labels[indices], label_smoothing)
     return FactoredGradients(errors, layer.inputs)
 
 
@@ -248,7 +248,7 @@ def _projected(
 _project = parallel.parallel(_projected)
 
 
-_errors = jax.jit(cross_entropy_errors)
+last_layer_errors = jax.jit(cross_entropy_errors)
 
 
 @jax.jit

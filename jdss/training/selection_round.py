@@ -11,7 +11,6 @@ from jdss.gradients import (
     DenseGradients,
     FactoredGradients,
     Gradients,
-    cross_entropy_errors,
 )
 from jdss.models.last_layer import LastLayer
 from jdss.reporting.ledger import Ledger
@@ -19,7 +18,11 @@ from jdss.selection.glister import LastLayerObjective
 from jdss.selection.strategies import Strategy
 from jdss.subset import Select, Subset, per_batch, per_class
 from jdss.training.divergence import TrainingDivergedError, is_finite
-from jdss.training.forward import compute_last_layer, compute_projected_gradients
+from jdss.training.forward import (
+    compute_last_layer,
+    compute_projected_gradients,
+    last_layer_errors,
+)
 from jdss.training.hyperparameters import Hyperparameters
 from jdss.training.problem import Problem
 from jdss.training.schedule import Schedule
@@ -29,7 +32,7 @@ from jdss.training.state import TrainState
 def everything(problem: Problem) -> Subset:
     """All training examples at weight 1, padded as every subset is."""
     size = len(problem.train)
-    whole = Subset(jnp.arange(size, dtype=jnp.int32), jnp.ones(size), jnp.int32(size))
+    whole = Subset(np.arange(size, dtype=np.int32), np.ones(size, np.float32), np.int32(size))  # type: ignore[arg-type]
     return pad_subset(whole, problem)
 
 
@@ -99,7 +102,7 @@ def _on_last_layer(
         return layer, jnp.asarray(problem.labels_of(indices))
 
     def gradients_of(layer: LastLayer, labels: jax.Array) -> FactoredGradients:
-        errors = cross_entropy_errors(layer.logits, labels, hyper.label_smoothing)
+        errors = last_layer_errors(layer.logits, labels, hyper.label_smoothing)
         return FactoredGradients(errors, layer.inputs)
 
     layer, labels = layer_of(problem.train)
@@ -132,7 +135,7 @@ def _on_all_parameters(
             state,
             problem.examples,
             indices,
-            jax.random.fold_in(key, -1),  # one projection for all; `key` itself selects
+            jax.random.fold_in(key, 2**31 - 1),  # one projection for all; `key` selects
             dimension=schedule.projection_dimension,
             label_smoothing=hyper.label_smoothing,
             chunk_size=problem.chunk_size,
