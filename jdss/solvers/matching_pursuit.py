@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdss import _checks
-from jdss.gradients import Gradients, check_gradients, row_shape
+from jdss.gradients import FactoredGradients, Gradients, check_gradients, row_shape
 from jdss.subset import Subset, fill_places
 
 _Tree = TypeVar("_Tree")
@@ -191,6 +191,7 @@ class _Problem(NamedTuple):
     """What does not change from step to step."""
 
     gradients: Gradients  # n rows, in float32
+    correlate: Callable[[jax.Array], jax.Array]  # theirs, fast when it is asked again and again
     target: jax.Array  # float64, of the shape of a row
     mask: jax.Array  # bool[n]
     noise: jax.Array  # float32[n], the correlation with a unit residual that is taken for zero
@@ -214,6 +215,7 @@ def _solve(
     squared_norms = _squared_norms(gradients)
     problem = _Problem(
         gradients=gradients,
+        correlate=_correlator(gradients),
         target=target,
         mask=mask,
         noise=_NOISE * jnp.sqrt(squared_norms).astype(jnp.float32),
@@ -261,11 +263,11 @@ def _solve(
 
 def _step(problem: _Problem, state: _State, nonnegative: bool) -> _State:
     """Enters the row of the largest correlation and refits all weights."""
-    gradients, target, mask, noise, shrinkage = problem
+    gradients, correlate, target, mask, noise, shrinkage = problem
     slots = jnp.arange(len(state.indices), dtype=jnp.int32)
 
     # The row of the largest correlation, from n float32 correlations with the unit residual.
-    correlations = gradients.correlate((state.residual / state.length).astype(jnp.float32))
+    correlations = correlate((state.residual / state.length).astype(jnp.float32))
     scores = correlations if nonnegative else jnp.abs(correlations)
     scores = jnp.where(state.available & (scores > noise), scores, -1.0)
     best = jax.lax.argmax(scores, 0, jnp.int32)
@@ -327,6 +329,22 @@ def _step(problem: _Problem, state: _State, nonnegative: bool) -> _State:
         step=state.step + 1,
         exhausted=~is_found,
     )
+
+
+def _correlator(gradients: Gradients) -> Callable[[jax.Array], jax.Array]:
+    """`gradients.correlate`; of factors, with their transposes made once, before the steps.
+
+    XLA's product on a CPU takes a third less time of them. Without the barriers it would undo that.
+    """
+    if not isinstance(gradients, FactoredGradients):
+        return gradients.correlate
+    errors, inputs = map(jax.lax.optimization_barrier, (gradients.errors.T, gradients.inputs.T))
+
+    def correlate(target: jax.Array) -> jax.Array:
+        products = jnp.matmul(target, inputs, precision=jax.lax.Precision.HIGHEST)
+        return jnp.sum(products * errors, axis=0)
+
+    return correlate
 
 
 def _leave(
