@@ -148,7 +148,7 @@ def optimize(
             return run_trial(trial)
         except BaseException as error:  # the trial's own, and not Optuna's
             raised = error
-            if isinstance(error, (KeyboardInterrupt, StorageError)):
+            if _interruption(error) is not None or isinstance(error, StorageError):
                 hurry.enter_context(impatient(study._storage))
             raise
 
@@ -161,13 +161,14 @@ def optimize(
                 return
             except BaseException as error:
                 # Optuna tells the storage first, and that may fail: it was Ctrl-C all the same.
-                interruption = raised if isinstance(raised, KeyboardInterrupt) else None
+                interruption = _interruption(raised)
                 of_optuna = isinstance(error, UpdateFinishedTrialError) or (
                     isinstance(error, (ValueError, AssertionError)) and error is not raised
                 )
-                goes_on = interruption is None and number is not None and of_optuna
-                if goes_on and was_taken(study, number):
-                    continue
+                if interruption is None and number is not None and of_optuna:
+                    taken = was_taken(study, number)
+                    if taken:
+                        continue
                 # Between two trials' own code, in Optuna's or the sampler's, nobody has told it.
                 with suppress(Exception), telling(interruption or error, study._storage):
                     give_up_own_trials(study, repr(interruption or error))
@@ -176,6 +177,13 @@ def optimize(
                 raise
             else:
                 return
+
+
+def _interruption(error: BaseException | None) -> BaseException | None:
+    """Ctrl-C, if that is what an error is, or what was being handled when it came."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error
 
 
 @contextmanager
