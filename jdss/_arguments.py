@@ -2,7 +2,10 @@
 
 import importlib
 import json
+import tempfile
 import tomllib
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,7 +137,7 @@ def arrays(path: Path, names: Sequence[str]) -> list[np.ndarray]:
                     f"{path} must hold arrays {', '.join(names)}; it lacks {', '.join(missing)}"
                 )
             return [content[name] for name in names]
-    except (OSError, AttributeError) as error:
+    except (OSError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} must be an .npz file: {error}") from None
 
 
@@ -204,6 +207,23 @@ def _num_classes(labels: np.ndarray) -> int:
     if labels.dtype.kind not in "iu" or not labels.size:
         raise ValueError(f"labels must be class indices, got dtype {labels.dtype}")
     return int(labels.max()) + 1
+
+
+def check_place(option: str, path: Path) -> None:
+    """Checks, before hours of work, that a file can be written; makes its directory.
+
+    Raises:
+      ValueError, OSError: where it cannot, naming the option.
+    """
+    if path.is_dir():
+        raise ValueError(f"{option} must be a file, but {path} is a directory")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"{option} cannot be written in {path.parent}: {reason}") from None
 
 
 def write_subset(path: Path, subset: jdss.Subset) -> None:

@@ -239,6 +239,8 @@ def tune(
     import jdss
     from jdss import _arguments as read
 
+    if out is not None:
+        read.check_place("--out", out)
     loaded = read.data(data, data_dir)
     result = jdss.tune(
         read.model(model, loaded),
@@ -281,9 +283,9 @@ def tune(
         seed=seed,
         progress=progress,
     )
+    _print_result(result)  # first: it is there whatever becomes of the file
     if out is not None:
         read.write_result(out, result, data, model, seed)
-    _print_result(result)
 
 
 def _print_result(result: Any) -> None:

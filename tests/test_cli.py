@@ -253,3 +253,44 @@ def test_spaces_are_read_in_every_form(tmp_path):
     (tmp_path / "worse.toml").write_text("lr = 3")
     with pytest.raises(ValueError, match=r"space\['lr'\] must have a type"):
         _arguments.space(str(tmp_path / "worse.toml"))
+
+
+def test_a_damaged_file_of_arrays_is_one_sentence(files, tmp_path):
+    content = (files / "data.npz").read_bytes()
+    half, changed = tmp_path / "half.npz", tmp_path / "changed.npz"
+    half.write_bytes(content[: len(content) // 2])
+    changed.write_bytes(content[:300] + bytes(100) + content[400:])
+    for path in (half, changed):
+        result = run("tune", MODEL, path)
+        assert result.exit_code == 2
+        assert f"{path} must be an .npz file" in result.output
+
+
+def test_where_the_result_goes_is_looked_at_first(files, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for place, message in ((tmp_path, "is a directory"), (tmp_path / "file" / "r.json", "cannot")):
+        result = run("tune", "nosuchmodel", "nosuchdata", "--out", place)
+        assert result.exit_code == 2
+        assert "--out" in result.output
+        assert message in result.output
+
+
+def test_a_result_is_shown_also_where_it_cannot_be_written(files, tmp_path, monkeypatch):
+    def fill(*arguments):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("jdss._arguments.write_result", fill)
+    result = search(files, "--trials", 1, "--out", tmp_path / "result.json", "--no-retrain")
+    assert result.exit_code == 2
+    assert "1 trials: 1 complete" in result.output
+    assert "the disk is full" in result.output
+
+
+def test_a_result_s_command_holds_no_password():
+    from jdss.reporting.results import _command
+
+    url = "postgresql://me:se/c@ret@host/db?sslpassword=another"
+    for words in (["--storage", url], [f"--storage={url}"]):
+        shown = _command(["python", "-m", "jdss", "tune", *words])
+        assert not {"se/c", "ret", "another"} & set(re.findall(r"se/c|\bret|another", shown))
+        assert "me:***@host/db" in shown

@@ -141,3 +141,60 @@ def test_hyperband_has_its_brackets_from_the_start():
     fixed = {"learning_rate": FloatDistribution(0, 1)}
     pruner = make_pruner("hyperband", first_rung=1, reduction_factor=3, space=fixed)
     assert pruner._max_resource == 20
+
+
+def test_in_hyperband_an_interrupted_trial_does_not_compete_either():
+    space = {"epochs": IntDistribution(1, 2)}  # so few that there is one bracket
+    pruner = make_pruner("hyperband", first_rung=1, reduction_factor=3, space=space)
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+    cut = study.ask()
+    cut.report(0.9, 1)
+    assert not cut.should_prune()
+    cut.set_user_attr(INTERRUPTED, "killed")
+    study.tell(cut, state=TrialState.FAIL)
+    retry = study.ask()
+    retry.report(0.8, 1)
+    assert not retry.should_prune()
+    worse = study.ask()
+    worse.report(0.7, 1)
+    assert worse.should_prune()
+
+
+def test_a_trial_that_goes_on_from_a_checkpoint_has_been_at_its_rungs(perceptron, blobs, tmp_path):
+    """As far as other trials can tell: successive halving compares what it has noted at each."""
+    calls = []
+
+    def select(gradients, budget, **options):
+        calls.append(budget)
+        if len(calls) == 2:  # after the rung at epoch 3
+            raise KeyboardInterrupt
+        return jdss.uniform(gradients, budget, key=options["key"])
+
+    def search(name, saved):
+        return tune(
+            perceptron,
+            blobs,
+            space={**SPACE, "epochs": IntDistribution(11, 11)},
+            selection=select,
+            warm_start=0.0,
+            select_every=5,
+            pruner="asha",
+            trials=1,
+            storage=f"sqlite:///{tmp_path}/s.db",
+            study_name=name,
+            checkpoints=saved,
+            checkpoint_every=0.0,
+        )
+
+    def noted(result):
+        return {k: v for k, v in result.study.trials[-1].system_attrs.items() if "rung" in k}
+
+    with pytest.raises(KeyboardInterrupt):
+        search("cut", tmp_path / "saved")
+    resumed = search("cut", tmp_path / "saved")
+    assert len(resumed.study.trials) == 2
+    ran = len(calls)
+    whole = search("whole", None)
+    assert len(calls) - ran == ran - 1 == 3  # the first selection was not made again
+    assert noted(resumed) == noted(whole)
+    assert len(noted(whole)) == 3  # at epochs 1, 3 and 9

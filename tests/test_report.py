@@ -188,3 +188,25 @@ def test_a_real_browser_draws_the_page(study, tmp_path):
     blue = sum(count for (r, g, b), count in counts.items() if b > r + 60 and b > g + 30)
     assert blue > 2000  # bars and dots
     assert max(counts.values()) < 1000 * 1400 * 0.98  # not blank
+
+
+def test_infinite_values_have_a_page(study):
+    study = optuna.create_study(study_name="infinite")
+    for value in (1.0, float("inf"), 2.0):
+        trial = optuna.trial.create_trial(value=value, intermediate_values={1: float("nan")})
+        study.add_trial(trial)
+    text = page(search_of(study))
+    parsed(text)
+    assert "Not drawn: 1 trials with an infinite value" in text
+    assert "nan" not in text.lower().split("</head>")[1]
+
+
+def test_report_refuses_several_objectives_and_does_not_make_a_journal(tmp_path):
+    storage = optuna.storages.InMemoryStorage()
+    optuna.create_study(storage=storage, study_name="two", directions=["minimize", "maximize"])
+    with pytest.raises(ValueError, match="one objective, but 'two' has 2"):
+        jdss.report(storage, out=tmp_path / "report.html")
+    for name in (f"{tmp_path}/typo.log", f"journal:///{tmp_path}/typo.log"):
+        with pytest.raises(ValueError, match="storage must be there already"):
+            jdss.report(name, out=tmp_path / "report.html")
+    assert list(tmp_path.iterdir()) == []

@@ -393,3 +393,133 @@ def test_a_journal_that_holds_something_else_is_one_sentence(tmp_path):
     path.write_text("epoch 1: loss 0.3\nepoch 2: loss 0.2\n")
     with pytest.raises(StorageError, match="holds a line that is not Optuna's"):
         open_storage(path)
+
+
+# The loop of trials ------------------------------------------------------------------------------
+
+
+def test_a_search_may_be_written_while_another_worker_looks_for_it(tmp_path):
+    """Between its two looks, at what is searched and at the trials, both appear."""
+    storage, search = open_storage(f"sqlite:///{tmp_path}/s.db"), {"seed": 0}
+    other = new_study(storage)
+
+    class Paused(claiming.SharedStudy):
+        looked = False
+
+        def pause(self):
+            if not self.looked:
+                self.looked = True
+                other.set_user_attr(resuming.SEARCH, search)
+                other.ask()
+
+        @property
+        def user_attrs(self):
+            found = super().user_attrs
+            self.pause()
+            return found
+
+        def get_trials(self, *arguments, **options):
+            found = super().get_trials(*arguments, **options)
+            self.pause()
+            return found
+
+    study = Paused("shared", storage)
+    resuming.check_same_search(study, search)
+    assert study.looked
+    with pytest.raises(resuming.DifferentSearchError, match="seed was 0 and is 1"):
+        resuming.check_same_search(study, {"seed": 1})
+
+
+def take_away(study, trial):
+    """What another worker does that takes this one for dead."""
+    study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_ctrl_c_in_a_trial_that_was_taken_is_ctrl_c(tmp_path, tells):
+    from jdss.tuning.study import optimize
+
+    study, runs = new_study(open_storage(f"sqlite:///{tmp_path}/s.db")), []
+
+    def run_trial(trial):
+        runs.append(trial.number)
+        take_away(study, trial)
+        try:
+            raise KeyboardInterrupt
+        finally:
+            if tells:
+                trial.set_user_attr("late", True)
+
+    with study.sharing(2), pytest.raises(KeyboardInterrupt):
+        optimize(study, run_trial)
+    assert runs == [0]
+
+
+def test_after_ctrl_c_a_database_that_is_away_is_not_waited_for(tmp_path):
+    from jdss.tuning.study import optimize
+
+    storage = open_storage(f"sqlite:///{tmp_path}/s.db", patience=3600.0)
+    storage.engine.dispose()
+    storage.engine_kwargs["connect_args"]["timeout"] = 0.1
+    storage = pickle.loads(pickle.dumps(storage))
+    study = new_study(storage)
+    other = sqlite3.connect(tmp_path / "s.db", isolation_level=None)
+
+    def run_trial(trial):
+        other.execute("BEGIN IMMEDIATE")
+        raise KeyboardInterrupt
+
+    try:
+        with study.sharing(2), pytest.raises(KeyboardInterrupt):
+            optimize(study, run_trial)
+    finally:
+        other.close()
+    assert storage.patience == 3600.0
+
+
+def test_a_bug_between_trials_is_raised_and_leaves_no_trial_running(tmp_path, monkeypatch):
+    """Also where the trial before it was taken by another worker: that one is no excuse."""
+    from jdss.tuning.study import optimize
+
+    study, runs = new_study(open_storage(f"sqlite:///{tmp_path}/s.db")), []
+
+    def run_trial(trial):
+        runs.append(trial.number)
+        take_away(study, trial)
+        return 1.0
+
+    def before_trial(*arguments):
+        if runs:
+            assert len(study.trials) < 4
+            raise ValueError("a bug of the sampler")
+
+    monkeypatch.setattr(study.sampler, "before_trial", before_trial)
+    with study.sharing(2), pytest.raises(ValueError, match="a bug of the sampler"):
+        optimize(study, run_trial)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL] * 2
+    assert "a bug of the sampler" in study.trials[1].user_attrs["jdss:interrupted"]
+
+
+def test_a_process_that_is_there_and_silent_for_ten_grace_periods_has_left_its_trial(
+    tmp_path, monkeypatch
+):
+    storage = open_storage(f"sqlite:///{tmp_path}/s.db", heartbeat_interval=1, grace_period=3)
+    study = new_study(storage)
+    attributes = {PLACE: 0, resuming.WORKER: other_process()}
+    trial = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=attributes)
+    trial_id = study._storage.create_new_trial(study._study_id, trial)
+    now = time.monotonic()
+    found = []
+    for later in (0, 4, 33, 35):
+        monkeypatch.setattr("jdss.tuning.storage.time.monotonic", lambda at=now + later: at)
+        found.append(storage._get_stale_trial_ids(study._study_id))
+    assert found == [[], [], [], [trial_id]]
+
+
+def test_a_mistyped_database_is_refused_without_its_password():
+    for url in ("postgre://me:secret@host/db", "postgresql:/me:secret@host/db"):
+        with pytest.raises(
+            ValueError, match=r"storage must be a URL .* got .*\*\*\*@host"
+        ) as caught:
+            open_storage(url)
+        assert "secret" not in str(caught.value)

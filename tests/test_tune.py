@@ -1,12 +1,15 @@
 """The search: it finds, retrains, resumes, and refuses what makes no sense."""
 
+import functools
 import json
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 
+import jax
 import numpy as np
 import optuna
 import pytest
@@ -306,3 +309,61 @@ def test_an_architectural_name_without_a_model_function_is_refused(perceptron, b
 def test_an_unknown_data_set_is_refused_with_the_known_ones(perceptron):
     with pytest.raises(ValueError, match="'cifar10', 'cifar100', 'digits', 'mnist'"):
         tune(perceptron, "minst")
+
+
+def test_an_enqueued_trial_that_was_cut_off_is_run_again(perceptron, blobs, tmp_path):
+    calls = []
+
+    def select(gradients, budget, **options):
+        calls.append(budget)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return jdss.uniform(gradients, budget, key=options["key"])
+
+    first, second = {"learning_rate": 0.01}, {"learning_rate": 0.02}
+    options = {
+        "enqueue": [first, second],
+        "selection": select,
+        "storage": f"sqlite:///{tmp_path}/search.db",
+        "study_name": "s",
+        "retrain": False,
+    }
+    with pytest.raises(KeyboardInterrupt):
+        tune(perceptron, blobs, **options)
+    result = tune(perceptron, blobs, **options)
+    rates = [trial["hyperparameters"]["learning_rate"] for trial in result.trials]
+    assert rates[:2] == [0.01, 0.02]
+    assert len(set(rates)) == len(rates) == 3
+    assert len(result.study.trials) == 4
+
+
+def test_a_model_with_a_function_in_it_resumes_in_another_process(blobs, tmp_path):
+    """There the function lies elsewhere in memory, which is part of its text."""
+    from tests.conftest import Perceptron
+
+    class Activated(Perceptron):
+        activation: Callable = None
+
+    def model():
+        return Activated(activation=functools.partial(lambda x: x))
+
+    one, two = model(), model()
+    assert repr(one) != repr(two)
+    options = {"storage": f"sqlite:///{tmp_path}/s.db", "study_name": "s", "retrain": False}
+    tune(one, blobs, trials=1, **options)
+    result = tune(two, blobs, trials=1, **options)
+    assert len(result.study.trials) == 1
+    assert " at 0x" not in json.dumps(result.search)
+
+
+def test_a_retraining_without_enough_memory_does_not_lose_the_search(
+    perceptron, blobs, monkeypatch
+):
+    def exhaust(*arguments, **options):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr("jdss.tuning.retraining.retrain", exhaust)
+    with pytest.warns(RuntimeWarning, match="retraining on everything ran out of memory: Out of"):
+        result = tune(perceptron, blobs, trials=1)
+    assert "ran out of memory" in result.failure
+    assert len(result.trials) == 1

@@ -1,5 +1,6 @@
 """Several worker processes on one study: real processes, real signals, real databases."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import tempfile
 import textwrap
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from optuna.trial import TrialState
 
 import jdss
 from jdss.tuning import workers
-from jdss.tuning.resuming import finished_trials
+from jdss.tuning.resuming import GONE, finished_trials, release_trials_of_the_dead
 from jdss.tuning.sampling import INTERRUPTED
 from tests import crew
 from tests.postgresql import postgresql  # noqa: F401
@@ -36,8 +38,9 @@ def url(request, tmp_path):
 
 @pytest.fixture(autouse=True)
 def logs_in_the_test_s_own_directory(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    # Of workers only: other sockets of this process have names that may not be as long.
+    make = functools.partial(tempfile.mkdtemp, dir=tmp_path)
+    monkeypatch.setattr(workers, "tempfile", types.SimpleNamespace(mkdtemp=make))
 
 
 # Killed workers ----------------------------------------------------------------------------------
@@ -162,16 +165,22 @@ def test_workers_end_with_their_parent_and_tell_the_storage(blobs, tmp_path, sto
     path = os.pathsep.join(path or os.getcwd() for path in sys.path)
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM.format(**names)],
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(tmp_path)},
         stderr=subprocess.DEVNULL,
     )
     wait_until(lambda: os.path.exists(marker))
     process.send_signal(stop)
     assert process.wait(timeout=120) == -stop  # Python ends itself by the signal, as shells expect
     study = optuna.load_study(study_name="cut", storage=storage)
-    wait_until(lambda: all(trial.state == TrialState.FAIL for trial in study.trials))
+
+    def all_are_marked():
+        release_trials_of_the_dead(study)  # of one that was killed before it could say so
+        return all(trial.state == TrialState.FAIL for trial in study.trials)
+
+    wait_until(all_are_marked)
     for trial in study.trials:
-        assert "KeyboardInterrupt" in trial.user_attrs[INTERRUPTED]
+        reason = trial.user_attrs[INTERRUPTED]
+        assert "KeyboardInterrupt" in reason or reason == GONE
     assert finished_trials(study) == []
 
 
@@ -231,3 +240,35 @@ def test_bad_input_is_refused_through_workers_too(perceptron, blobs, tmp_path):
     options = {"storage": f"{tmp_path}/search.log", "study_name": "bad", "workers": 2}
     with pytest.raises(ValueError, match="labels"):
         tune(perceptron, (blobs[0], blobs[1] - 1), **options)
+
+
+# Without a crew -----------------------------------------------------------------------------------
+
+
+def test_enqueued_trials_are_there_before_workers_start(perceptron, blobs, tmp_path, monkeypatch):
+    enqueued = []
+
+    def run_workers(study, arguments, number, *, progress):
+        enqueued.extend(trial.system_attrs["fixed_params"] for trial in study.trials)
+        monkeypatch.setenv("JDSS_WORKER", "0")
+        tune(**{**arguments, "workers": 1, "retrain": False})
+
+    monkeypatch.setattr("jdss.tuning.tune.run_workers", run_workers)
+    first = [{"epochs": 4, "learning_rate": 0.01}, {"epochs": 3, "learning_rate": 0.02}]
+    storage = f"sqlite:///{tmp_path}/search.db"
+    options = {"storage": storage, "study_name": "s", "workers": 2, "enqueue": first}
+    result = tune(perceptron, blobs, retrain=False, **options)
+    assert enqueued == first
+    assert [trial["hyperparameters"]["epochs"] for trial in result.trials[:2]] == [4, 3]
+    assert len(result.study.trials) == 3  # a worker enqueues nothing
+
+
+def test_of_what_a_crew_has_written_only_logs_are_kept_and_nobody_else_reads_the_task(tmp_path):
+    crew = workers._Crew(tmp_path, 2)
+    crew.write_task({"storage": "postgresql://me:secret@host/searches"})
+    assert (tmp_path / "task").stat().st_mode & 0o777 == 0o600
+    crew.log(1).write_text("what it said")
+    (tmp_path / "error-1").write_bytes(b"")
+    crew.trouble = True
+    crew.clear_up()
+    assert list(tmp_path.iterdir()) == [crew.log(1)]

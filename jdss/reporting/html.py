@@ -4,6 +4,7 @@ The page loads nothing: charts are SVG inside it, its style is in its head, and 
 It follows the reader's light or dark setting, and prints dark on white.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -64,9 +65,13 @@ def page(search: Search) -> str:
 
 def best_trial(search: Search) -> Mapping[str, Any] | None:
     """The completed trial with the best score; None where there is none."""
-    complete = [trial for trial in search.trials if trial["state"] == "complete"]
+    complete = [t for t in search.trials if t["state"] == "complete" and _is_finite(t["value"])]
     better = max if search.direction == "maximize" else min
     return better(complete, key=lambda trial: trial["value"], default=None)
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def _header(search: Search, best: Mapping[str, Any] | None) -> str:
@@ -94,7 +99,8 @@ def _header(search: Search, best: Mapping[str, Any] | None) -> str:
 
 
 def _history(search: Search) -> str:
-    scored = [trial for trial in search.trials if trial["value"] is not None]
+    scored = [trial for trial in search.trials if _is_finite(trial["value"])]
+    infinite = sum(trial["value"] is not None for trial in search.trials) - len(scored)
     best: list[tuple[int, float]] = []
     for trial in scored:
         sign = 1 if search.direction == "maximize" else -1
@@ -111,6 +117,8 @@ def _history(search: Search) -> str:
         '<p class="legend">Filled: completed trials. Hollow: pruned ones, with their score when '
         "they were stopped. Crosses: failed ones. Line: the best so far.</p>"
     )
+    if infinite:
+        legend += f"<p>Not drawn: {infinite} trials with an infinite {escape(search.metric)}.</p>"
     return _section("History", chart + legend)
 
 
@@ -161,10 +169,10 @@ def _rungs(search: Search) -> str:
         (
             trial["number"],
             trial["state"],
-            {float(epoch): score for epoch, score in trial["rungs"].items()},
+            {float(epoch): score for epoch, score in trial["rungs"].items() if _is_finite(score)},
         )
         for trial in search.trials
-        if trial.get("rungs")
+        if any(map(_is_finite, trial.get("rungs", {}).values()))
     ]
     if not lines:
         return ""

@@ -17,6 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from jdss._secrets import hide_passwords
+
 REQUIRED_KEYS = (
     "command",
     "commit",
@@ -156,7 +158,7 @@ def _last_component(path: str) -> str:
 
 
 def _command(argv: Sequence[str]) -> str:
-    """The command line of a process, without the paths of this machine.
+    """The command line of a process, without the paths of this machine and without passwords.
 
     Args:
       argv: as in `sys.orig_argv`: the interpreter, its options, the program and its arguments.
@@ -169,7 +171,7 @@ def _command(argv: Sequence[str]) -> str:
         # A console script (`jdss`) is run by the interpreter beside which it is installed.
         if script.is_absolute() and script.parent.name in ("bin", "Scripts"):
             words = [script.stem if script.suffix == ".exe" else script.name, *arguments[1:]]
-    return shlex.join(_portable_argument(word) for word in words)
+    return shlex.join(_portable_argument(hide_passwords(word)) for word in words)
 
 
 def _portable_argument(argument: str) -> str:

@@ -31,7 +31,7 @@ from jdss.tuning.resuming import (
     was_cut_off,
 )
 from jdss.tuning.sampling import INTERRUPTED, PLACE, RETRIED
-from jdss.tuning.storage import RANK
+from jdss.tuning.storage import RANK, telling
 
 MOST_DEATHS = 4
 """How many workers may die in one trial before it is taken to be what kills them."""
@@ -153,13 +153,23 @@ def _release(study: optuna.Study) -> None:
 def _take_waiting(study: optuna.Study, trial: FrozenTrial, place: int) -> int | None:
     """Takes an enqueued trial, unless another worker was faster."""
     storage, trial_id = study._storage, trial._trial_id
+    taken = False
     try:
-        if not storage.set_trial_state_values(trial_id, state=TrialState.RUNNING):
+        # The place first, which all workers see alike: whoever dies below, it is known what is to
+        # be run again there. The worker last, since only one of those that try will have it.
+        if trial.user_attrs.get(PLACE) != place:
+            storage.set_trial_user_attr(trial_id, PLACE, place)
+        taken = storage.set_trial_state_values(trial_id, state=TrialState.RUNNING)
+        if not taken:
             return None
         storage.set_trial_user_attr(trial_id, WORKER, this_worker())
-        storage.set_trial_user_attr(trial_id, PLACE, place)
     except UpdateFinishedTrialError:
         return None
+    except BaseException as error:  # Ctrl-C: nobody else knows yet whose trial this is
+        if taken:
+            with telling(error, storage):
+                cut_off(study, trial_id, repr(error))
+        raise
     return _keep_if_first(study, [trial_id], place)
 
 

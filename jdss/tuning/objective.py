@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from jdss.tuning.pruning import check_rungs, rungs
 from jdss.tuning.resuming import FAILURE, HYPERPARAMETERS, SEARCH, WORKER, this_worker
 from jdss.tuning.sampling import INTERRUPTED, trial_index
 from jdss.tuning.space import Space, check_space, default_space, suggest
+from jdss.tuning.storage import telling
 
 ModelFactory = Callable[..., nn.Module]
 
@@ -127,8 +129,9 @@ class Objective:
             trial.set_user_attr(FAILURE, failure)
             raise OutOfMemoryError(failure) from error
         except BaseException as error:  # Ctrl-C or a bug: not the trial's own doing
-            trial.set_user_attr(INTERRUPTED, repr(error))
             checkpoint = None  # which is kept, for the trial that takes its place
+            with telling(error, trial.study._storage):
+                trial.set_user_attr(INTERRUPTED, repr(error))
             raise
         finally:
             end = self.meter.read() if self.meter else None
@@ -136,11 +139,12 @@ class Objective:
             if checkpoint is not None:
                 ledger.add(checkpoint.past)
                 checkpoint.remove()
-            trial.set_user_attr(LEDGER, ledger.as_dict())
-            if selections:
-                trial.set_user_attr(SELECTIONS, selections)
-            for name, value in watched(ledger, selections).items():
-                trial.set_user_attr(name, value)
+            with telling(sys.exception(), trial.study._storage):
+                trial.set_user_attr(LEDGER, ledger.as_dict())
+                if selections:
+                    trial.set_user_attr(SELECTIONS, selections)
+                for name, value in watched(ledger, selections).items():
+                    trial.set_user_attr(name, value)
         return score
 
     def rungs(self, study: optuna.Study, values: Mapping[str, Any]) -> tuple[int, ...]:
@@ -165,7 +169,7 @@ class Objective:
             Path(self.checkpoints) / name,
             identity,
             self.checkpoint_every,
-            tell=lambda epoch, score: trial.report(score, epoch),
+            tell=lambda epoch, score: report_again(trial, epoch, score),
         )
 
     def checked(self, score: float | None) -> float:
@@ -288,6 +292,16 @@ def report(
     trial.report(score, epoch)
     if trial.should_prune():
         raise optuna.TrialPruned(f"pruned after {epoch} epochs with {score:.4g}")
+
+
+def report_again(trial: optuna.Trial, epoch: int, score: float) -> None:
+    """Tells the pruner of a rung that the trial had passed before it was cut off.
+
+    It is asked, for that is when it writes down that the trial was at the rung; but the answer was
+    given then, among those trials.
+    """
+    trial.report(score, epoch)
+    trial.should_prune()
 
 
 def watched(ledger: Ledger, selections: list[dict[str, Any]]) -> dict[str, Any]:

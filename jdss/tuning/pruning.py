@@ -34,6 +34,22 @@ class Asha(SuccessiveHalvingPruner):
         return super().prune(_WithoutInterrupted(study), trial)  # type: ignore[arg-type]
 
 
+class Hyperband(HyperbandPruner):
+    """Hyperband in whose brackets such a trial does not compete either."""
+
+    def _try_initialization(self, study: optuna.Study) -> None:
+        super()._try_initialization(study)
+        self._pruners = [
+            Asha(
+                min_resource=self._min_resource,
+                reduction_factor=self._reduction_factor,
+                min_early_stopping_rate=bracket,
+                bootstrap_count=self._bootstrap_count,
+            )
+            for bracket in range(len(self._pruners))
+        ]
+
+
 class _WithoutInterrupted:
     """What a pruner asks of a study, without the trials that were cut off."""
 
@@ -61,7 +77,7 @@ def _asha(first_rung: int, reduction_factor: int, longest: int | str, **options:
 def _hyperband(
     first_rung: int, reduction_factor: int, longest: int | str, **options: Any
 ) -> BasePruner:
-    return HyperbandPruner(
+    return Hyperband(
         min_resource=first_rung,
         max_resource=longest,
         reduction_factor=reduction_factor,

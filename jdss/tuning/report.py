@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from jdss._secrets import hide_passwords
 from jdss.reporting.html import Search, page
 from jdss.tuning.objective import LEDGER, SELECTIONS
 from jdss.tuning.resuming import SEARCH, describe_trial, was_cut_off
@@ -31,7 +33,7 @@ def report(
 
     Raises:
       ValueError: where there is no such study, with the names of those there are; where several
-        make `study_name` necessary.
+        make `study_name` necessary; where there is no such file; for several objectives.
 
     Example:
       >>> import optuna, tempfile
@@ -43,8 +45,8 @@ def report(
       >>> "<title>mine</title>" in path.read_text()
       True
     """
-    if isinstance(storage, str):
-        _refuse_missing_file(storage)
+    if isinstance(storage, (str, os.PathLike)):
+        _refuse_missing_file(os.fspath(storage))
     opened = open_storage(storage)
     names = sorted(study.study_name for study in optuna.get_all_study_summaries(opened))
     found = names[0] if study_name is None and len(names) == 1 else study_name
@@ -52,16 +54,21 @@ def report(
         known = ", ".join(map(repr, names)) or "none"
         raise ValueError(f"study_name must be one of the storage's ({known}), got {study_name!r}")
     study = optuna.load_study(study_name=found, storage=opened)
+    if len(study.directions) > 1:
+        raise ValueError(
+            f"study_name must be that of a study with one objective, but {found!r} has "
+            f"{len(study.directions)}"
+        )
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page(search_of(study)), encoding="utf-8")
 
 
 def _refuse_missing_file(storage: str) -> None:
-    """Opening an SQLite file that is not there would make it."""
-    prefix = "sqlite:///"
-    if storage.startswith(prefix) and not Path(storage.removeprefix(prefix).split("?")[0]).exists():
-        raise ValueError(f"storage must be there already, but {storage} is not")
+    """Opening a file that is not there, of SQLite or a journal, would make it."""
+    path = re.sub("^(sqlite|journal):///", "", storage.partition("?")[0])
+    if "://" not in path and not Path(path).exists():
+        raise ValueError(f"storage must be there already, but {hide_passwords(storage)} is not")
 
 
 def search_of(study: optuna.Study) -> Search:

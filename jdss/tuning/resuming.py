@@ -8,6 +8,7 @@ hyper-parameters. Whatever happens to processes, every place is finished exactly
 import json
 import os
 import platform
+import re
 from functools import cache
 from typing import Any
 
@@ -37,15 +38,16 @@ def was_cut_off(trial: FrozenTrial) -> bool:
 def held_places(trials: list[FrozenTrial]) -> dict[int, FrozenTrial]:
     """The trial that holds each place that is held: the first one there that was not cut off.
 
-    Trials that carry no place (enqueued by a user, say) take the lowest that is not held by an
-    earlier trial.
+    Trials that carry no place (enqueued by a user, say) take the lowest that no earlier trial
+    holds, and that no trial was cut off at: what that one tried is to be tried again there.
     """
     held: dict[int, FrozenTrial] = {}
-    free = 0  # every place below it is held
+    cut = {trial.user_attrs.get(PLACE) for trial in trials if was_cut_off(trial)}
+    free = 0  # every place below it is held, or is to be run again
     for trial in trials:
         if was_cut_off(trial):
             continue
-        while free in held:
+        while free in held or free in cut:
             free += 1
         held.setdefault(trial.user_attrs.get(PLACE, free), trial)
     return held
@@ -63,16 +65,20 @@ def check_same_search(study: optuna.Study, search: dict[str, Any]) -> None:
     Raises:
       DifferentSearchError: where the study was made with another space, strategy or seed.
     """
-    search = json.loads(json.dumps(search))
+    search = without_addresses(search)
+    # The trials first: another worker may write what is searched, and then its first trial, while
+    # this one looks.
+    trials = study.get_trials(deepcopy=False)
     known = study.user_attrs.get(SEARCH)
     if known is None:
-        if study.get_trials(deepcopy=False):
+        if trials:
             raise DifferentSearchError(
                 f"the study {study.study_name!r} holds trials that jdss.tune did not make: give "
                 "another study name"
             )
         study.set_user_attr(SEARCH, search)
         return
+    known = without_addresses(known)
     differences = [
         f"{name} was {known.get(name)!r} and is {search.get(name)!r}"
         for name in sorted({*known, *search})
@@ -83,6 +89,19 @@ def check_same_search(study: optuna.Study, search: dict[str, Any]) -> None:
             f"the study {study.study_name!r} holds another search ({'; '.join(differences)}): "
             "give another study name, or the same arguments"
         )
+
+
+def without_addresses(search: dict[str, Any]) -> dict[str, Any]:
+    """The description in JSON's types, without places in memory, which each process has anew.
+
+    Python writes them into the texts of functions, and so of a module that has one as an attribute.
+
+    Example:
+      >>> without_addresses({"model": "Net(act=<function relu at 0x7f3a5c0>)"})
+      {'model': 'Net(act=<function relu>)'}
+    """
+    found: dict[str, Any] = json.loads(re.sub(r" at 0x[0-9a-fA-F]+", "", json.dumps(search)))
+    return found
 
 
 def release_trials_of_the_dead(study: optuna.Study) -> None:

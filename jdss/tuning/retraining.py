@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from jdss import _checks
@@ -16,6 +17,7 @@ from jdss.training.checkpoint import save_model
 from jdss.training.divergence import TrainingDivergedError
 from jdss.training.fit import FitResult, train_adaptively
 from jdss.training.forward import compute_accuracy
+from jdss.training.memory import is_out_of_memory, shortage
 from jdss.training.problem import Problem, check_like
 from jdss.training.schedule import make_schedule
 from jdss.training.state import TrainState
@@ -63,6 +65,10 @@ def retrain_and_save(
             save_model(save_to, retraining.state)
     except TrainingDivergedError as error:
         failure = f"retraining on everything diverged: {error}"
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        failure = f"retraining on everything ran out of memory: {shortage(error)}"
     except (OSError, ValueError) as error:
         if retraining is None:
             raise

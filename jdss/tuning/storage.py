@@ -28,11 +28,13 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from jdss._secrets import hide_passwords
 from jdss.tuning.resuming import WORKER, is_gone, is_here
 
 RANK = "JDSS_WORKER"
 """The environment variable that holds a worker's number among those of its command."""
 
+_SILENCE = 10  # grace periods without a heartbeat of a process that is there
 _JOURNAL = "journal://"
 _KINDS = "'sqlite:///search.db', 'journal:///search.log' or 'postgresql://user@host/database'"
 
@@ -202,6 +204,7 @@ class PatientStorage(RDBStorage):
     ) -> None:
         self.patience = patience
         self._first_seen: dict[int, float] = {}
+        self._silent_since: dict[int, float] = {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             super().__init__(
@@ -235,7 +238,8 @@ class PatientStorage(RDBStorage):
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
         """Trials without a recent heartbeat, but for those that can be seen to be alive.
 
-        After the database was away, no trial has had a heartbeat for a while. Also those are
+        After the database was away, no trial has had a heartbeat for a while; but a process that
+        is there and sends none for ten grace periods has left its trial behind. Also those are
         stale whose worker died before the first one, which Optuna passes over: they are told by
         this process's own clock, since the clocks of workers may differ.
         """
@@ -253,11 +257,43 @@ class PatientStorage(RDBStorage):
         self._first_seen = {trial_id: known.get(trial_id, now) for (trial_id,) in rows}
         grace = self.grace_period or 0
         stale += [i for i, seen in self._first_seen.items() if now - seen > grace]
-        return [trial_id for trial_id in stale if not self._is_seen_alive(trial_id)]
+        alive = [trial_id for trial_id in stale if self._is_seen_alive(trial_id)]
+        silent = self._silent_since
+        self._silent_since = {trial_id: silent.get(trial_id, now) for trial_id in alive}
+        too_long = [i for i, since in self._silent_since.items() if now - since > _SILENCE * grace]
+        return [trial_id for trial_id in stale if trial_id not in alive or trial_id in too_long]
 
     def _is_seen_alive(self, trial_id: int) -> bool:
         worker = self.get_trial(trial_id).user_attrs.get(WORKER)
         return is_here(worker) and not is_gone(worker)
+
+
+@contextmanager
+def telling(error: BaseException | None, storage: BaseStorage) -> Iterator[None]:
+    """For what a storage is still to be told while `error` is on its way; None where none is.
+
+    After Ctrl-C a database that is away is not waited for, nor is one that has been waited for in
+    vain; and whatever goes wrong in telling it does not take the place of the error.
+    """
+    if not isinstance(error, (KeyboardInterrupt, StorageError)):
+        yield
+        return
+    with suppress(Exception), impatient(storage):
+        yield
+
+
+@contextmanager
+def impatient(storage: BaseStorage) -> Iterator[None]:
+    """Inside, a database that is away is not waited for."""
+    database: Any = getattr(storage, "_backend", storage)  # behind Optuna's cache
+    patience = getattr(database, "patience", None)
+    if patience is not None:
+        database.patience = 0.0
+    try:
+        yield
+    finally:
+        if patience is not None:
+            database.patience = patience
 
 
 def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -278,7 +314,7 @@ def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
                 waited = time.monotonic() - start
                 if not _may_pass(error):
                     raise StorageError(_sentence(self.url, error)) from error
-                if waited > self.patience:
+                if waited >= self.patience:
                     raise StorageError(_sentence(self.url, error, waited=waited)) from error
             time.sleep(pause)
             pause, repeated = min(2 * pause, 2.0), True
@@ -337,7 +373,9 @@ def _open_database(
     try:
         parsed = sqlalchemy.make_url(url)
     except sqlalchemy.exc.ArgumentError:
-        raise ValueError(f"storage must be a URL such as {_KINDS}; got {url!r}") from None
+        raise ValueError(
+            f"storage must be a URL such as {_KINDS}; got {hide_passwords(url)!r}"
+        ) from None
     if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
         return RDBStorage(url)  # nobody else can see it, and a heartbeat's thread cannot either
     # A worker starts while the others run: then the database was there a moment ago.
@@ -352,11 +390,13 @@ def _open_database(
             )
         except ImportError as error:
             raise ImportError(
-                f"the driver of the storage {_shown(url)} is not installed: "
+                f"the driver of the storage {hide_passwords(url)} is not installed: "
                 f"pip install 'jdss[postgresql]' ({error.__cause__ or error})"
             ) from error
         except sqlalchemy.exc.NoSuchModuleError:
-            raise ValueError(f"storage must be a URL such as {_KINDS}; got {url!r}") from None
+            raise ValueError(
+                f"storage must be a URL such as {_KINDS}; got {hide_passwords(url)!r}"
+            ) from None
         except (SQLAlchemyError, StorageInternalError) as error:
             # Several may find no tables and make them at the same moment: all but one fail once.
             in_a_race = attempt < 20 and re.search("already exists|UNIQUE|unique", str(error))
@@ -427,13 +467,8 @@ def _sentence(url: str, error: BaseException, waited: float | None = None) -> st
     elif getattr(driver, "sqlstate", None) == "53100":
         reason = "the server's disk is full; make room and run the same command again"
     if waited is None:
-        return f"the study's storage {_shown(url)} cannot be used: {reason}"
+        return f"the study's storage {hide_passwords(url)} cannot be used: {reason}"
     return (
-        f"the study's storage {_shown(url)} has been away for {waited:.0f} s ({reason}): run the "
-        "same command when it is back; finished trials are kept"
+        f"the study's storage {hide_passwords(url)} has been away for {waited:.0f} s ({reason}): "
+        "run the same command when it is back; finished trials are kept"
     )
-
-
-def _shown(url: str) -> str:
-    """The URL without its password."""
-    return sqlalchemy.make_url(url).render_as_string(hide_password=True)

@@ -4,7 +4,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from jdss.tuning.resuming import (
     give_up_own_trials,
 )
 from jdss.tuning.sampling import STARTUP_SAMPLERS, default_startup_trials, num_enqueued
-from jdss.tuning.storage import RANK, open_storage
+from jdss.tuning.storage import RANK, StorageError, impatient, open_storage, telling
 
 Callback = Callable[[optuna.Study, optuna.trial.FrozenTrial], None]
 
@@ -49,18 +49,15 @@ def open_study(
     """The study, new or resumed; completes `search` and checks that it is what the study holds."""
     opened = open_storage(storage)
     name = IN_MEMORY if study_name is None else study_name
-    try:
+    with suppress(optuna.exceptions.DuplicatedStudyError):
         optuna.create_study(storage=opened, study_name=name, direction=search["direction"])
-        is_new = True
-    except optuna.exceptions.DuplicatedStudyError:
-        is_new = False
     study = SharedStudy(name, opened, pruner=optuna.pruners.NopPruner())
     if search["sampler"] in STARTUP_SAMPLERS and search["n_startup_trials"] is None:
         # A search that is resumed keeps its own number, also when more trials are asked for.
         known = study.user_attrs.get(SEARCH, {}).get("n_startup_trials")
         search["n_startup_trials"] = known or default_startup_trials(trials)
     check_same_search(study, search)
-    if is_new or RANK not in os.environ:  # of several workers, the one that made the study
+    if RANK not in os.environ:  # the one that starts workers has done so before
         enqueue_trials(study, enqueue)
     return study
 
@@ -138,34 +135,55 @@ def optimize(
     """Optuna's loop, until no place is left.
 
     It goes on where another worker took this one for dead, after a pause of the machine say, and
-    has run its trial: that one's result counts.
+    has run its trial: that one's result counts. Whatever else ends the loop, no trial of this
+    process is left running in the storage.
     """
     number: int | None = None
-    raised: Exception | None = None
+    raised: BaseException | None = None
 
     def remembered(trial: optuna.Trial) -> float:
         nonlocal number, raised
-        number, raised = trial._trial_id, None
+        number = trial._trial_id
         try:
             return run_trial(trial)
-        except (ValueError, AssertionError) as error:  # the trial's own, and not Optuna's
+        except BaseException as error:  # the trial's own, and not Optuna's
             raised = error
+            if _interruption(error) is not None or isinstance(error, StorageError):
+                hurry.enter_context(impatient(study._storage))
             raise
 
-    while True:
-        try:
-            study.optimize(remembered, **options)
-        except NothingLeftError:
-            return
-        except KeyboardInterrupt as error:
-            # Between two trials' own code, in Optuna's or the sampler's, nobody has told it yet.
-            give_up_own_trials(study, repr(error))
-            raise
-        except (UpdateFinishedTrialError, ValueError, AssertionError) as error:
-            if number is None or error is raised or not was_taken(study, number):
+    with ExitStack() as hurry:
+        while True:
+            number, raised = None, None
+            try:
+                study.optimize(remembered, **options)
+            except NothingLeftError:
+                return
+            except BaseException as error:
+                # Optuna tells the storage first, and that may fail: it was Ctrl-C all the same.
+                interruption = _interruption(raised)
+                of_optuna = isinstance(error, UpdateFinishedTrialError) or (
+                    isinstance(error, (ValueError, AssertionError)) and error is not raised
+                )
+                if interruption is None and number is not None and of_optuna:
+                    taken = was_taken(study, number)
+                    if taken:
+                        continue
+                # Between two trials' own code, in Optuna's or the sampler's, nobody has told it.
+                with suppress(Exception), telling(interruption or error, study._storage):
+                    give_up_own_trials(study, repr(interruption or error))
+                if interruption is not None and error is not interruption:
+                    raise interruption from error
                 raise
-        else:
-            return
+            else:
+                return
+
+
+def _interruption(error: BaseException | None) -> BaseException | None:
+    """Ctrl-C, if that is what an error is, or what was being handled when it came."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error
 
 
 @contextmanager

@@ -20,7 +20,12 @@ from jdss.training.problem import make_problem
 from jdss.training.schedule import make_schedule
 from jdss.tuning.objective import LEDGER, SELECTIONS, ModelFactory, Objective
 from jdss.tuning.pruning import make_pruner
-from jdss.tuning.resuming import HYPERPARAMETERS, describe_trial, finished_trials
+from jdss.tuning.resuming import (
+    HYPERPARAMETERS,
+    describe_trial,
+    finished_trials,
+    without_addresses,
+)
 from jdss.tuning.retraining import Retraining, check_test, retrain_and_save
 from jdss.tuning.sampling import STARTUP_SAMPLERS, make_sampler
 from jdss.tuning.space import Space, check_enqueued, check_space, default_space, describe_space
@@ -233,12 +238,6 @@ def tune(
     if validation is None:
         raise TypeError("validation must be a fraction or (inputs, labels): it scores the trials")
     _check_places(storage, study_name, save_to)
-    crew_energy = None
-    if workers > 1:
-        # Afterwards all trials are finished; what follows finds them as a resumed search does.
-        with quiet_optuna(), EnergyMeter() as crew_meter:
-            run_workers(arguments, workers, progress=progress)
-            crew_energy = crew_meter.read()
 
     ledger = Ledger()
     with ledger.measure("loading"):
@@ -248,7 +247,7 @@ def tune(
             test = (data.test_images, data.test_labels)
         problem = make_problem(data, validation=validation, augmentation=augmentation, seed=seed)
         test_examples = None if test is None else check_test(test, problem)
-        search: dict[str, Any] = {
+        described = {
             "strategy": schedule.describe(),
             "sampler": sampler if isinstance(sampler, str) else type(sampler).__name__,
             "n_startup_trials": n_startup_trials if sampler in STARTUP_SAMPLERS else None,
@@ -264,6 +263,7 @@ def tune(
             "examples": [len(problem.train), len(problem.validation)],
             "fingerprint": problem.fingerprint(),
         }
+        search = without_addresses(described)
 
     with EnergyMeter() as meter:
         # A meter counts the whole machine: of several workers, none can tell its own trials' share.
@@ -290,7 +290,10 @@ def tune(
             if RANK in os.environ and not isinstance(sampler, str):
                 study.sampler.reseed_rng()  # each worker has a copy, and would repeat the others
             study.pruner = found_pruner
-            if workers == 1:
+            if workers > 1:
+                # Afterwards all trials are finished, as in a search that is resumed.
+                run_workers(study, arguments, workers, progress=progress)
+            else:
                 run_trials(
                     study,
                     run_trial,
@@ -317,20 +320,18 @@ def tune(
         retraining=retraining,
         failure=failure,
         ledger=ledger,
-        energy=_whole_energy(energy, crew_energy, ledger, workers),
+        energy=_whole_energy(energy, ledger, workers),
         study=study,
         search=search,
     )
 
 
-def _whole_energy(
-    energy: Energy | None, crew: Energy | None, ledger: Ledger, workers: int
-) -> Energy | None:
+def _whole_energy(energy: Energy | None, ledger: Ledger, workers: int) -> Energy | None:
     """The energy of trials and retraining: also of other processes' trials."""
     if energy is None:
         return None
     if workers > 1:
-        return energy if crew is None else replace(energy, joules=energy.joules + crew.joules)
+        return energy  # the meter ran all the while, and counts the whole machine
     return energy if ledger.joules is None else replace(energy, joules=ledger.joules)
 
 

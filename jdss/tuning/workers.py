@@ -29,11 +29,12 @@ import optuna
 from jdss import _checks
 from jdss.progress import ProgressBar, progress_bar
 from jdss.tuning.resuming import finished_trials
-from jdss.tuning.storage import RANK, open_storage
+from jdss.tuning.storage import RANK
 
 _CORES = "JDSS_CORES"
 _PROGRAM = "from jdss.tuning.workers import main; main()"
 _PAUSE = 0.2  # seconds between two looks at the workers
+_LOOK_EVERY = 1.0  # seconds between two looks at the study, which cost its database something
 _PATIENCE = 30.0  # seconds that workers have to tell the storage that they are interrupted
 _INTERRUPTED = 130  # what a shell reports of a command that Ctrl-C stopped
 
@@ -70,13 +71,16 @@ def check_workers(workers: Any, storage: Any) -> int:
     return workers
 
 
-def run_workers(arguments: Mapping[str, Any], workers: int, *, progress: bool = True) -> None:
+def run_workers(
+    study: optuna.Study, arguments: Mapping[str, Any], workers: int, *, progress: bool = True
+) -> None:
     """Runs a search in several processes, until every trial is finished.
 
     A worker that is killed is replaced. Ctrl-C is passed on: each worker tells the storage that
     its trial was interrupted.
 
     Args:
+      study: which they share, made and with its enqueued trials.
       arguments: of `jdss.tune`; storage and study name among them.
       workers: how many processes.
 
@@ -84,21 +88,22 @@ def run_workers(arguments: Mapping[str, Any], workers: int, *, progress: bool = 
       WorkerError: where workers die again and again.
       Exception: the one that a worker stopped with; a note on it says where its log is.
     """
-    storage = open_storage(arguments["storage"])  # makes the tables, once, before workers do
     crew = _Crew(Path(tempfile.mkdtemp(prefix="jdss-workers-")), workers)
-    crew.write_task({**arguments, "workers": 1, "retrain": False, "save_to": None, "test": None})
-    name, trials = arguments["study_name"], arguments["trials"]
-    with progress_bar(trials, f"{workers} workers", enabled=progress) as bar:
-        try:
-            crew.start()
-            while crew.look_after(storage, name, trials, bar):
-                time.sleep(_PAUSE)
-        except BaseException:
-            crew.stop()
-            raise
-        finally:
-            if not crew.trouble:  # otherwise a message has named the logs
-                shutil.rmtree(crew.directory, ignore_errors=True)
+    trials = arguments["trials"]
+    try:
+        crew.write_task(
+            {**arguments, "workers": 1, "retrain": False, "save_to": None, "test": None}
+        )
+        with progress_bar(trials, f"{workers} workers", enabled=progress) as bar:
+            try:
+                crew.start()
+                while crew.look_after(study, trials, bar):
+                    time.sleep(_PAUSE)
+            except BaseException:
+                crew.stop()
+                raise
+    finally:
+        crew.clear_up()
 
 
 class _Crew:
@@ -114,11 +119,22 @@ class _Crew:
         self._deaths = 0  # since a trial was last finished
         self._finished = -1
         self._interrupted = False
+        self._next_look = 0.0
 
     def write_task(self, arguments: Mapping[str, Any]) -> None:
         configuration = {name: getattr(jax.config, name) for name in _CONFIGURATION}
-        with open(self.directory / "task", "wb") as file:
+        # For this user only: the storage's URL may have a password in it.
+        with open(self.directory / "task", "wb", opener=_private) as file:
             cloudpickle.dump((configuration, {**arguments, "progress": False}), file)
+
+    def clear_up(self) -> None:
+        """Removes the directory, or all but the logs where a message has named them."""
+        if not self.trouble:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            return
+        for path in self.directory.iterdir():
+            if path.suffix != ".log":
+                path.unlink(missing_ok=True)
 
     def start(self) -> None:
         for rank in range(len(self._seats)):
@@ -145,9 +161,12 @@ class _Crew:
     def log(self, rank: int) -> Path:
         return self.directory / f"worker-{rank}.log"
 
-    def look_after(self, storage: Any, study_name: str, trials: int, bar: ProgressBar) -> bool:
+    def look_after(self, study: optuna.Study, trials: int, bar: ProgressBar) -> bool:
         """Replaces workers that were killed; returns whether any are left."""
-        self._show(storage, study_name, bar)
+        ended = any(process.poll() is not None for process in self._processes.values())
+        if ended or time.monotonic() >= self._next_look:
+            self._show(study, bar)
+            self._next_look = time.monotonic() + _LOOK_EVERY
         for rank, process in list(self._processes.items()):
             code = process.poll()
             if code is None:
@@ -169,11 +188,7 @@ class _Crew:
             )
         return bool(self._processes)
 
-    def _show(self, storage: Any, study_name: str, bar: ProgressBar) -> None:
-        try:
-            study = optuna.load_study(study_name=study_name, storage=storage)
-        except KeyError:
-            return  # no worker has made it yet
+    def _show(self, study: optuna.Study, bar: ProgressBar) -> None:
         finished = len(finished_trials(study))
         if finished > self._finished:
             self._finished, self._deaths = finished, 0
@@ -263,6 +278,10 @@ def share_cores(cores: Sequence[int], workers: int) -> list[Sequence[int]]:
         return [[cores[rank % len(cores)]] for rank in range(workers)]
     ends = [len(cores) * rank // workers for rank in range(workers + 1)]
     return [cores[start:end] for start, end in pairwise(ends)]
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, mode=0o600)
 
 
 def _cores() -> set[int]:
