@@ -165,10 +165,9 @@ def optimize(
                 of_optuna = isinstance(error, UpdateFinishedTrialError) or (
                     isinstance(error, (ValueError, AssertionError)) and error is not raised
                 )
-                if interruption is None and number is not None and of_optuna:
-                    taken = was_taken(study, number)
-                    if taken:
-                        continue
+                may_be_taken = of_optuna and interruption is None
+                if may_be_taken and number is not None and was_taken(study, number):
+                    continue
                 # Between two trials' own code, in Optuna's or the sampler's, nobody has told it.
                 with suppress(Exception), telling(interruption or error, study._storage):
                     give_up_own_trials(study, repr(interruption or error))
