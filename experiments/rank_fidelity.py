@@ -136,13 +136,13 @@ def _bootstrap(truth: np.ndarray, scores: np.ndarray) -> tuple[float, float] | N
     return float(low), float(high)
 
 
-def compared(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Any], dict]]:
+def compared(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any], dict]]:
     """(label, result, agreement with full training) of all ways that finished what full did."""
     by_name = {result["strategy"]["way"]: result for result in results}
     if REFERENCE.name not in by_name:
         raise ValueError("results must hold full training, the way 'full'")
     reference = by_name[REFERENCE.name]["trials"]
-    found = []
+    found: list[tuple[str, Mapping[str, Any], dict]] = []
     for name, result in by_name.items():
         if name == REFERENCE.name or len(result["trials"]) != len(reference):
             continue
@@ -198,7 +198,7 @@ def report(out: Path, console: Console) -> None:
 
 def figure(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Validation error on full data against that on each way's data, a panel each."""
-    from jdss.reporting.figures import panels
+    from jdss.reporting.panels import panels
 
     reference = next(one for one in results if one["strategy"]["way"] == REFERENCE.name)
     truth = 100 * (1 - _scores(reference["trials"]))

@@ -5,7 +5,7 @@ another machine to which the directory was copied.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from jdss.data.examples import Examples, make_examples
 from jdss.progress import progress_bar
 from jdss.reporting.ledger import Ledger
 from jdss.training.divergence import TrainingDivergedError
-from jdss.training.fit import train_adaptively
+from jdss.training.fit import FitResult, train_adaptively
 from jdss.training.forward import compute_accuracy
 from jdss.training.problem import Problem, make_problem
 from jdss.training.schedule import make_schedule
@@ -60,9 +60,14 @@ def train_once(
     way: Way,
     hyperparameters: Mapping[str, Any],
     seed: int,
+    describe: Callable[[FitResult], dict[str, Any]] = lambda found: {},
 ) -> dict[str, Any]:
-    """One training, as a result file holds it; a diverged one has no accuracies."""
+    """One training, as a result file holds it; a diverged one has no accuracies.
+
+    `describe` says more of a training that was completed.
+    """
     ledger = Ledger()
+    more: dict[str, Any] = {}
     accuracies: dict[str, float | None] = {"validation_accuracy": None, "test_accuracy": None}
     record: dict[str, Any] = {"seed": seed, "hyperparameters": dict(hyperparameters)}
     selections: list[dict[str, Any]] = []
@@ -82,7 +87,7 @@ def train_once(
         accuracies["test_accuracy"] = compute_accuracy(
             found.state, test, np.arange(len(test)), chunk_size=problem.chunk_size
         )
-        state, failure = "complete", None
+        state, failure, more = "complete", None, describe(found)
     except TrainingDivergedError as error:
         state, failure = "failed", str(error)
     return {
@@ -90,6 +95,7 @@ def train_once(
         "state": state,
         "failure": failure,
         **accuracies,
+        **more,
         "selections": selections,
         "ledger": ledger.as_dict(),
     }
@@ -104,6 +110,7 @@ def run(
     plan: Iterable[tuple[Mapping[str, Any], int]],
     *,
     settings: Mapping[str, Any],
+    describe: Callable[[FitResult], dict[str, Any]] = lambda found: {},
 ) -> dict[str, Any]:
     """Does the trainings of a plan that its file does not hold yet, and writes each into it.
 
@@ -115,6 +122,7 @@ def run(
       way: how it is trained.
       plan: hyper-parameters and seed of each training.
       settings: what result files say beside: scale, dataset and seeds.
+      describe: see `train_once`.
 
     Returns:
       The result, as in the file.
@@ -138,7 +146,7 @@ def run(
     result = _result(fixed, trials)
     with progress_bar(len(plan), path.stem, enabled=bool(left)) as bar:
         for hyperparameters, seed in left:
-            one = train_once(problem, test, model, way, hyperparameters, seed)
+            one = train_once(problem, test, model, way, hyperparameters, seed, describe)
             # A file may be the work of several runs.
             commit = reporting.environment()["commit"]
             trials = [*trials, {"number": len(trials), "commit": commit, **one}]
