@@ -252,9 +252,15 @@ def report(out: Path, console: Console) -> None:
     results = reporting.read_results(out)
     console.print(reporting.comparison_table(results, by_column=True))
     console.print(reporting.ledger_table(results))
-    if any(result["strategy"]["name"] == "full" for result in results):
-        drawn = [
-            *reporting.accuracy_against_time(results, out / "accuracy_against_time"),
-            *reporting.speedups(results, out / "speedups"),
-        ]
+    if drawn := draw(results, out):
         console.print("figures:", ", ".join(str(path) for path in drawn))
+
+
+def draw(results: Sequence[Mapping[str, Any]], out: Path) -> list[Path]:
+    """The paper's two figures; nothing without full data to compare with."""
+    if all(result["strategy"]["name"] != "full" for result in results):
+        return []
+    figures = [*reporting.accuracy_against_time(results, out / "accuracy_against_time")]
+    if any(result["strategy"]["name"] != "full" for result in results):
+        figures += reporting.speedups(results, out / "speedups")
+    return figures

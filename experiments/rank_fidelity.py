@@ -188,15 +188,13 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def report(out: Path, console: Console) -> None:
-    """The table, printed and as Markdown, and the figure, from the result files alone."""
+    """Prints the table and draws the figure, from the result files alone."""
     results = reporting.read_results(out)
-    shown = table(results)
-    console.print(shown)
-    (out / "table.md").write_text(reporting.to_markdown(shown))
+    console.print(table(results))
     figure(results, out / "rank_fidelity")
 
 
-def figure(results: Sequence[Mapping[str, Any]], path: Path) -> None:
+def figure(results: Sequence[Mapping[str, Any]], path: Path) -> tuple[Path, Path]:
     """Validation error on full data against that on each way's data, a panel each."""
     from jdss.reporting.panels import panels
 
@@ -214,7 +212,7 @@ def figure(results: Sequence[Mapping[str, Any]], path: Path) -> None:
         }
         for label, result, one in compared(results)
     ]
-    panels(
+    return panels(
         found,
         path,
         title="Does the error on subsets rank configurations as full data does?",

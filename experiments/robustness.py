@@ -252,12 +252,10 @@ def _difference(
 
 
 def report(out: Path, console: Console) -> None:
-    """The tables, printed and as Markdown, from the result files alone."""
+    """Prints the tables, from the result files alone."""
     for condition in CONDITIONS:
         if (out / condition).is_dir():
-            shown = table(reporting.read_results(out / condition))
-            console.print(shown)
-            (out / f"{condition}.md").write_text(reporting.to_markdown(shown))
+            console.print(table(reporting.read_results(out / condition)))
 
 
 def main() -> None:
