@@ -81,14 +81,32 @@ def test_grad_match_against_validation_matches_its_gradient_scaled_to_the_traini
 
 def test_glister_for_the_validation_set_lowers_its_loss_by_the_gains_of_its_own_gradient(trained):
     problem, _ = trained
-    subset = select(trained, "glister", outer="validation", options={"rounds": 1})
+    options = {"lifting": "all", "options": {"rounds": 1}}
+    subset = select(trained, "glister", outer="validation", **options)
     outer = dense_rows(trained, problem.validation).mean(axis=0)
     gains = dense_rows(trained, problem.train) @ outer
     chosen = gains[np.asarray(subset.indices)]
     assert np.min(chosen) >= np.sort(gains)[-BUDGET] - 1e-5
     assert set(subset.indices.tolist()) != set(
-        select(trained, "glister", options={"rounds": 1}).indices.tolist()
+        select(trained, "glister", **options).indices.tolist()
     )
+
+
+def test_glisters_one_step_stands_for_the_training_until_the_next_selection(trained):
+    """η = rate · R / B: beyond the first round, another R is another step and other picks."""
+    options = {"lifting": "all", "options": {"rounds": 10}}
+    short, long, given = (
+        select(trained, "glister", select_every=1, **options),
+        select(trained, "glister", select_every=50, **options),
+        select(
+            trained,
+            "glister",
+            lifting="all",
+            options={"rounds": 10, "learning_rate": np.float32(0.3 * 50 / 128)},
+        ),
+    )
+    assert long.indices.tolist() == given.indices.tolist()
+    assert long.indices.tolist() != short.indices.tolist()
 
 
 def test_projected_gradients_of_all_parameters_keep_the_products_of_the_exact_ones(trained):

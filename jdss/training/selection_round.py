@@ -111,10 +111,13 @@ def _on_last_layer(
         layer, labels = layer_of(problem.validation)
     if schedule.strategy.needs_objective:
         # The outer likelihood is that of the training set, as in the paper, unless it is asked for
-        # otherwise. The learning rate multiplies the sum of the chosen gradients, where a step
-        # takes their mean.
+        # otherwise. The one step of equation 4 stands for the training until the next selection:
+        # R epochs of steps of the mean gradient of B examples, to first order η = (R / B)·rate
+        # times the sum over the subset. A step of the mean over the whole subset would be so short
+        # that no pick changed the gain of another, and the examples of one direction were taken.
         objective = LastLayerObjective(*layer, labels, hyper.label_smoothing)
-        rate = jnp.asarray(hyper.learning_rate / budget, jnp.float32)
+        rate = hyper.learning_rate * (schedule.select_every / hyper.batch_size)
+        rate = jnp.asarray(rate, jnp.float32)
         return gradients, {"objective": objective, "learning_rate": rate}
     if schedule.outer == "validation":
         return gradients, _target(problem, schedule.strategy, gradients_of(layer, labels))
