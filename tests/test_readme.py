@@ -1,20 +1,8 @@
-"""The README says what is so: its code runs, and its tables are what the result files say."""
+"""The README's tables are what the result files say; its code runs in test_documentation.py."""
 
-import re
 from pathlib import Path
 
 from experiments.update_readme import README, RESULTS, tables_in, updated
-
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-
-
-def test_the_python_blocks_of_the_readme_run_one_after_the_other(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    namespace = {}
-    for code in BLOCKS:
-        exec(compile(code, "README.md", "exec"), namespace)
-    assert namespace["result"].retraining.test_accuracy > 0.9
-    assert len(namespace["subset"].indices) == 20
 
 
 def test_the_tables_of_the_readme_are_what_the_result_files_say():

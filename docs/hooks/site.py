@@ -83,11 +83,14 @@ def _with_included(markdown: str, src_uri: str) -> str:
 
 
 def on_page_content(content: str, page: Page, **_: Any) -> str:
-    """Formulas to MathML."""
+    """Formulas to MathML; a command that the converter does not know is a warning."""
 
     def to_mathml(match: re.Match[str]) -> str:
         display = "block" if match["tag"] == "div" else "inline"
-        formula: str = convert(html.unescape(match["latex"]), display=display)
+        latex = html.unescape(match["latex"])
+        formula: str = convert(latex, display=display)
+        if re.search(r">\\[A-Za-z]+<", formula):
+            log.warning("%s has a formula that cannot be shown: %s", page.file.src_uri, latex)
         return f'<{match["tag"]} class="formula">{formula}</{match["tag"]}>'
 
     return _FORMULA.sub(to_mathml, content)
