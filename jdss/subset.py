@@ -33,6 +33,11 @@ class Subset:
       weights: float32[k], finite and non-negative, one for each index.
       num_selected: int32[], how many places the method itself filled. They come first; the
         remaining places were filled up as the method's docstring says.
+
+    Example:
+      >>> subset = Subset(jnp.array([7, 2]), jnp.array([3.0, 1.5]), jnp.int32(2))
+      >>> subset.weights.sum()
+      Array(4.5, dtype=float32)
     """
 
     indices: jax.Array

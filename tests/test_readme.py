@@ -1,4 +1,4 @@
-"""The README says what is so: its code runs, and its tables are what the result files say."""
+"""The README's tables are what the result files say; its code runs in test_documentation.py."""
 
 import re
 from pathlib import Path
@@ -6,18 +6,6 @@ from pathlib import Path
 import pytest
 
 from experiments.report import PAGES, RESULTS, tables_in, updated
-
-README = PAGES[0]
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-
-
-def test_the_python_blocks_of_the_readme_run_one_after_the_other(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    namespace = {}
-    for code in BLOCKS:
-        exec(compile(code, "README.md", "exec"), namespace)
-    assert namespace["result"].retraining.test_accuracy > 0.9
-    assert len(namespace["subset"].indices) == 20
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

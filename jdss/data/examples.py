@@ -25,6 +25,11 @@ class Normalization:
     Attributes:
       mean: float32[channels] or [].
       std: float32, of the same shape.
+
+    Example:
+      >>> half = Normalization(mean=jnp.float32(0.5), std=jnp.float32(0.5))
+      >>> half(jnp.array([0, 255], jnp.uint8))
+      Array([-1.,  1.], dtype=float32)
     """
 
     mean: jax.Array
@@ -48,6 +53,8 @@ class Examples:
       normalization: what is done to every input.
       augmentation: "none", or "crop_flip" for random crops (4 pixels of zero padding) and
         horizontal flips of training batches; static.
+
+    Made by `jdss.make_examples`.
     """
 
     inputs: jax.Array
@@ -73,6 +80,12 @@ def make_examples(
     Raises:
       ValueError, TypeError: for lengths that disagree, inputs that are neither uint8 nor finite
         floats, labels that are not class indices, an unknown augmentation.
+
+    Example:
+      >>> images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), np.uint8)
+      >>> examples = make_examples(images, [0, 1, 2, 0, 1, 2])
+      >>> len(examples), examples.inputs.dtype, examples.normalization.mean.shape
+      (6, dtype('uint8'), (1,))
     """
     inputs = np.asarray(inputs)
     if inputs.ndim < 2 or not len(inputs):
@@ -133,6 +146,11 @@ def training_batch(
 
     Returns:
       float32[b, …].
+
+    Example:
+      >>> examples = make_examples(np.ones((6, 4), np.float32), [0, 1, 2, 0, 1, 2])
+      >>> training_batch(examples, jnp.array([4, 0]), jax.random.key(0)).shape
+      (2, 4)
     """
     inputs = examples.inputs[indices]
     if examples.augmentation == "crop_flip":

@@ -33,6 +33,8 @@ class Estimate:
       mean: of the values.
       sd: their sample standard deviation; None for fewer than two values.
       count: how many values there are.
+
+    Made by `jdss.reporting.summarize`.
     """
 
     mean: float
@@ -59,6 +61,8 @@ class Study:
       scale: its name, as "smoke", "laptop" or "paper".
       reduced: whether the scale is smaller than the published experiment.
       description: what the scale means, for a reader.
+
+    Made by `jdss.reporting.summarize`.
     """
 
     dataset: str
@@ -110,6 +114,8 @@ class Summary:
         cost anything: (trials + 1) / (trials · fraction + 1).
       ledger: mean seconds of each line.
       total_seconds: of all lines.
+
+    Made by `jdss.reporting.summarize`.
     """
 
     study: Study
@@ -149,6 +155,13 @@ def summarize(results: Iterable[Result]) -> list[Summary]:
 
     Args:
       results: as `read_results` gives them.
+
+    Example:
+      ```python
+      results = jdss.reporting.read_results("experiments/results/mnist-laptop")
+      for summary in jdss.reporting.summarize(results):
+          print(summary.label, summary.search_speedup)
+      ```
     """
     groups: dict[tuple[Study, str], list[Result]] = {}
     for result in results:

@@ -35,6 +35,12 @@ def comparison_table(results: Iterable[Result], *, by_column: bool = False) -> T
 
     Raises:
       ValueError: without results.
+
+    Example:
+      ```python
+      results = jdss.reporting.read_results("experiments/results/mnist-laptop")
+      print(jdss.reporting.to_text(jdss.reporting.comparison_table(results, by_column=True)))
+      ```
     """
     summaries, title, studies = _summaries(results)
     rows = [_cells(summary) for summary in summaries]
@@ -77,6 +83,12 @@ def ledger_table(results: Iterable[Result]) -> Table:
 
     Raises:
       ValueError: without results.
+
+    Example:
+      ```python
+      results = jdss.reporting.read_results("experiments/results/mnist-laptop")
+      print(jdss.reporting.to_text(jdss.reporting.ledger_table(results)))
+      ```
     """
     summaries, title, studies = _summaries(results)
     table = Table(title=f"Seconds: {title}", box=box.SIMPLE_HEAD)
@@ -97,12 +109,31 @@ def ledger_table(results: Iterable[Result]) -> Table:
 
 
 def to_text(table: Table, width: int | None = None) -> str:
-    """The table as plain text, as wide as it needs to be or `width` characters, without colour."""
+    """The table as plain text, as wide as it needs to be or `width` characters, without colour.
+
+    Example:
+      >>> table = Table("strategy", "seconds", box=box.SIMPLE_HEAD)
+      >>> table.add_row("GRAD-MATCH", "46.7")
+      >>> "GRAD-MATCH" in to_text(table, width=40)
+      True
+    """
     return _render(table, width or 1000)
 
 
 def to_markdown(table: Table) -> str:
-    """The table as Markdown, with its title above and its notes below."""
+    """The table as Markdown, with its title above and its notes below.
+
+    Example:
+      >>> table = Table("strategy", "seconds", title="One seed")
+      >>> table.add_row("GRAD-MATCH", "46.7")
+      >>> print(to_markdown(table))
+      **One seed**
+      <BLANKLINE>
+      | strategy   | seconds |
+      |------------|---------|
+      | GRAD-MATCH | 46.7    |
+      <BLANKLINE>
+    """
     bare = copy.copy(table)
     bare.title = bare.caption = None
     bare.box = box.MARKDOWN

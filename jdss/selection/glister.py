@@ -53,6 +53,12 @@ class LastLayerObjective:
       inputs: float32[m, d], the layer's inputs, with the column of ones where it has a bias.
       labels: int32[m], class indices.
       label_smoothing: that of the loss, in [0, 1).
+
+    Example:
+      >>> logits, inputs, labels = jnp.zeros((2, 2)), jnp.eye(2), jnp.array([0, 1])
+      >>> LastLayerObjective(logits, inputs, labels).gradient(jnp.zeros((2, 2)))
+      Array([[-0.25,  0.25],
+             [ 0.25, -0.25]], dtype=float32)
     """
 
     logits: jax.Array

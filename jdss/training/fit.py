@@ -50,6 +50,8 @@ class FitResult:
       ledger: where the seconds went.
       selections: for each selection round, its epoch, the number of examples selected and, for
         methods that match gradients, the relative residual (see `describe_selection`).
+
+    Made by `jdss.fit`.
     """
 
     state: TrainState

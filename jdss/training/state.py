@@ -27,6 +27,8 @@ class TrainState:
       step: int32[], updates so far.
       model: the Flax module; static.
       optimizers: the family of optimizers; static.
+
+    Made by `jdss.init_state`.
     """
 
     params: Any

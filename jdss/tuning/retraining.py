@@ -35,6 +35,8 @@ class Retraining:
       test_accuracy: as a fraction; None where there is no test set.
       history: as in `FitResult`.
       ledger: where its seconds went.
+
+    Made by `jdss.tune`.
     """
 
     state: TrainState
