@@ -9,6 +9,7 @@ from .gradients import (
     per_example_gradients,
     sum_consecutive,
 )
+from .losses import Loss
 from .random_projection import projected_gradients
 from .reporting.ledger import Ledger
 from .selection.craig import craig
@@ -54,6 +55,7 @@ __all__ = [
     "Hyperparameters",
     "LastLayerObjective",
     "Ledger",
+    "Loss",
     "Objective",
     "OutOfMemoryError",
     "Retraining",

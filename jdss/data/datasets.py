@@ -7,6 +7,7 @@ the first time does import TensorFlow: that is the extra `jdss[prepare]`.
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,30 +27,37 @@ class Dataset:
 
     Attributes:
       name: what the data set is called in reports.
-      images: uint8[n, h, w, channels], or floats [n, …]: the original training set.
-      labels: int32[n], class indices in 0..num_classes-1.
+      images: uint8[n, h, w, channels], or floats [n, …], or several inputs (see
+        `jdss.make_examples`): the original training set.
+      labels: int32[n], class indices in 0..num_classes-1; or numbers [n, …].
       test_images, test_labels: the test set, touched once, after the search.
-      num_classes: the number c of classes.
+      num_classes: the number c of classes; None where the labels are numbers.
     """
 
     name: str
-    images: np.ndarray
+    images: Any
     labels: np.ndarray
-    test_images: np.ndarray
+    test_images: Any
     test_labels: np.ndarray
-    num_classes: int
+    num_classes: int | None
 
     def head(self, size: int | None, *, seed: int = 0) -> "Dataset":
-        """The same data set with a stratified sample of `size` training images; None keeps all."""
-        from jdss.data.splits import stratified_split
+        """The same data set with `size` training examples, stratified; None keeps all."""
+        import jax
+
+        from jdss.data.splits import random_split, stratified_split
 
         if size is None or size >= len(self.labels):
             return self
         _checks.check_positive_int("size", size)
-        _, kept = stratified_split(self.labels, size / len(self.labels), seed=seed)
+        share = size / len(self.labels)
+        if self.num_classes is None:
+            _, kept = random_split(len(self.labels), share, seed=seed)
+        else:
+            _, kept = stratified_split(self.labels, share, seed=seed)
         return Dataset(
             self.name,
-            self.images[kept],
+            jax.tree.map(lambda leaf: leaf[kept], self.images),
             self.labels[kept],
             self.test_images,
             self.test_labels,

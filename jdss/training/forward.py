@@ -18,10 +18,11 @@ from jax.flatten_util import ravel_pytree
 
 from jdss import _checks, parallel
 from jdss.data.examples import Examples, Normalization
-from jdss.gradients import DenseGradients, FactoredGradients, cross_entropy_errors
-from jdss.models.last_layer import LastLayer, apply_last_layer, mode_arguments
+from jdss.gradients import DenseGradients, FactoredGradients
+from jdss.losses import Loss
+from jdss.models.calling import apply_model, input_shapes
+from jdss.models.last_layer import LastLayer, apply_for_outputs, apply_last_layer
 from jdss.random_projection import Sketch, make_sketch, rows_at_once
-from jdss.training.loss import cross_entropy
 from jdss.training.state import TrainState
 
 _Tree = TypeVar("_Tree")
@@ -38,7 +39,7 @@ def compute_gradients(
     label_smoothing: float | jax.Array = 0.0,
     chunk_size: int = CHUNK_SIZE,
 ) -> FactoredGradients:
-    """Last-layer gradients of the cross-entropy of some examples, kept factored.
+    """Last-layer gradients of the state's loss of some examples, kept factored.
 
     Args:
       state: the model and its parameters; evaluation mode is used.
@@ -57,7 +58,9 @@ def compute_gradients(
       TypeError: for indices or a chunk size that are not integers.
     """
     layer = compute_last_layer(state, examples, indices, chunk_size=chunk_size)
-    errors = last_layer_errors(layer.logits, examples.labels[indices], label_smoothing)
+    assert layer.inputs is not None
+    labels = examples.labels[indices]
+    errors = last_layer_errors(state.loss, layer.logits, labels, label_smoothing)
     return FactoredGradients(errors, layer.inputs)
 
 
@@ -66,8 +69,30 @@ def compute_last_layer(
 ) -> LastLayer:
     """The logits float32[n, c] and last-layer inputs float32[n, d] of the examples `indices`."""
     indices = _check_indices(indices, examples)
+
+    def passes() -> Iterator[tuple[LastLayer, int, int]]:
+        for layer, _, start, num_new in _passes(state, examples, indices, chunk_size):
+            if layer.inputs is None:
+                check_last_layer(state, examples)
+            yield layer, start, num_new
+
+    return _assemble(passes(), len(indices))
+
+
+def check_last_layer(state: TrainState, examples: Examples) -> None:
+    """Raises ValueError where the model's output is not that of an `nn.Dense`, saying why."""
+    shapes = input_shapes(examples.inputs)
+    jax.eval_shape(partial(apply_last_layer, state.model), state.variables, shapes)
+
+
+def compute_outputs(
+    state: TrainState, examples: Examples, indices: np.ndarray, *, chunk_size: int = CHUNK_SIZE
+) -> jax.Array:
+    """The outputs float32[n, …] of any model for the examples `indices`."""
+    indices = _check_indices(indices, examples)
     passes = _passes(state, examples, indices, chunk_size)
-    return _assemble(((layer, start, num_new) for layer, _, start, num_new in passes), len(indices))
+    outputs = ((layer.logits, start, num_new) for layer, _, start, num_new in passes)
+    return _assemble(outputs, len(indices))
 
 
 def compute_projected_gradients(
@@ -80,7 +105,7 @@ def compute_projected_gradients(
     label_smoothing: float | jax.Array = 0.0,
     chunk_size: int = CHUNK_SIZE,
 ) -> DenseGradients:
-    """Gradients of the cross-entropy by all parameters, each projected at random.
+    """Gradients of the state's loss by all parameters, each projected at random.
 
     As `jdss.projected_gradients`, for a model in training: in evaluation mode, on all devices.
 
@@ -124,7 +149,7 @@ def _assemble(passes: Iterable[tuple[_Tree, int, int]], num_rows: int) -> _Tree:
         if num_new == num_rows:  # the only chunk, perhaps filled up in front
             return jax.tree.map(lambda leaf, size=num_new: leaf[-size:], rows)
         if result is None:
-            result = jax.tree.map(lambda leaf: jnp.zeros((num_rows, leaf.shape[1])), rows)
+            result = jax.tree.map(lambda leaf: jnp.zeros((num_rows, *leaf.shape[1:])), rows)
         result = _write(result, rows, start)
     return result
 
@@ -197,9 +222,9 @@ def _passes(
 
 
 @jax.jit
-def _take(*arguments: jax.Array) -> tuple[jax.Array, ...]:
-    *arrays, indices = arguments
-    return tuple(array[indices] for array in arrays)
+def _take(inputs: Any, labels: jax.Array, indices: jax.Array) -> tuple[Any, jax.Array]:
+    taken: tuple[Any, jax.Array] = jax.tree.map(lambda leaf: leaf[indices], (inputs, labels))
+    return taken
 
 
 def _own_share(device: jax.Array, arrays: _Tree) -> _Tree:
@@ -213,10 +238,10 @@ def _own_share(device: jax.Array, arrays: _Tree) -> _Tree:
 
 
 def _apply(
-    device: jax.Array, state: TrainState, normalization: Normalization, inputs: jax.Array
+    device: jax.Array, state: TrainState, normalization: Normalization, inputs: Any
 ) -> LastLayer:
     own = _own_share(device, inputs)
-    layer = apply_last_layer(state.model, state.variables, normalization(own))
+    layer = apply_for_outputs(state.model, state.variables, normalization(own))
     return jax.lax.all_gather(layer, parallel.AXIS, tiled=True)
 
 
@@ -228,18 +253,19 @@ def _projected(
     state: TrainState,
     normalization: Normalization,
     sketch: Sketch,
-    inputs: jax.Array,
+    inputs: Any,
     labels: jax.Array,
     label_smoothing: jax.Array,
 ) -> jax.Array:
-    def loss(params: Any, image: jax.Array, label: jax.Array) -> jax.Array:
+    def loss(params: Any, example: Any, label: jax.Array) -> jax.Array:
         variables = {"params": params, **state.model_state}
-        mode = mode_arguments(state.model, train=False)
-        logits: Any = state.model.apply(variables, image[None], **mode)
-        return cross_entropy(logits, label[None], label_smoothing)[0]
+        one = jax.tree.map(lambda leaf: leaf[None], example)
+        # What a module changes in evaluation, such as a counter, is thrown away.
+        outputs, _ = apply_model(state.model, variables, one, mutable=list(state.model_state))
+        return state.loss.values(outputs, label[None], label_smoothing)[0]
 
-    images, own_labels = _own_share(device, (normalization(inputs), labels))
-    gradients = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(state.params, images, own_labels)
+    own, own_labels = _own_share(device, (normalization(inputs), labels))
+    gradients = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(state.params, own, own_labels)
     rows = jax.vmap(lambda gradient: ravel_pytree(gradient)[0])(gradients)
     own_rows = sketch(rows.astype(jnp.float32))
     return jax.lax.all_gather(own_rows, parallel.AXIS, tiled=True)
@@ -248,9 +274,14 @@ def _projected(
 _project = parallel.parallel(_projected)
 
 
-last_layer_errors = jax.jit(cross_entropy_errors)
+@partial(jax.jit, static_argnums=0)
+def last_layer_errors(
+    loss: Loss, outputs: jax.Array, targets: jax.Array, label_smoothing: float | jax.Array
+) -> jax.Array:
+    """The derivative of a loss by the outputs, float32[n, c]."""
+    return loss.errors(outputs, targets, label_smoothing)
 
 
 @jax.jit
 def _correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return jnp.argmax(logits, axis=1) == labels
+    return jnp.argmax(logits, axis=-1) == labels

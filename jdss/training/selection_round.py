@@ -53,6 +53,7 @@ def lift(schedule: Schedule, problem: Problem, batch_size: int) -> Select | None
     if select is None or lifting == "all":
         return select
     if lifting == "per_class":
+        assert problem.num_classes is not None
         return per_class(select, problem.labels_of(problem.train), problem.num_classes)
     return per_batch(select, batch_size)
 
@@ -102,7 +103,8 @@ def _on_last_layer(
         return layer, jnp.asarray(problem.labels_of(indices))
 
     def gradients_of(layer: LastLayer, labels: jax.Array) -> FactoredGradients:
-        errors = last_layer_errors(layer.logits, labels, hyper.label_smoothing)
+        assert layer.inputs is not None  # of `compute_last_layer`
+        errors = last_layer_errors(state.loss, layer.logits, labels, hyper.label_smoothing)
         return FactoredGradients(errors, layer.inputs)
 
     layer, labels = layer_of(problem.train)
@@ -113,7 +115,8 @@ def _on_last_layer(
         # The outer likelihood is that of the training set, as in the paper, unless it is asked for
         # otherwise. The learning rate multiplies the sum of the chosen gradients, where a step
         # takes their mean.
-        objective = LastLayerObjective(*layer, labels, hyper.label_smoothing)
+        assert layer.inputs is not None
+        objective = LastLayerObjective(*layer, labels, hyper.label_smoothing, state.loss)
         rate = jnp.asarray(hyper.learning_rate / budget, jnp.float32)
         return gradients, {"objective": objective, "learning_rate": rate}
     if schedule.outer == "validation":
@@ -163,6 +166,7 @@ def _target(problem: Problem, strategy: Strategy, outer: Gradients) -> dict[str,
         for indices in (problem.train, problem.validation)
     )
     scales = jnp.asarray(ours / np.maximum(theirs, 1), jnp.float32)
+    assert problem.num_classes is not None
 
     def of_class(label: jax.Array) -> jax.Array:
         return outer.weighted_sum(jnp.where(labels == label, scales[label], 0.0))

@@ -18,10 +18,9 @@ import optax
 from jdss import _checks, parallel
 from jdss.data.examples import Examples, training_batch
 from jdss.models.batch_norm import whole_batch_statistics
-from jdss.models.last_layer import mode_arguments
+from jdss.models.calling import apply_model
 from jdss.subset import Subset
 from jdss.training.hyperparameters import LEARNING_RATE_SCHEDULES, Hyperparameters
-from jdss.training.loss import cross_entropy
 from jdss.training.optimizers import apply_gradients
 from jdss.training.shuffle import shuffled
 from jdss.training.state import TrainState
@@ -60,9 +59,10 @@ def train_on_subset(
 ) -> tuple[TrainState, TrainMetrics]:
     """Trains on a fixed weighted subset: pure, `pmap`ped, compiled once for each batch size.
 
-    The loss of a batch B is the weighted mean `Σ_{i∈B} w_i ℓ_i / Σ_{i∈B} w_i` of the softmax
-    cross-entropy. So only the proportions of the weights count, not their size; gradients that
-    GRAD-MATCH chooses are larger than the average, and so are the steps taken on them.
+    The loss of a batch B is the weighted mean `Σ_{i∈B} w_i ℓ_i / Σ_{i∈B} w_i` of the state's loss,
+    the softmax cross-entropy if nothing else was asked for. So only the proportions of the weights
+    count, not their size; gradients that GRAD-MATCH chooses are larger than the average, and so are
+    the steps taken on them.
 
     An epoch visits every place of positive weight once, in a new random order, in
     ceil(size / batch_size) batches. With several devices, of one process or of several, every
@@ -234,15 +234,16 @@ def _update(
 
     def weighted_loss(params: Any) -> tuple[jax.Array, Any]:
         with statistics():
-            logits, model_state = state.model.apply(
+            outputs, model_state = apply_model(
+                state.model,
                 {"params": params, **state.model_state},
                 inputs,
-                **mode_arguments(state.model, train=True),
-                rngs={"dropout": jax.random.fold_in(dropout_key, share.device)},
+                train=True,
+                key=jax.random.fold_in(dropout_key, share.device),
                 mutable=list(state.model_state),
             )
-        chex.assert_shape(logits, (len(labels), None))
-        losses = cross_entropy(logits, labels, hyper.label_smoothing)
+        losses = state.loss.values(outputs, labels, hyper.label_smoothing)
+        chex.assert_shape(losses, (len(labels),))
         return jnp.sum(share.weights * losses) / total_weight, model_state
 
     (loss, model_state), gradients = jax.value_and_grad(weighted_loss, has_aux=True)(state.params)
