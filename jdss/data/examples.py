@@ -154,11 +154,16 @@ def check_inputs(inputs: Any) -> int:
 
 
 def as_stored(inputs: np.ndarray) -> np.ndarray:
-    """Inputs of one of the types that examples have: uint8, float32, int32 or bool."""
-    if inputs.dtype in (np.uint8, np.bool_):
-        return inputs
+    """Inputs of one of the types that examples have."""
     with np.errstate(over="ignore"):
-        return inputs.astype(np.float32 if inputs.dtype.kind == "f" else np.int32, copy=False)
+        return inputs.astype(stored_type(inputs.dtype), copy=False)
+
+
+def stored_type(dtype: np.dtype) -> np.dtype:
+    """The type that inputs are stored in: uint8, float32, int32 or bool."""
+    if dtype.kind == "f":
+        return np.dtype(np.float32)
+    return dtype if dtype in (np.uint8, np.bool_) else np.dtype(np.int32)
 
 
 def check_augmentation(augmentation: str, inputs: Any) -> None:

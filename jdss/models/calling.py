@@ -145,7 +145,7 @@ def _accepted(
     for names in _HANDED_ON:
 
         def init(*arguments: Any, names: tuple[str, ...] = names, **given: Any) -> Any:
-            told = {name: not MODES[name] for name in names}
+            told: dict[str, Any] = {name: not MODES[name] for name in names}
             with nn.intercept_methods(_say_mode(train=False)):
                 return model.init(_init_keys(jax.random.key(0)), *arguments, **given, **told)
 

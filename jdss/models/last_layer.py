@@ -30,12 +30,11 @@ class LastLayer(NamedTuple):
 
     Attributes:
       logits: float32[b, c], its outputs.
-      inputs: float32[b, d], its inputs, with a column of ones where it has a bias; None where the
-        model does not end in such a layer.
+      inputs: float32[b, d], its inputs, with a column of ones where it has a bias.
     """
 
     logits: jax.Array
-    inputs: jax.Array | None
+    inputs: jax.Array
 
 
 class _Call(NamedTuple):
@@ -65,10 +64,12 @@ def apply_last_layer(model: nn.Module, variables: Any, inputs: Any) -> LastLayer
     return LastLayer(output.astype(jnp.float32), found)
 
 
-def apply_for_outputs(model: nn.Module, variables: Any, inputs: Any) -> LastLayer:
-    """The same of any module; `inputs` is None where it does not end in an `nn.Dense`."""
+def apply_for_outputs(
+    model: nn.Module, variables: Any, inputs: Any
+) -> tuple[jax.Array, jax.Array | None]:
+    """Outputs float32[b, …] of any module, and the inputs of its last layer where it has one."""
     output, found, _ = _apply(model, variables, inputs)
-    return LastLayer(output.astype(jnp.float32), found)
+    return output.astype(jnp.float32), found
 
 
 def _apply(

@@ -309,7 +309,7 @@ def _check(
         )
     shapes = input_shapes(problem.examples.inputs)
     outputs = jax.eval_shape(
-        lambda variables, inputs: apply_for_outputs(state.model, variables, inputs).logits,
+        lambda variables, inputs: apply_for_outputs(state.model, variables, inputs)[0],
         state.variables,
         shapes,
     )

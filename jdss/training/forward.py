@@ -58,7 +58,6 @@ def compute_gradients(
       TypeError: for indices or a chunk size that are not integers.
     """
     layer = compute_last_layer(state, examples, indices, chunk_size=chunk_size)
-    assert layer.inputs is not None
     labels = examples.labels[indices]
     errors = last_layer_errors(state.loss, layer.logits, labels, label_smoothing)
     return FactoredGradients(errors, layer.inputs)
@@ -71,10 +70,10 @@ def compute_last_layer(
     indices = _check_indices(indices, examples)
 
     def passes() -> Iterator[tuple[LastLayer, int, int]]:
-        for layer, _, start, num_new in _passes(state, examples, indices, chunk_size):
-            if layer.inputs is None:
+        for outputs, inputs, _, start, num_new in _passes(state, examples, indices, chunk_size):
+            if inputs is None:
                 check_last_layer(state, examples)
-            yield layer, start, num_new
+            yield LastLayer(outputs, inputs), start, num_new
 
     return _assemble(passes(), len(indices))
 
@@ -91,8 +90,8 @@ def compute_outputs(
     """The outputs float32[n, …] of any model for the examples `indices`."""
     indices = _check_indices(indices, examples)
     passes = _passes(state, examples, indices, chunk_size)
-    outputs = ((layer.logits, start, num_new) for layer, _, start, num_new in passes)
-    return _assemble(outputs, len(indices))
+    rows = ((outputs, start, num_new) for outputs, _, _, start, num_new in passes)
+    return _assemble(rows, len(indices))
 
 
 def compute_projected_gradients(
@@ -170,8 +169,8 @@ def compute_accuracy(
     """The share of the examples `indices` int32[n] whose largest logit is that of their label."""
     indices = _check_indices(indices, examples)
     correct = [
-        _correct(layer.logits, labels)[-num_new:]
-        for layer, labels, _, num_new in _passes(state, examples, indices, chunk_size)
+        _correct(outputs, labels)[-num_new:]
+        for outputs, _, labels, _, num_new in _passes(state, examples, indices, chunk_size)
     ]
     return int(jnp.concatenate(correct).sum()) / len(indices)
 
@@ -212,13 +211,16 @@ def chunks(indices: np.ndarray, chunk_size: int) -> Iterator[tuple[np.ndarray, i
 
 def _passes(
     state: TrainState, examples: Examples, indices: np.ndarray, chunk_size: int
-) -> Iterator[tuple[LastLayer, jax.Array, int, int]]:
-    """For each of the `chunks`: the last layer, the labels, where it belongs, how many are new."""
+) -> Iterator[tuple[jax.Array, Any, jax.Array, int, int]]:
+    """For each of the `chunks`: outputs, the last layer's inputs if it has them, and labels.
+
+    And where they belong, and how many are new.
+    """
     # The forward function depends on nothing else, and this is placed once for all chunks.
     applied = parallel.replicate(replace(state, optimizer_slots=()))
     for chunk, start, num_new in chunks(indices, chunk_size):
         inputs, labels = _take(examples.inputs, examples.labels, chunk)
-        yield _forward(applied, examples.normalization, inputs), labels, start, num_new
+        yield *_forward(applied, examples.normalization, inputs), labels, start, num_new
 
 
 @jax.jit
@@ -239,10 +241,10 @@ def _own_share(device: jax.Array, arrays: _Tree) -> _Tree:
 
 def _apply(
     device: jax.Array, state: TrainState, normalization: Normalization, inputs: Any
-) -> LastLayer:
+) -> tuple[jax.Array, jax.Array | None]:
     own = _own_share(device, inputs)
-    layer = apply_for_outputs(state.model, state.variables, normalization(own))
-    return jax.lax.all_gather(layer, parallel.AXIS, tiled=True)
+    found = apply_for_outputs(state.model, state.variables, normalization(own))
+    return jax.lax.all_gather(found, parallel.AXIS, tiled=True)
 
 
 _forward = parallel.parallel(_apply)

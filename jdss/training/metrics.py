@@ -159,7 +159,7 @@ def measure(
         compute_outputs(state, examples, indices, chunk_size=problem.chunk_size), np.float32
     )
     labels = np.asarray(examples.labels)[indices]
-    accuracy = None
+    found: float | None = None
     if problem.num_classes is not None and outputs.ndim == 2:
-        accuracy = float((outputs.argmax(axis=1) == labels).mean())
-    return accuracy, metric.score(outputs, labels)
+        found = float((outputs.argmax(axis=1) == labels).mean())
+    return found, metric.score(outputs, labels)

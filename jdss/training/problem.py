@@ -16,6 +16,7 @@ from jdss.data.examples import (
     check_targets,
     make_examples,
     measure_normalization,
+    stored_type,
 )
 from jdss.data.splits import random_split, stratified_split
 from jdss.training.forward import CHUNK_SIZE
@@ -140,7 +141,8 @@ def check_like(name: str, pair: Any, inputs: Any, labels: Any) -> tuple[Any, np.
 def _kind(inputs: Any) -> str:
     """What one example's inputs are, in words: type and shape of each."""
     kinds = [
-        f"{jax.tree_util.keystr(path)}{': ' if path else ''}{leaf.dtype}{list(leaf.shape[1:])}"
+        f"{jax.tree_util.keystr(path)}{': ' if path else ''}"
+        f"{stored_type(leaf.dtype)}{list(leaf.shape[1:])}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(inputs)
     ]
     return ", ".join(kinds)

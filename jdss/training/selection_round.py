@@ -103,7 +103,6 @@ def _on_last_layer(
         return layer, jnp.asarray(problem.labels_of(indices))
 
     def gradients_of(layer: LastLayer, labels: jax.Array) -> FactoredGradients:
-        assert layer.inputs is not None  # of `compute_last_layer`
         errors = last_layer_errors(state.loss, layer.logits, labels, hyper.label_smoothing)
         return FactoredGradients(errors, layer.inputs)
 
@@ -115,7 +114,6 @@ def _on_last_layer(
         # The outer likelihood is that of the training set, as in the paper, unless it is asked for
         # otherwise. The learning rate multiplies the sum of the chosen gradients, where a step
         # takes their mean.
-        assert layer.inputs is not None
         objective = LastLayerObjective(*layer, labels, hyper.label_smoothing, state.loss)
         rate = jnp.asarray(hyper.learning_rate / budget, jnp.float32)
         return gradients, {"objective": objective, "learning_rate": rate}
@@ -161,12 +159,12 @@ def _target(problem: Problem, strategy: Strategy, outer: Gradients) -> dict[str,
     if strategy.lifting != "per_class":
         scale = len(problem.train) / len(problem.validation)
         return {"target": outer.weighted_sum(jnp.full(len(labels), scale, jnp.float32))}
+    assert problem.num_classes is not None
     ours, theirs = (
         np.bincount(problem.labels_of(indices), minlength=problem.num_classes)
         for indices in (problem.train, problem.validation)
     )
     scales = jnp.asarray(ours / np.maximum(theirs, 1), jnp.float32)
-    assert problem.num_classes is not None
 
     def of_class(label: jax.Array) -> jax.Array:
         return outer.weighted_sum(jnp.where(labels == label, scales[label], 0.0))
