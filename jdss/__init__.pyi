@@ -1,5 +1,12 @@
 from . import data, models, reporting
-from .data import Dataset, Examples, load_dataset, make_examples, stratified_split
+from .data import (
+    Dataset,
+    Examples,
+    load_dataset,
+    make_examples,
+    read_sequence,
+    stratified_split,
+)
 from .gradients import (
     DenseGradients,
     FactoredGradients,
@@ -91,6 +98,7 @@ __all__ = [
     "per_class",
     "per_example_gradients",
     "projected_gradients",
+    "read_sequence",
     "report",
     "reporting",
     "save_model",

@@ -21,7 +21,7 @@ from optuna.distributions import (
 
 import jdss
 from jdss import models as known_models
-from jdss.data.datasets import DATASETS
+from jdss.data.datasets import DATASETS, is_prepared
 
 _MODELS = {"lenet": "LeNet", "resnet18": "ResNet18", "resnet50": "ResNet50"}
 _KINDS = {
@@ -166,7 +166,7 @@ def data(text: str, data_dir: str | None) -> jdss.Dataset | tuple[np.ndarray, np
       ValueError: where it is neither.
     """
     if not text.endswith(".npz"):
-        if text not in DATASETS:
+        if text not in DATASETS and not is_prepared(text, data_dir):
             raise ValueError(
                 f"data must be one of {', '.join(DATASETS)}, or an .npz file; got {text!r}"
             )

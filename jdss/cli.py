@@ -202,6 +202,10 @@ def tune(
         str | None,
         _option("`package.module:mapping` from names to optimizer factories.", _DATA),
     ] = None,
+    data_on: Annotated[
+        str | None,
+        _option("device, or host for more data than a device holds. Default: by size.", _DATA),
+    ] = None,
     data_dir: Annotated[
         str | None, _option("Of tensorflow_datasets. Default: TFDS_DATA_DIR.", _DATA)
     ] = None,
@@ -288,6 +292,7 @@ def tune(
         checkpoint_every=checkpoint_every,
         retrain=retrain,
         save_to=save_to,
+        data_on=data_on,
         data_dir=data_dir,
         seed=seed,
         progress=progress,

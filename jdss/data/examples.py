@@ -7,7 +7,7 @@ An example may have several inputs: then a tuple or a mapping of arrays stands i
 everything here holds for each of them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,7 +104,7 @@ def make_examples(
     num_examples = check_inputs(inputs)
     check_augmentation(augmentation, inputs)
     labels = check_targets(labels, num_examples, classes)
-    normalization = measure_normalization(inputs, statistics_of)
+    normalization = measure_normalization(in_parts(inputs, statistics_of))
     stored = jax.tree.map(lambda leaf: jnp.asarray(as_stored(leaf)), inputs)
     return Examples(stored, jnp.asarray(labels), normalization, augmentation)
 
@@ -133,7 +133,7 @@ def check_inputs(inputs: Any) -> int:
         if leaf.ndim < (2 if len(leaves) == 1 else 1) or not len(leaf):
             raise ValueError(f"{name} must have shape [n, …] with n at least 1, got {leaf.shape}")
         if leaf.dtype.kind == "f":
-            for rows in _in_parts(leaf):
+            for rows in in_parts(leaf):
                 if not np.isfinite(as_stored(rows)).all():
                     raise ValueError(
                         f"{name} must be finite in float32, but some are NaN or infinite"
@@ -143,7 +143,7 @@ def check_inputs(inputs: Any) -> int:
                 f"{name} must be uint8 images, floats, integers or bool, got dtype {leaf.dtype}"
             )
         elif leaf.dtype.itemsize >= 4 and leaf.size:
-            for rows in _in_parts(leaf):
+            for rows in in_parts(leaf):
                 if rows.min() < -(2**31) or rows.max() >= 2**31:
                     raise ValueError(f"{name} must be integers that fit into int32")
     lengths = {"inputs" + jax.tree_util.keystr(path): len(leaf) for path, leaf in leaves}
@@ -209,42 +209,43 @@ def check_targets(labels: Any, num_examples: int, classes: bool | None) -> np.nd
     return labels
 
 
-def measure_normalization(inputs: Any, statistics_of: Any = None) -> Normalization:
-    """Means and deviations of uint8 inputs, of all examples or of some; others are left alone."""
+def measure_normalization(parts: Iterable[Any]) -> Normalization:
+    """Means and deviations of uint8 inputs, channel by channel; others are left alone.
 
-    def statistics(leaf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if leaf.dtype == np.uint8:
-            return _pixel_statistics(leaf, statistics_of)
-        return np.zeros((), np.float32), np.ones((), np.float32)
-
-    leaves, structure = jax.tree.flatten(inputs)
-    means, deviations = zip(*map(statistics, leaves), strict=True)
-    mean, std = (
-        jax.tree.unflatten(structure, [jnp.asarray(leaf) for leaf in part])
-        for part in (means, deviations)
+    Args:
+      parts: inputs [m, …] of all examples that count, some at a time: they may be in files that are
+        larger than memory.
+    """
+    counts: Any = None
+    for part in parts:
+        found = jax.tree.map(_count_pixels, part)
+        counts = found if counts is None else jax.tree.map(np.add, counts, found)
+    leaves, structure = jax.tree.flatten(counts)
+    moments = [_moments(*pair) for pair in zip(leaves, jax.tree.leaves(part), strict=True)]
+    return Normalization(
+        *(
+            jax.tree.unflatten(structure, [jnp.asarray(pair[which]) for pair in moments])
+            for which in range(2)
+        )
     )
-    return Normalization(mean, std)
 
 
-_PART_BYTES = 1 << 26
+def _count_pixels(images: np.ndarray) -> np.ndarray:
+    """How often each value occurs in each channel, int[channels, 256]; of no channel, if no uint8.
+
+    Only images [m, h, w, channels] have channels of their own.
+    """
+    if images.dtype != np.uint8:
+        return np.zeros((0, 256), int)
+    channels = images.reshape(-1, images.shape[-1] if images.ndim == 4 else 1)
+    return np.stack([np.bincount(channel, minlength=256) for channel in channels.T])
 
 
-def _in_parts(array: np.ndarray, indices: Any = None) -> Iterator[np.ndarray]:
-    """An array, or some of its rows, in parts of 64 MiB: it may be a file larger than memory."""
-    size = len(array) if indices is None else len(indices)
-    rows = max(_PART_BYTES * len(array) // max(array.nbytes, 1), 1)
-    for start in range(0, size, rows):
-        part = slice(start, start + rows)
-        yield array[part] if indices is None else array[indices[part]]
-
-
-def _pixel_statistics(images: np.ndarray, indices: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel, on the scale 0..1, by counting pixel values."""
+def _moments(counts: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel, on the scale 0..1."""
+    if not len(counts):
+        return np.zeros((), np.float32), np.ones((), np.float32)
     values = np.arange(256) / 255
-    counts: Any = 0
-    for part in _in_parts(images, indices):
-        channels = part.reshape(-1, part.shape[-1] if part.ndim == 4 else 1)
-        counts += np.stack([np.bincount(channel, minlength=256) for channel in channels.T])
     shares = counts / counts.sum(axis=1, keepdims=True)
     mean = shares @ values
     variance = shares @ values**2 - mean**2
@@ -252,6 +253,21 @@ def _pixel_statistics(images: np.ndarray, indices: Any) -> tuple[np.ndarray, np.
     if images.ndim != 4:
         mean, std = mean[0], std[0]
     return mean.astype(np.float32), std.astype(np.float32)
+
+
+_PART_BYTES = 1 << 26
+
+
+def in_parts(inputs: Any, indices: Any = None) -> Iterator[Any]:
+    """Arrays of inputs, or some of their rows, in parts of some 64 MiB."""
+    leaves = jax.tree.leaves(inputs)
+    size = len(leaves[0]) if indices is None else len(indices)
+    row_bytes = sum(leaf.nbytes for leaf in leaves) // len(leaves[0])
+    rows = max(_PART_BYTES // max(row_bytes, 1), 1)
+    for start in range(0, size, rows):
+        part = slice(start, start + rows)
+        taken = part if indices is None else indices[part]
+        yield jax.tree.map(lambda leaf, taken=taken: leaf[taken], inputs)
 
 
 def training_batch(

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jdss.data.datasets import Dataset
+from jdss.data.datasets import load_dataset
+from jdss.data.examples import Examples
+from jdss.data.host import HostExamples
 from jdss.losses import CROSS_ENTROPY, Loss, MetricFunction, check_loss, make_loss
 from jdss.models.calling import check_model, input_shapes
 from jdss.models.last_layer import apply_for_outputs
@@ -27,15 +29,17 @@ from jdss.training.hyperparameters import Hyperparameters
 from jdss.training.hyperparameters import hyperparameters as make_hyperparameters
 from jdss.training.metrics import METRICS, Metric, make_metric, validate
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
-from jdss.training.problem import Problem, make_problem
+from jdss.training.problem import Data, Examined, Problem, make_problem
 from jdss.training.schedule import Schedule, for_labels, make_schedule
-from jdss.training.selection_round import everything, lift, pad_subset, select_subset
+from jdss.training.selection_round import everything, lift, select_subset
 from jdss.training.state import TrainState, init_state
+from jdss.training.streaming import place_subset
 from jdss.training.train_on_subset import steps_per_epoch, train_on_subset
 from jdss.training.trial_checkpoint import TrialCheckpoint
 
 OnEpoch = Callable[[Mapping[str, Any]], None]
 OnRung = Callable[[int, float], None]
+Visited = tuple[Examples | HostExamples, Subset]
 
 
 @dataclass
@@ -65,9 +69,9 @@ class FitResult:
 
 def fit(
     model: nn.Module,
-    data: Dataset | tuple[Any, Any],
+    data: Data,
     *,
-    validation: tuple[Any, Any] | float | None = None,
+    validation: Examined | float | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
     selection: str | Select = "grad_match",
     fraction: float = 0.05,
@@ -83,6 +87,7 @@ def fit(
     loss: str | Loss = "cross_entropy",
     metric: str | MetricFunction | None = None,
     direction: str | None = None,
+    data_on: str | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> FitResult:
@@ -94,8 +99,9 @@ def fit(
         selection that needs no gradients. See docs/own_model.md.
       data: (inputs, labels): uint8 images [n, h, w, channels] or floats or integers [n, …], or
         several such arrays as a tuple or a mapping, and class indices [n] (or the numbers that
-        another loss takes); or a `Dataset`, of which the training part is used.
-      validation: (inputs, labels), or the fraction of `data` to hold out, or None.
+        another loss takes); or a `Dataset`, of which the training part is used, or the name of one;
+        or examples that are indexed by `len(data)` and `data[i]`. See docs/own_data.md.
+      validation: examples in the same form, or the fraction of `data` to hold out, or None.
       hyperparameters: by name, see `jdss.hyperparameters`.
       selection: "grad_match", "craig", "glister", "uniform", "stratified", "full", or a function
         of the selection protocol.
@@ -120,6 +126,8 @@ def fit(
         the loss's own.
       direction: "maximize" or "minimize"; None means the metric's own, and "maximize" for a
         function.
+      data_on: "device", or "host" for more data than a device holds, which is then sent as it is
+        needed; None means the device, if the data takes at most half of its memory.
       seed: decides on everything random.
       progress: whether to show a progress bar.
 
@@ -157,10 +165,11 @@ def fit(
     ledger = Ledger()
     with ledger.measure("loading"):
         problem = make_problem(
-            data,
+            load_dataset(data) if isinstance(data, str) else data,
             validation=validation,
             augmentation=augmentation,
             classes=loss.classes,
+            data_on=data_on,
             seed=seed,
         )
     schedule = for_labels(schedule, lifting, problem.num_classes)
@@ -221,13 +230,17 @@ def train_adaptively(
             model, problem.examples.inputs, init_key, optimizers=optimizers, loss=loss
         )
         _check(schedule, problem, state, hyper, metric)
-        all_examples = everything(problem)
+        everyone = problem.examples, everything(problem)
         select = lift(schedule, problem, batch_size)
     state, subset = checkpoint.load(state, history, selections) if checkpoint else (state, None)
     past_epochs = history[-1]["epoch"] if history else 0
 
     def train(
-        line: str, padded: Subset, epoch: int, num_steps: int, cuts: Mapping[int, int] | None = None
+        line: str,
+        visited: Visited,
+        epoch: int,
+        num_steps: int,
+        cuts: Mapping[int, int] | None = None,
     ) -> None:
         """One stretch, on one line of the ledger; the loss is fetched once, at its end.
 
@@ -241,8 +254,7 @@ def train_adaptively(
                 with ledger.measure("training" if line != "warm_start" else line):
                     state, metrics = train_on_subset(
                         state,
-                        problem.examples,
-                        padded,
+                        *visited,
                         hyper,
                         stretch_key,
                         num_steps=until - done,
@@ -270,13 +282,13 @@ def train_adaptively(
 
     if schedule.strategy.select is None:
         for epoch in range(past_epochs + 1, epochs + 1):
-            train("full", all_examples, epoch, steps_per_epoch(len(problem.train), batch_size))
+            train("full", everyone, epoch, steps_per_epoch(len(problem.train), batch_size))
         return _finish(problem, state, history, None, ledger, metric, selections)
 
     if warm_steps and not history:
         cuts = {rung: round(rung * budget / batch_size) for rung in rungs if rung < warm_epochs}
-        train("warm_start", all_examples, warm_epochs, warm_steps, cuts)
-    padded = all_examples if subset is None else pad_subset(subset, problem)
+        train("warm_start", everyone, warm_epochs, warm_steps, cuts)
+    visited = everyone if subset is None else place_subset(subset, problem)
     for epoch in range(max(warm_epochs, past_epochs), epochs):
         if (epoch - warm_epochs) % schedule.select_every == 0:
             round_key = jax.random.fold_in(select_key, epoch)
@@ -285,8 +297,8 @@ def train_adaptively(
             )
             selections.append({"epoch": epoch, **statistics})
             with ledger.measure("other"):
-                padded = pad_subset(subset, problem)
-        train("subset", padded, epoch + 1, steps_per_epoch(budget, batch_size))
+                visited = place_subset(subset, problem)
+        train("subset", visited, epoch + 1, steps_per_epoch(budget, batch_size))
     return _finish(problem, state, history, subset, ledger, metric, selections)
 
 

@@ -18,6 +18,7 @@ from jax.flatten_util import ravel_pytree
 
 from jdss import _checks, parallel
 from jdss.data.examples import Examples, Normalization
+from jdss.data.host import HostExamples
 from jdss.gradients import DenseGradients, FactoredGradients
 from jdss.losses import Loss
 from jdss.models.calling import apply_model, input_shapes
@@ -33,7 +34,7 @@ CHUNK_SIZE = 512
 
 def compute_gradients(
     state: TrainState,
-    examples: Examples,
+    examples: Examples | HostExamples,
     indices: np.ndarray,
     *,
     label_smoothing: float | jax.Array = 0.0,
@@ -64,7 +65,11 @@ def compute_gradients(
 
 
 def compute_last_layer(
-    state: TrainState, examples: Examples, indices: np.ndarray, *, chunk_size: int = CHUNK_SIZE
+    state: TrainState,
+    examples: Examples | HostExamples,
+    indices: np.ndarray,
+    *,
+    chunk_size: int = CHUNK_SIZE,
 ) -> LastLayer:
     """The logits float32[n, c] and last-layer inputs float32[n, d] of the examples `indices`."""
     indices = _check_indices(indices, examples)
@@ -78,14 +83,18 @@ def compute_last_layer(
     return _assemble(passes(), len(indices))
 
 
-def check_last_layer(state: TrainState, examples: Examples) -> None:
+def check_last_layer(state: TrainState, examples: Examples | HostExamples) -> None:
     """Raises ValueError where the model's output is not that of an `nn.Dense`, saying why."""
     shapes = input_shapes(examples.inputs)
     jax.eval_shape(partial(apply_last_layer, state.model), state.variables, shapes)
 
 
 def compute_outputs(
-    state: TrainState, examples: Examples, indices: np.ndarray, *, chunk_size: int = CHUNK_SIZE
+    state: TrainState,
+    examples: Examples | HostExamples,
+    indices: np.ndarray,
+    *,
+    chunk_size: int = CHUNK_SIZE,
 ) -> jax.Array:
     """The outputs float32[n, …] of any model for the examples `indices`."""
     indices = _check_indices(indices, examples)
@@ -96,7 +105,7 @@ def compute_outputs(
 
 def compute_projected_gradients(
     state: TrainState,
-    examples: Examples,
+    examples: Examples | HostExamples,
     indices: np.ndarray,
     key: jax.Array,
     *,
@@ -132,7 +141,7 @@ def compute_projected_gradients(
 
     def passes() -> Iterator[tuple[jax.Array, int, int]]:
         for chunk, start, num_new in chunks(indices, size):
-            inputs, labels = _take(examples.inputs, examples.labels, chunk)
+            inputs, labels = _chunk_of(examples, chunk)
             smoothing = jnp.float32(label_smoothing)
             rows = _project(applied, examples.normalization, sketch, inputs, labels, smoothing)
             yield rows, start, num_new
@@ -164,7 +173,11 @@ def _write(result: _Tree, rows: _Tree, start: int) -> _Tree:
 
 
 def compute_accuracy(
-    state: TrainState, examples: Examples, indices: np.ndarray, *, chunk_size: int = CHUNK_SIZE
+    state: TrainState,
+    examples: Examples | HostExamples,
+    indices: np.ndarray,
+    *,
+    chunk_size: int = CHUNK_SIZE,
 ) -> float:
     """The share of the examples `indices` int32[n] whose largest logit is that of their label."""
     indices = _check_indices(indices, examples)
@@ -175,7 +188,7 @@ def compute_accuracy(
     return int(jnp.concatenate(correct).sum()) / len(indices)
 
 
-def _check_indices(indices: np.ndarray, examples: Examples) -> np.ndarray:
+def _check_indices(indices: np.ndarray, examples: Examples | HostExamples) -> np.ndarray:
     indices = np.asarray(indices)
     if indices.ndim != 1 or not len(indices):
         raise ValueError(f"indices must have shape [n] with n at least 1, got {indices.shape}")
@@ -210,7 +223,7 @@ def chunks(indices: np.ndarray, chunk_size: int) -> Iterator[tuple[np.ndarray, i
 
 
 def _passes(
-    state: TrainState, examples: Examples, indices: np.ndarray, chunk_size: int
+    state: TrainState, examples: Examples | HostExamples, indices: np.ndarray, chunk_size: int
 ) -> Iterator[tuple[jax.Array, Any, jax.Array, int, int]]:
     """For each of the `chunks`: outputs, the last layer's inputs if it has them, and labels.
 
@@ -219,8 +232,15 @@ def _passes(
     # The forward function depends on nothing else, and this is placed once for all chunks.
     applied = parallel.replicate(replace(state, optimizer_slots=()))
     for chunk, start, num_new in chunks(indices, chunk_size):
-        inputs, labels = _take(examples.inputs, examples.labels, chunk)
+        inputs, labels = _chunk_of(examples, chunk)
         yield *_forward(applied, examples.normalization, inputs), labels, start, num_new
+
+
+def _chunk_of(examples: Examples | HostExamples, chunk: np.ndarray) -> tuple[Any, Any]:
+    """Inputs and labels of some examples. From the host they are sent while others are computed."""
+    if isinstance(examples, HostExamples):
+        return examples.take(chunk)
+    return _take(examples.inputs, examples.labels, chunk)
 
 
 @jax.jit

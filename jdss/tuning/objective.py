@@ -14,7 +14,7 @@ import optuna
 from flax import linen as nn
 from flax import nnx
 
-from jdss.data.datasets import Dataset, load_dataset
+from jdss.data.datasets import load_dataset
 from jdss.losses import CROSS_ENTROPY, Loss, MetricFunction, make_loss
 from jdss.models.calling import check_model
 from jdss.reporting.energy import EnergyMeter
@@ -26,7 +26,7 @@ from jdss.training.hyperparameters import DEFAULTS, hyperparameters
 from jdss.training.memory import OutOfMemoryError, is_out_of_memory, shortage
 from jdss.training.metrics import METRICS, Metric, make_metric
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
-from jdss.training.problem import Problem, make_problem
+from jdss.training.problem import Data, Examined, Problem, make_problem
 from jdss.training.schedule import Schedule, for_labels, make_schedule
 from jdss.training.trial_checkpoint import TrialCheckpoint
 from jdss.tuning.pruning import check_rungs, rungs
@@ -191,10 +191,10 @@ class Objective:
 
 def objective(
     model: nn.Module | ModelFactory,
-    data: Dataset | tuple[Any, Any] | str,
+    data: Data,
     *,
     space: Space | None = None,
-    validation: tuple[Any, Any] | float = 0.1,
+    validation: Examined | float = 0.1,
     selection: str | Select = "grad_match",
     fraction: float = 0.05,
     select_every: int = 10,
@@ -211,6 +211,7 @@ def objective(
     direction: str | None = None,
     first_rung: int = 1,
     reduction_factor: int = 3,
+    data_on: str | None = None,
     data_dir: str | None = None,
     seed: int = 0,
 ) -> Objective:
@@ -222,12 +223,14 @@ def objective(
     Args:
       model: a Flax module; or a function `model(**architecture)` of those hyper-parameters of
         the space that are not training's own.
-      data: a `Dataset`, (inputs, labels), or the name of a data set.
+      data: a `Dataset` or the name of one, (inputs, labels), or examples that are indexed by
+        `len(data)` and `data[i]`; see docs/own_data.md.
       space: a mapping from names to Optuna distributions, or a function of a trial; None means
         `jdss.default_space()`.
       validation: the fraction held out to score trials, or (inputs, labels).
       selection, fraction, select_every, warm_start, lifting, options, outer, gradients,
-        projection_dimension, augmentation, optimizers, loss: as in `jdss.fit`.
+        projection_dimension, augmentation, optimizers, loss,
+        data_on: as in `jdss.fit`.
       metric: "accuracy", "loss", "r2", "mean_squared_error", or a function of outputs [m, c] and
         labels [m] to a number, or to one an example; None means the loss's own.
       direction: "maximize" or "minimize", the study's; None means the metric's own, and "maximize"
@@ -277,7 +280,12 @@ def objective(
     if isinstance(data, str):
         data = load_dataset(data, data_dir=data_dir)
     problem = make_problem(
-        data, validation=validation, augmentation=augmentation, classes=loss.classes, seed=seed
+        data,
+        validation=validation,
+        augmentation=augmentation,
+        classes=loss.classes,
+        data_on=data_on,
+        seed=seed,
     )
     schedule = for_labels(schedule, lifting, problem.num_classes)
     return Objective(

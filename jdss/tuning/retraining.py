@@ -11,6 +11,7 @@ import numpy as np
 
 from jdss import _checks
 from jdss.data.examples import Examples, make_examples
+from jdss.data.host import ArrayRows, HostExamples, make_host_examples
 from jdss.progress import progress_bar
 from jdss.reporting.ledger import Ledger
 from jdss.training.checkpoint import save_model
@@ -48,7 +49,7 @@ class Retraining:
 def retrain_and_save(
     objective: Objective,
     values: Mapping[str, Any],
-    test: Examples | None,
+    test: Examples | HostExamples | None,
     save_to: str | os.PathLike[str] | None,
     ledger: Ledger,
     *,
@@ -83,7 +84,7 @@ def retrain_and_save(
 def retrain(
     objective: Objective,
     values: Mapping[str, Any],
-    test: Examples | None,
+    test: Examples | HostExamples | None,
     *,
     progress: bool,
 ) -> Retraining:
@@ -116,16 +117,25 @@ def retrain(
     return Retraining(result.state, accuracy, result.history, ledger, score)
 
 
-def check_test(test: tuple[Any, Any], problem: Problem) -> Examples:
+def check_test(test: Any, problem: Problem) -> Examples | HostExamples:
     """The test set, checked before the search, and looked at after it."""
-    inputs, labels = check_like("test", test, problem.examples.inputs, problem.examples.labels)
+    examples = problem.examples
+    place = "host" if isinstance(examples, HostExamples) else "device"
+    rows, labels = check_like("test", test, examples.inputs, examples.labels, place=place)
     if problem.num_classes is not None:
         _checks.check_labels(labels, num_examples=len(labels), num_classes=problem.num_classes)
-    return make_examples(inputs, labels, classes=problem.num_classes is not None)
+    if place == "host":
+        return make_host_examples(rows, labels)
+    assert isinstance(rows, ArrayRows)
+    return make_examples(rows.inputs, labels, classes=problem.num_classes is not None)
 
 
 def _test(
-    result: FitResult, problem: Problem, test: Examples, metric: Metric, ledger: Ledger
+    result: FitResult,
+    problem: Problem,
+    test: Examples | HostExamples,
+    metric: Metric,
+    ledger: Ledger,
 ) -> tuple[float | None, float]:
     """Accuracy and score on the test set, normalised as the training set was."""
     with ledger.measure("evaluating"):

@@ -17,7 +17,7 @@ from jdss.reporting.ledger import Ledger
 from jdss.subset import Select
 from jdss.training.metrics import make_metric
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
-from jdss.training.problem import make_problem
+from jdss.training.problem import Data, Examined, make_problem
 from jdss.training.schedule import for_labels, make_schedule
 from jdss.tuning.objective import (
     LEDGER,
@@ -119,7 +119,7 @@ class TuneResult:
 @one_cache_warning()
 def tune(
     model: nn.Module | ModelFactory,
-    data: Dataset | tuple[Any, Any] | str,
+    data: Data,
     *,
     space: Space | None = None,
     selection: str | Select = "grad_match",
@@ -140,8 +140,8 @@ def tune(
     direction: str | None = None,
     storage: str | optuna.storages.BaseStorage | None = None,
     study_name: str | None = None,
-    validation: tuple[Any, Any] | float = 0.1,
-    test: tuple[Any, Any] | None = None,
+    validation: Examined | float = 0.1,
+    test: Examined | None = None,
     select_every: int = 10,
     warm_start: float = 0.5,
     lifting: str | None = None,
@@ -156,6 +156,7 @@ def tune(
     checkpoint_every: float = 60.0,
     retrain: bool = True,
     save_to: str | os.PathLike[str] | None = None,
+    data_on: str | None = None,
     data_dir: str | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -171,7 +172,8 @@ def tune(
     Args:
       model: a Flax module; or a function `model(**architecture)` of those hyper-parameters of
         the space that are not training's own.
-      data: a `Dataset`, (inputs, labels), or the name of a data set.
+      data: a `Dataset` or the name of one, (inputs, labels), or examples that are indexed by
+        `len(data)` and `data[i]`; see docs/own_data.md.
       space: a mapping from names to Optuna distributions, or a function of a trial; None means
         `jdss.default_space()`.
       selection: "grad_match", "craig", "glister", "uniform", "stratified", "full", or a function
@@ -204,8 +206,8 @@ def tune(
       validation: the fraction held out to score trials (stratified), or (inputs, labels).
       test: (inputs, labels), looked at once, after retraining; None means the `Dataset`'s own.
       select_every, warm_start, lifting, options, outer, gradients, projection_dimension,
-        augmentation, optimizers: as in `jdss.fit`. The split that scores trials decides on no
-        subset unless `outer` is "validation".
+        augmentation, optimizers, data_on: as in `jdss.fit`. The split that scores trials decides
+        on no subset unless `outer` is "validation".
       workers: how many processes run trials; they need a storage that they can share. Machines
         share a study by the same call on each. See docs/workers.md for when it pays.
       checkpoints: a directory in which trials are saved on their way, so that one that is cut off
@@ -266,7 +268,12 @@ def tune(
         if test is None and isinstance(data, Dataset):
             test = (data.test_images, data.test_labels)
         problem = make_problem(
-            data, validation=validation, augmentation=augmentation, classes=loss.classes, seed=seed
+            data,
+            validation=validation,
+            augmentation=augmentation,
+            classes=loss.classes,
+            data_on=data_on,
+            seed=seed,
         )
         schedule = for_labels(schedule, lifting, problem.num_classes)
         test_examples = None if test is None else check_test(test, problem)
