@@ -41,10 +41,11 @@ class LeNet(nn.Module):
         Returns:
             Logits, ``[b, num_classes]``.
         """
-        convolution, pool = (conv_general_dilated, max_pool)
-        if not train:
-            convolution, pool = (max_pooled_convolution, lambda x: x)
-        Conv = partial(nn.Conv, conv_general_dilated=convolution)
+        Conv = partial(
+            nn.Conv,
+            conv_general_dilated=conv_general_dilated if train else max_pooled_convolution,
+        )
+        pool = max_pool if train else (lambda x: x)
         # Pooling before ReLU gives the same values as after it, with a quarter of the work.
         x = nn.relu(pool(Conv(6, (5, 5), padding="SAME")(images)))
         x = nn.relu(pool(Conv(16, (5, 5), padding="VALID")(x)))
