@@ -90,17 +90,19 @@ def check_nonnegative(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a finite number, at least 0, got {value}")
 
 
-def check_labels(labels: Any, *, num_examples: int, num_classes: int) -> jax.Array:
+def check_labels(
+    labels: Any, *, num_examples: int, num_classes: int, name: str = "labels"
+) -> jax.Array:
     """Checks and returns the labels as int32[num_examples]."""
     if num_classes < 1:
         raise ValueError(f"there must be at least one class, got num_classes={num_classes}")
     # Checked as they come: JAX would first cut integers of 64 bits down to 32.
     labels = labels if isinstance(labels, jax.Array) else np.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels must be integers (class indices), got dtype {labels.dtype}")
+        raise TypeError(f"{name} must be integers (class indices), got dtype {labels.dtype}")
     if labels.shape != (num_examples,):
         raise ValueError(
-            f"labels must have shape ({num_examples},), one for each example, "
+            f"{name} must have shape ({num_examples},), one for each example, "
             f"got shape {labels.shape}"
         )
     if is_concrete(labels) and labels.size:
@@ -108,7 +110,7 @@ def check_labels(labels: Any, *, num_examples: int, num_classes: int) -> jax.Arr
             smallest, largest = int(labels.min()), int(labels.max())
         if smallest < 0 or largest >= num_classes:
             raise ValueError(
-                f"labels must be in 0..{num_classes - 1}, got values in {smallest}..{largest}"
+                f"{name} must be in 0..{num_classes - 1}, got values in {smallest}..{largest}"
             )
     return jnp.asarray(labels, jnp.int32)
 

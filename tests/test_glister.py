@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jdss
 from jdss.gradients import DenseGradients, FactoredGradients, last_layer_gradients
 from jdss.selection.glister import LastLayerObjective, glister
+from jdss.subset import class_shares
 
 
 @pytest.fixture(scope="module")
@@ -225,3 +227,58 @@ def test_stochastic_greedy_refuses_bad_arguments_by_name(problem, options, error
     gradients, objective, _ = problem
     with pytest.raises(error, match=match):
         glister(gradients, 12, objective=objective, learning_rate=0.05, **options)
+
+
+# Shares of classes -----------------------------------------------------------------------
+
+
+def greedy_within_shares(gradients, objective, rate, groups, shares, picks):
+    """In rounds of `picks`: the best gains, one after the other, of classes with places left."""
+    rows = np.einsum("nc,nd->ncd", gradients.errors, gradients.inputs)
+    left, chosen, step = np.array(shares), [], np.zeros(rows.shape[1:])
+    while len(chosen) < sum(shares):
+        outer = np.asarray(objective.gradient(jnp.asarray(-rate * step, jnp.float32)))
+        gains = rate * np.einsum("ncd,cd->n", rows, outer)
+        best = []
+        for index in np.argsort(-gains, kind="stable"):
+            if index in chosen or not left[groups[index]] or len(best) == picks:
+                continue
+            best.append(int(index))
+            left[groups[index]] -= 1
+        chosen += best
+        step = step + rows[best].sum(axis=0)
+    return chosen
+
+
+@pytest.mark.parametrize(("budget", "rounds"), [(11, 4), (12, 12), (7, 1)])
+def test_every_class_gets_its_share_and_all_move_the_one_outer_gradient(budget, rounds):
+    rng = np.random.default_rng(3)
+    groups = rng.choice(3, 40, p=[0.6, 0.3, 0.1])
+    logits = jnp.asarray(rng.normal(size=(40, 3)), jnp.float32)
+    inputs = jnp.asarray(rng.normal(size=(40, 5)), jnp.float32)
+    gradients = jdss.last_layer_gradients(logits, inputs, groups)
+    objective = jdss.LastLayerObjective(logits, gradients.inputs, jnp.asarray(groups))
+    subset = jdss.glister(
+        gradients, budget, objective=objective, learning_rate=0.7, rounds=rounds, groups=groups
+    )
+    shares = class_shares(np.bincount(groups), budget)
+    np.testing.assert_array_equal(np.bincount(groups[np.asarray(subset.indices)]), shares)
+    picks = -(-budget // rounds)
+    expected = greedy_within_shares(gradients, objective, 0.7, groups, shares, picks)
+    assert subset.indices.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"mask": np.ones(4, bool)}, "groups must be given for exact greedy"),
+        ({"groups": np.zeros(3, int)}, r"groups must have shape \(4,\)"),
+        ({"groups": np.array([0, 1, -1, 0])}, r"groups must be in 0\.\.1"),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused(changes, match):
+    gradients = jdss.last_layer_gradients(jnp.zeros((4, 2)), jnp.ones((4, 3)), np.arange(4) % 2)
+    objective = jdss.LastLayerObjective(jnp.zeros((4, 2)), gradients.inputs, jnp.arange(4) % 2)
+    options = {"groups": np.arange(4) % 2, "objective": objective, "learning_rate": 1.0}
+    with pytest.raises(ValueError, match=match):
+        jdss.glister(gradients, 2, **{**options, **changes})

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import jdss
 from jdss.compilation import count_compilations
@@ -27,7 +28,7 @@ def trained(perceptron, blobs):
     return problem, init_state(perceptron, problem.examples.inputs, jax.random.key(0))
 
 
-def select(trained, selection, *, seed=1, **options):
+def select(trained, selection, *, seed=1, num_epochs=10, **options):
     problem, state = trained
     schedule = make_schedule(selection, **options)
     subset, statistics = select_subset(
@@ -39,6 +40,7 @@ def select(trained, selection, *, seed=1, **options):
         jdss.hyperparameters(learning_rate=0.3),
         jax.random.key(seed),
         Ledger(),
+        num_epochs,
     )
     assert statistics["selected"] == int(subset.num_selected)
     return subset
@@ -94,20 +96,34 @@ def test_glister_for_the_validation_set_lowers_its_loss_by_the_gains_of_its_own_
 
 
 def test_glisters_one_step_stands_for_the_training_until_the_next_selection(trained):
-    """η = rate · R / B: beyond the first round, another R is another step and other picks."""
+    """η = rate · epochs / batch: beyond the first round, more epochs are other picks."""
     options = {"lifting": "all", "options": {"rounds": 10}}
-    short, long, given = (
-        select(trained, "glister", select_every=1, **options),
-        select(trained, "glister", select_every=50, **options),
-        select(
-            trained,
-            "glister",
-            lifting="all",
-            options={"rounds": 10, "learning_rate": np.float32(0.3 * 50 / 128)},
-        ),
-    )
-    assert long.indices.tolist() == given.indices.tolist()
+    batch = min(128, BUDGET)
+    given = {"rounds": 10, "learning_rate": np.float32(0.3 * 50 / batch)}
+    short, long = (select(trained, "glister", num_epochs=epochs, **options) for epochs in (1, 50))
+    same = select(trained, "glister", lifting="all", options=given)
+    assert long.indices.tolist() == same.indices.tolist()
     assert long.indices.tolist() != short.indices.tolist()
+
+
+def test_glister_looks_no_further_ahead_than_training_goes():
+    images = np.random.default_rng(0).normal(size=(80, 6)).astype(np.float32)
+    data = images, np.arange(80) % 4
+    hyper = {"epochs": 4, "batch_size": 8, "learning_rate": 0.5}
+    found = [
+        jdss.fit(
+            nn.Dense(4),
+            data,
+            selection="glister",
+            fraction=0.3,
+            warm_start=0.5,
+            select_every=every,
+            hyperparameters=hyper,
+            progress=False,
+        ).subset
+        for every in (2, 1000)
+    ]
+    assert found[0].indices.tolist() == found[1].indices.tolist()
 
 
 def test_projected_gradients_of_all_parameters_keep_the_products_of_the_exact_ones(trained):

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jdss import _checks
 from jdss.gradients import (
@@ -28,7 +29,7 @@ from jdss.gradients import (
 )
 from jdss.losses import CROSS_ENTROPY, Loss
 from jdss.solvers.facility_location import check_candidates
-from jdss.subset import Subset, fill_places
+from jdss.subset import Subset, class_shares, fill_places
 
 GREEDY = ("exact", "stochastic")
 
@@ -86,6 +87,7 @@ def glister(
     rounds: int | None = None,
     greedy: str = "exact",
     epsilon: float = 0.01,
+    groups: Any = None,
     key: jax.Array | None = None,
     mask: Any = None,
     count: Any = None,
@@ -103,6 +105,10 @@ def glister(
         `(n / k) log(1 / ε)` random ones for every pick (Mirzasoleiman et al., AAAI 2015), and
         needs `key`. The outer gradient, which most of the time goes into, is computed either way.
       epsilon: the ε of stochastic greedy, in (0, 1). It decides shapes, so it must be concrete.
+      groups: int[n], concrete, class indices: each class gets its share of the budget
+        (`class_shares`), while the outer gradient moves by the picks of all. Unlike `per_class`,
+        which makes one problem of each class, it costs no more than to select from all at once. For
+        exact greedy, without `mask` and `count`. None means no shares.
       key: a PRNG key for stochastic greedy; the exact one ignores it. Ties go to the lowest index.
       mask: bool[n], False for padding. None allows all.
       count: int32, at most `budget` and possibly traced: the places to fill. None fills all.
@@ -114,8 +120,8 @@ def glister(
 
     Raises:
       TypeError, ValueError: for a budget outside 1..n, `rounds` below 1, an unknown `greedy`, a
-        missing key, `epsilon` or a mask not as above, gradients that are not finite, or a negative
-        learning rate.
+        missing key, `epsilon`, groups or a mask not as above, gradients that are not finite, or a
+        negative learning rate.
 
     Example:
       >>> logits, inputs, labels = jnp.zeros((4, 2)), jnp.eye(4), jnp.array([0, 0, 0, 1])
@@ -130,18 +136,53 @@ def glister(
     if rounds is not None:
         rounds = _checks.check_positive_int("rounds", rounds)
     rounds = budget if rounds is None else min(rounds, budget)
+    given_mask = mask is not None
     mask = _checks.check_mask(mask, num_examples)
     _checks.check_nonnegative("learning_rate", learning_rate)
     # In one dtype, however it was given, so that the picks are compiled once.
     learning_rate = jnp.asarray(learning_rate, jnp.float32)
-    count = _checks.check_count(count, budget)
     _checks.check_choice("greedy", greedy, GREEDY)
+    shares = None
+    if groups is not None:
+        if greedy != "exact" or given_mask or count is not None:
+            raise ValueError("groups must be given for exact greedy without mask and count")
+        groups, shares = _check_groups(groups, num_examples, budget)
+    count = _checks.check_count(count, budget)
     num_candidates = check_candidates(
         epsilon if greedy == "stochastic" else None, key, num_examples, budget
     )
     return _pick(
-        gradients, objective, learning_rate, key, mask, count, budget, rounds, num_candidates
+        gradients,
+        objective,
+        learning_rate,
+        key,
+        mask,
+        count,
+        groups,
+        shares,
+        budget=budget,
+        rounds=rounds,
+        num_candidates=num_candidates,
     )
+
+
+def _check_groups(groups: Any, num_examples: int, budget: int) -> tuple[jax.Array, jax.Array]:
+    """The classes int32[n], and the share int32[c] of each."""
+    if isinstance(groups, jax.core.Tracer):
+        raise TypeError("groups must be concrete class indices, got a traced array")
+    classes = np.asarray(groups)
+    most = max(int(classes.max()), 0) + 1 if classes.size and classes.dtype.kind in "iu" else 1
+    _checks.check_labels(classes, num_examples=num_examples, num_classes=most, name="groups")
+    shares = class_shares(np.bincount(classes), budget)
+    return jnp.asarray(classes, jnp.int32), jnp.asarray(shares, jnp.int32)
+
+
+def _within_shares(gains: jax.Array, groups: jax.Array, left: jax.Array) -> jax.Array:
+    """The gains, -∞ where a class has better ones for all the places it has left."""
+    order = jnp.lexsort((-gains, groups))  # class by class, each from its best, ties in order
+    first = jnp.searchsorted(groups[order], jnp.arange(len(left)))
+    places = jnp.arange(len(gains)) - first[groups[order]]
+    return gains.at[order].set(jnp.where(places < left[groups[order]], gains[order], -jnp.inf))
 
 
 def _check_objective(objective: Any, gradients: Gradients) -> None:
@@ -180,6 +221,9 @@ def _pick(
     key: jax.Array | None,
     mask: jax.Array,
     count: jax.Array,
+    groups: jax.Array | None,
+    shares: jax.Array | None,
+    *,
     budget: int,
     rounds: int,
     num_candidates: int | None,  # for each pick; None are all
@@ -203,6 +247,11 @@ def _pick(
             own = learning_rate * gradients.take(candidates).correlate(outer)
             own = jnp.where(drawn >= 0, own, -jnp.inf)
             gains = jnp.full(n, -jnp.inf).at[candidates].set(own)
+        if groups is not None:
+            assert shares is not None
+            taken = jnp.where(available, 0, 1)
+            left = shares - jnp.zeros_like(shares).at[groups].add(taken)
+            gains = _within_shares(gains, groups, left)
         _, best = jax.lax.top_k(gains, picks)
         places = number * picks + jnp.arange(picks)
         counts = (places < filled).astype(jnp.float32)

@@ -108,13 +108,23 @@ def get_strategy(
     )
 
 
+def keeps_shares(strategy: Strategy, options: Mapping[str, Any]) -> bool:
+    """Whether a method gives each class its share by itself, so that `per_class` need not.
+
+    GLISTER has one loss and one step for all classes; in problems of one class each, its outer
+    gradient would be computed for every class, and no class would know of the others' picks.
+    """
+    exact = options.get("greedy", "exact") == "exact"
+    return strategy.needs_objective and exact and "class_options" not in options
+
+
 def _check_options(strategy: Strategy, lifting: str, options: Mapping[str, Any]) -> None:
     """Refuses options now that would be refused only after a warm start."""
     if strategy.select is None or not options:
         return
     parameters = inspect.signature(strategy.select).parameters
     known = [name for name, p in parameters.items() if p.kind == p.KEYWORD_ONLY]
-    known = [name for name in known if name not in ("key", "mask", "count")]
+    known = [name for name in known if name not in ("key", "mask", "count", "groups")]
     if lifting == "per_class":
         known.append("class_options")
     if not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):

@@ -298,9 +298,16 @@ def train_adaptively(
     visited = everyone if subset is None else place_subset(subset, problem)
     for epoch in range(max(warm_epochs, past_epochs), epochs):
         if (epoch - warm_epochs) % schedule.select_every == 0:
-            round_key = jax.random.fold_in(select_key, epoch)
             subset, statistics = select_subset(
-                problem, state, schedule, select, budget, hyper, round_key, ledger
+                problem,
+                state,
+                schedule,
+                select,
+                budget,
+                hyper,
+                jax.random.fold_in(select_key, epoch),
+                ledger,
+                num_epochs=min(schedule.select_every, epochs - epoch),
             )
             selections.append({"epoch": epoch, **statistics})
             with ledger.measure("other"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from jdss.gradients import (
 from jdss.models.last_layer import LastLayer
 from jdss.reporting.ledger import Ledger
 from jdss.selection.glister import LastLayerObjective
-from jdss.selection.strategies import Strategy
+from jdss.selection.strategies import Strategy, keeps_shares
 from jdss.subset import Select, Subset, class_shares, per_batch, per_class
 from jdss.training.divergence import TrainingDivergedError, is_finite
 from jdss.training.forward import (
@@ -54,7 +55,10 @@ def lift(schedule: Schedule, problem: Problem, batch_size: int) -> Select | None
     if select is None or lifting == "all":
         return select
     if lifting == "per_class":
-        return per_class(select, candidate_labels(schedule, problem), _strata(problem)[1])
+        labels, num_classes = candidate_labels(schedule, problem), _strata(problem)[1]
+        if keeps_shares(schedule.strategy, schedule.strategy.options):
+            return partial(select, groups=labels)
+        return per_class(select, labels, num_classes)
     return per_batch(select, batch_size)
 
 
@@ -116,8 +120,12 @@ def select_subset(
     hyper: Hyperparameters,
     key: jax.Array,
     ledger: Ledger,
+    num_epochs: int,
 ) -> tuple[Subset, dict[str, Any]]:
     """One selection round, on the lines "gradients" and "solving", and what is said of it.
+
+    Args:
+      num_epochs: how long the subset will be trained on.
 
     Returns:
       The subset, its indices positions in `problem.train`; and see `describe_selection`.
@@ -138,7 +146,9 @@ def select_subset(
             if schedule.gradients == "all":
                 gradients, known = _on_all_parameters(problem, state, schedule, hyper, key)
             else:
-                gradients, known = _on_last_layer(problem, state, schedule, hyper, budget)
+                gradients, known = _on_last_layer(
+                    problem, state, schedule, hyper, budget, num_epochs
+                )
             options = {**known, **options}
             finite = bool(is_finite((gradients, known)))
         if not finite:
@@ -171,7 +181,12 @@ def _among_all(subset: Subset, drawn: np.ndarray, schedule: Schedule, size: int)
 
 
 def _on_last_layer(
-    problem: Problem, state: TrainState, schedule: Schedule, hyper: Hyperparameters, budget: int
+    problem: Problem,
+    state: TrainState,
+    schedule: Schedule,
+    hyper: Hyperparameters,
+    budget: int,
+    num_epochs: int,
 ) -> tuple[Gradients, dict[str, Any]]:
     """The exact gradients of the last layer, and what the strategy is told beside them."""
 
@@ -190,11 +205,11 @@ def _on_last_layer(
     if schedule.strategy.needs_objective:
         # The outer likelihood is that of the training set, as in the paper, unless it is asked for
         # otherwise. The one step of equation 4 stands for the training until the next selection:
-        # R epochs of steps of the mean gradient of B examples, to first order η = (R / B)·rate
+        # E epochs of steps of the mean gradient of B examples, to first order η = (E / B)·rate
         # times the sum over the subset. A step of the mean over the whole subset would be so short
         # that no pick changed the gain of another, and the examples of one direction were taken.
         objective = LastLayerObjective(*layer, labels, hyper.label_smoothing, state.loss)
-        rate = hyper.learning_rate * (schedule.select_every / hyper.batch_size)
+        rate = hyper.learning_rate * (num_epochs / min(hyper.batch_size, budget))
         rate = jnp.asarray(rate, jnp.float32)
         return gradients, {"objective": objective, "learning_rate": rate}
     if schedule.outer == "validation":
