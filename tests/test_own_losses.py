@@ -117,6 +117,7 @@ def test_a_search_over_a_regression_is_scored_tested_and_pruned_by_a_metric_of_o
         loss="squared_error",
         metric=nearness,
         pruner="median",
+        selection="uniform",
         space={
             "learning_rate": FloatDistribution(0.001, 0.1),
             "batch_size": CategoricalDistribution((8,)),
@@ -179,6 +180,7 @@ def test_an_optimizer_of_ones_own_is_compiled_once_for_all_learning_rates():
             loss="squared_error",
             hyperparameters=hyper,  # the only optimizer there is need not be named
             optimizers={"lion": lion},
+            selection="uniform",
             fraction=0.3,
             progress=False,
         )
