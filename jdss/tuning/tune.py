@@ -294,7 +294,7 @@ def tune(
                 "examples": [len(problem.train), len(problem.validation)],
                 "fingerprint": problem.fingerprint(),
                 # Studies from before there were other losses go on.
-                **({} if loss is CROSS_ENTROPY else {"loss": loss.name}),
+                **({} if loss == CROSS_ENTROPY else {"loss": loss.name}),
             }
         )
 
