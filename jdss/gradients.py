@@ -74,6 +74,11 @@ class DenseGradients:
 
     Attributes:
       matrix: float32[n, p], row i is the gradient of example i.
+
+    Example:
+      >>> gradients = DenseGradients(jnp.array([[1.0, 0.0], [3.0, 4.0]]))
+      >>> gradients.squared_norms(), gradients.weighted_sum(jnp.array([2.0, 1.0]))
+      (Array([ 1., 25.], dtype=float32), Array([5., 4.], dtype=float32))
     """
 
     matrix: jax.Array
@@ -109,6 +114,12 @@ class FactoredGradients:
     Attributes:
       errors: float32[n, c], the derivative of example i's loss by the layer's outputs.
       inputs: float32[n, d], the layer's inputs, with a column of ones where it has a bias.
+
+    Example:
+      >>> gradients = FactoredGradients(jnp.array([[1.0, -1.0]]), jnp.array([[2.0, 3.0, 1.0]]))
+      >>> gradients.weighted_sum(jnp.ones(1))
+      Array([[ 2.,  3.,  1.],
+             [-2., -3., -1.]], dtype=float32)
     """
 
     errors: jax.Array
@@ -151,6 +162,8 @@ class SummedGradients:
     Attributes:
       rows: the operator whose rows are summed, with m · group_size rows.
       group_size: the number of rows a sum has; static.
+
+    Made by `jdss.sum_consecutive`.
     """
 
     rows: DenseGradients | FactoredGradients
@@ -206,6 +219,14 @@ def sum_consecutive(gradients: _Rows, group_size: int) -> SummedGradients:
 
     Returns:
       An operator with ceil(n / group_size) rows.
+
+    Raises:
+      TypeError, ValueError: for a group size that is not an int of at least 1.
+
+    Example:
+      >>> batches = sum_consecutive(DenseGradients(jnp.array([[1.0], [2.0], [3.0]])), 2)
+      >>> batches.num_examples, batches.correlate(jnp.ones(1))
+      (2, Array([3., 3.], dtype=float32))
     """
     group_size = _checks.check_positive_int("group_size", group_size)
     padding = -gradients.num_examples % group_size

@@ -33,6 +33,13 @@ class Dataset:
       labels: int32[n], class indices in 0..num_classes-1; or numbers [n, …].
       test_images, test_labels: the test set, touched once, after the search.
       num_classes: the number c of classes; None where the labels are numbers.
+
+    Example:
+      >>> digits = load_dataset("digits")
+      >>> digits.images.shape, digits.images.dtype, digits.num_classes
+      ((1438, 16, 16, 1), dtype('uint8'), 10)
+      >>> len(digits.head(100).labels)
+      100
     """
 
     name: str
@@ -82,6 +89,10 @@ def load_dataset(name: str, *, data_dir: str | os.PathLike[str] | None = None) -
       ValueError: for an unknown name.
       DatasetNotPreparedError: where the data is not there; the message says what to run.
       ModuleNotFoundError: for the digits, where scikit-learn is not installed.
+
+    Example:
+      >>> len(load_dataset("digits").test_labels)
+      359
     """
     if not is_prepared(name, data_dir):
         _checks.check_choice("dataset", name, DATASETS)

@@ -31,6 +31,11 @@ class Normalization:
     Attributes:
       mean: float32[channels] or []; of several inputs, one for each.
       std: float32, of the same shape.
+
+    Example:
+      >>> half = Normalization(mean=jnp.float32(0.5), std=jnp.float32(0.5))
+      >>> half(jnp.array([0, 255], jnp.uint8))
+      Array([-1.,  1.], dtype=float32)
     """
 
     mean: Any
@@ -60,6 +65,8 @@ class Examples:
       normalization: what is done to every input.
       augmentation: "none", or "crop_flip" for random crops (4 pixels of zero padding) and
         horizontal flips of training batches; static.
+
+    Made by `jdss.make_examples`.
     """
 
     inputs: Any
@@ -99,6 +106,10 @@ def make_examples(
       >>> pairs = make_examples({"a": np.ones((3, 4)), "b": np.ones((3, 2))}, [0, 1, 0])
       >>> len(pairs), pairs.inputs["b"].shape
       (3, (3, 2))
+      >>> images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), np.uint8)
+      >>> examples = make_examples(images, [0, 1, 2, 0, 1, 2])
+      >>> len(examples), examples.inputs.dtype, examples.normalization.mean.shape
+      (6, dtype('uint8'), (1,))
     """
     inputs = as_arrays(inputs)
     num_examples = check_inputs(inputs)
@@ -290,6 +301,11 @@ def training_batch(
 
     Returns:
       float32[b, …], or int32; several, where examples have several inputs.
+
+    Example:
+      >>> examples = make_examples(np.ones((6, 4), np.float32), [0, 1, 2, 0, 1, 2])
+      >>> training_batch(examples, jnp.array([4, 0]), jax.random.key(0)).shape
+      (2, 4)
     """
     inputs = jax.tree.map(lambda leaf: leaf[indices], examples.inputs)
     if examples.augmentation == "crop_flip":

@@ -39,6 +39,8 @@ class Energy:
         counter. Without RAPL, as in most virtual machines, CodeCarbon multiplies the processor's
         rated power (TDP, from a table) by its load; and it models the memory almost everywhere,
         so on Linux only the method tells whether the CPU's share was measured.
+
+    Made by `jdss.reporting.EnergyMeter`.
     """
 
     joules: float

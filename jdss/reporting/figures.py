@@ -44,6 +44,12 @@ def accuracy_against_time(
 
     Raises:
       ValueError: without results that hold an accuracy and times, or with several studies.
+
+    Example:
+      ```python
+      results = jdss.reporting.read_results("experiments/results/mnist-laptop")
+      png, svg = jdss.reporting.accuracy_against_time(results, "figures/accuracy")
+      ```
     """
     summaries = [
         (summary, summary.test_accuracy, summary.seconds)
@@ -100,6 +106,12 @@ def speedups(results: Iterable[Result], path: str | os.PathLike[str]) -> tuple[P
 
     Raises:
       ValueError: without results to compare with full training, or with several studies.
+
+    Example:
+      ```python
+      results = jdss.reporting.read_results("experiments/results/mnist-laptop")
+      png, svg = jdss.reporting.speedups(results, "figures/speedups")
+      ```
     """
     summaries = [
         (summary, summary.search_speedup, summary.speedup)

@@ -53,6 +53,10 @@ def environment() -> dict[str, Any]:
       `versions`: of Python and the packages that shape a result; None for one not installed.
       `hardware`: platform, cpu, cores (available to this process), memory_bytes, jax_backend,
         and devices (kind and count).
+
+    Example:
+      >>> sorted(environment())
+      ['command', 'commit', 'hardware', 'versions']
     """
     return {
         "command": _command(sys.orig_argv),
@@ -76,6 +80,13 @@ def write_result(path: str | os.PathLike[str], result: Mapping[str, Any]) -> Non
       ValueError: where keys are missing, or a number is NaN or infinite (it is named; a failed
         trial's value is None).
       TypeError: where a value has no JSON form.
+
+    Example:
+      ```python
+      run = {**jdss.reporting.environment(), **result.as_dict()}
+      run |= {"seeds": [0], "scale": {"name": "laptop"}, "dataset": "mine"}
+      jdss.reporting.write_result("results/mine.json", run)
+      ```
     """
     path = Path(path)
     missing = [key for key in REQUIRED_KEYS if key not in result]
@@ -101,6 +112,12 @@ def read_results(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises:
       FileNotFoundError: where there is no such directory.
       ValueError: for a file that cannot be read or is incomplete, naming it.
+
+    Example:
+      ```python
+      results = jdss.reporting.read_results("experiments/results/mnist-laptop")
+      [result["strategy"]["name"] for result in results]
+      ```
     """
     directory = Path(directory)
     if not directory.is_dir():

@@ -55,6 +55,12 @@ class LastLayerObjective:
       labels: int32[m], class indices; or the targets of another loss.
       label_smoothing: that of the loss, in [0, 1).
       loss: softmax cross-entropy, if nothing is said; static.
+
+    Example:
+      >>> logits, inputs, labels = jnp.zeros((2, 2)), jnp.eye(2), jnp.array([0, 1])
+      >>> LastLayerObjective(logits, inputs, labels).gradient(jnp.zeros((2, 2)))
+      Array([[-0.25,  0.25],
+             [ 0.25, -0.25]], dtype=float32)
     """
 
     logits: jax.Array

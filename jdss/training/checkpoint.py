@@ -18,6 +18,12 @@ def save_model(path: str | os.PathLike[str], state: TrainState) -> None:
 
     Raises:
       FileExistsError: where `path` is there already: nothing computed is overwritten.
+
+    Example:
+      ```python
+      result = jdss.fit(model, (inputs, labels))
+      jdss.save_model("model", result.state)
+      ```
     """
     import orbax.checkpoint as ocp  # here, since it takes as long to import as all of jdss
 
@@ -41,6 +47,12 @@ def load_model(path: str | os.PathLike[str], model: nn.Module, input_shape: Any)
     Raises:
       FileNotFoundError: where `path` is not there.
       ValueError: where it holds the variables of another model.
+
+    Example:
+      ```python
+      variables = jdss.load_model("model", model, (28, 28, 1))
+      logits = model.apply(variables, images)  # images normalised as in training
+      ```
     """
     import orbax.checkpoint as ocp
 

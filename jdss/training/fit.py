@@ -56,6 +56,8 @@ class FitResult:
       ledger: where the seconds went.
       selections: for each selection round, its epoch, the number of examples selected and, for
         methods that match gradients, the relative residual (see `describe_selection`).
+
+    Made by `jdss.fit`.
     """
 
     state: TrainState
@@ -82,6 +84,7 @@ def fit(
     outer: str = "training",
     gradients: str = "last_layer",
     projection_dimension: int = 512,
+    candidates: float = 1.0,
     augmentation: str = "none",
     optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
     loss: str | Loss = "cross_entropy",
@@ -116,6 +119,9 @@ def fit(
       gradients: "last_layer", exact and kept as two factors; or "all", those of all parameters,
         each projected at random (see `jdss.projected_gradients`).
       projection_dimension: the numbers kept of each gradient of all parameters.
+      candidates: the share of the training examples that a selection chooses from, drawn anew
+        each time (see `draw_candidates`); at least `fraction`. A share c costs c times the forward
+        passes and solving. It is not in the paper.
       augmentation: "none" or "crop_flip".
       optimizers: the family of optimizers: a mapping from names to functions of
         `jdss.Hyperparameters` to an Optax transformation.
@@ -158,6 +164,7 @@ def fit(
         outer=outer,
         gradients=gradients,
         projection_dimension=projection_dimension,
+        candidates=candidates,
     )
     hyper = make_hyperparameters(hyperparameters, optimizers=tuple(optimizers))
     model, loss = check_model(model), make_loss(loss)

@@ -57,6 +57,15 @@ def compute_gradients(
       ValueError: where the model's output is not that of an `nn.Dense`; for indices that are
         none or are outside the examples.
       TypeError: for indices or a chunk size that are not integers.
+
+    Example:
+      >>> import jdss
+      >>> images, labels = np.ones((6, 16, 16, 1), np.float32), np.arange(6) % 3
+      >>> state = jdss.init_state(jdss.models.LeNet(3), images, jax.random.key(0))
+      >>> examples = jdss.make_examples(images, labels)
+      >>> gradients = jdss.compute_gradients(state, examples, np.array([0, 5]))
+      >>> gradients.errors.shape, gradients.inputs.shape
+      ((2, 3), (2, 85))
     """
     layer = compute_last_layer(state, examples, indices, chunk_size=chunk_size)
     labels = examples.labels[indices]
@@ -179,7 +188,24 @@ def compute_accuracy(
     *,
     chunk_size: int = CHUNK_SIZE,
 ) -> float:
-    """The share of the examples `indices` int32[n] whose largest logit is that of their label."""
+    """The share of some examples whose largest logit is that of their label, in [0, 1].
+
+    Args:
+      state: the model and its parameters; evaluation mode is used.
+      examples: the stored examples.
+      indices: int32[n], which of them.
+      chunk_size: how many pass through the model at once.
+
+    Raises:
+      TypeError, ValueError: for indices as `compute_gradients`.
+
+    Example:
+      >>> import jdss
+      >>> images, labels = np.ones((6, 16, 16, 1), np.float32), np.zeros(6, np.int32)
+      >>> state = jdss.init_state(jdss.models.LeNet(1), images, jax.random.key(0))
+      >>> jdss.compute_accuracy(state, jdss.make_examples(images, labels), np.arange(6))
+      1.0
+    """
     indices = _check_indices(indices, examples)
     correct = [
         _correct(outputs, labels)[-num_new:]
@@ -267,7 +293,7 @@ def _apply(
     return jax.lax.all_gather(found, parallel.AXIS, tiled=True)
 
 
-_forward = parallel.parallel(_apply)
+_forward = parallel.parallel(_apply, compile_fast=False)
 
 
 def _projected(

@@ -30,6 +30,8 @@ class Hyperparameters:
         parameters; a longer one is scaled down to it. Infinity where nothing is clipped.
       epochs: int32[], the length of training, in epochs.
       batch_size: int, static: examples in a mini-batch, over all devices.
+
+    Made by `jdss.hyperparameters`.
     """
 
     learning_rate: jax.Array

@@ -29,6 +29,8 @@ class TrainState:
       model: the Flax module; static.
       optimizers: the family of optimizers; static.
       loss: what is trained on; static.
+
+    Made by `jdss.init_state`.
     """
 
     params: Any

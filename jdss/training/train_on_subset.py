@@ -36,6 +36,8 @@ class TrainMetrics(NamedTuple):
         step was made.
       num_steps: int32[], the steps made: fewer than asked for where the loss was not finite.
       diverged: bool[], whether the loss of a step was NaN or infinite. Training stops there.
+
+    Made by `jdss.train_on_subset`.
     """
 
     loss: jax.Array

@@ -67,6 +67,8 @@ class Objective:
       checkpoints: the directory for checkpoints inside trials; None for none.
       checkpoint_every: seconds between two of them.
       loss: what is trained on.
+
+    Made by `jdss.objective`.
     """
 
     problem: Problem
@@ -204,6 +206,7 @@ def objective(
     outer: str = "training",
     gradients: str = "last_layer",
     projection_dimension: int = 512,
+    candidates: float = 1.0,
     augmentation: str = "none",
     optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
     loss: str | Loss = "cross_entropy",
@@ -228,9 +231,9 @@ def objective(
       space: a mapping from names to Optuna distributions, or a function of a trial; None means
         `jdss.default_space()`.
       validation: the fraction held out to score trials, or (inputs, labels).
-      selection, fraction, select_every, warm_start, lifting, options, outer, gradients,
-        projection_dimension, augmentation, optimizers, loss,
-        data_on: as in `jdss.fit`.
+      selection, fraction, select_every, warm_start, lifting, options: as in `jdss.fit`.
+      outer, gradients, projection_dimension, candidates, augmentation: as in `jdss.fit`.
+      optimizers, loss, data_on: as in `jdss.fit`.
       metric: "accuracy", "loss", "r2", "mean_squared_error", or a function of outputs [m, c] and
         labels [m] to a number, or to one an example; None means the loss's own.
       direction: "maximize" or "minimize", the study's; None means the metric's own, and "maximize"
@@ -271,6 +274,7 @@ def objective(
         outer=outer,
         gradients=gradients,
         projection_dimension=projection_dimension,
+        candidates=candidates,
     )
     loss = make_loss(loss)
     scored_by = make_metric(metric, direction, loss)

@@ -37,6 +37,8 @@ class Retraining:
       history: as in `FitResult`.
       ledger: where its seconds went.
       test_score: the search's metric on the test set; None where there is none.
+
+    Made by `jdss.tune`.
     """
 
     state: TrainState

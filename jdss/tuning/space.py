@@ -25,6 +25,10 @@ def default_space(
     Args:
       epochs: the fewest and the most epochs.
       batch_sizes: the batch sizes to choose from; each costs one compilation.
+
+    Example:
+      >>> default_space(epochs=(5, 8))["epochs"]
+      IntDistribution(high=8, log=False, low=5, step=1)
     """
     return {
         "learning_rate": FloatDistribution(1e-3, 0.3, log=True),

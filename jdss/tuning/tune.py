@@ -71,6 +71,8 @@ class TuneResult:
       energy: of all trials and retraining; None where it is not measured.
       study: the Optuna study.
       search: what was searched, and how, as result files say it.
+
+    Made by `jdss.tune`.
     """
 
     best_hyperparameters: dict[str, Any]
@@ -149,6 +151,7 @@ def tune(
     outer: str = "training",
     gradients: str = "last_layer",
     projection_dimension: int = 512,
+    candidates: float = 1.0,
     augmentation: str = "none",
     optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
     workers: int = 1,
@@ -205,9 +208,10 @@ def tune(
       study_name: the study's name in the storage.
       validation: the fraction held out to score trials (stratified), or (inputs, labels).
       test: (inputs, labels), looked at once, after retraining; None means the `Dataset`'s own.
-      select_every, warm_start, lifting, options, outer, gradients, projection_dimension,
-        augmentation, optimizers, data_on: as in `jdss.fit`. The split that scores trials decides
-        on no subset unless `outer` is "validation".
+      select_every, warm_start, lifting, options: as in `jdss.fit`.
+      outer, gradients, projection_dimension, candidates, augmentation: as in `jdss.fit`.
+        The split that scores trials decides on no subset unless `outer` is "validation".
+      optimizers, data_on: as in `jdss.fit`.
       workers: how many processes run trials; they need a storage that they can share. Machines
         share a study by the same call on each. See docs/workers.md for when it pays.
       checkpoints: a directory in which trials are saved on their way, so that one that is cut off
@@ -230,6 +234,15 @@ def tune(
       WorkerError: where workers die again and again.
       FileExistsError: where `save_to` is there already; looked at first, not last.
       DifferentSearchError: where the study of that name holds another search.
+
+    Example:
+      ```python
+      result = jdss.tune(
+          jdss.models.LeNet(num_classes=10), "digits", fraction=0.1, trials=10,
+          storage="sqlite:///search.db", study_name="digits",
+      )
+      result.best_hyperparameters, result.retraining.test_accuracy
+      ```
     """
     arguments = dict(locals())
     workers = check_workers(workers, storage)
@@ -246,6 +259,7 @@ def tune(
         outer=outer,
         gradients=gradients,
         projection_dimension=projection_dimension,
+        candidates=candidates,
     )
     # Made here to refuse bad ones before anything is loaded.
     loss = make_loss(loss)
