@@ -14,6 +14,9 @@ import jdss
 from jdss.compilation import count_compilations
 from jdss.losses import LOSSES, SQUARED_ERROR
 from jdss.training.metrics import make_metric, mean_squared_error, r2
+from jdss.training.problem import make_problem
+from jdss.training.schedule import for_labels, make_schedule
+from jdss.training.selection_round import draw_candidates
 
 N = 60
 RNG = np.random.default_rng(0)
@@ -101,6 +104,16 @@ def test_numbers_are_learned_on_subsets_of_everything(selection):
     assert chosen["selected"] > 0
     if selection == "grad_match":
         assert chosen["relative_residual"] < 0.5
+
+
+def test_candidates_among_numbers_are_drawn_from_everything():
+    problem = make_problem((X, TARGETS), classes=False, validation=0.2)
+    schedule = for_labels(make_schedule(candidates=0.5), None, problem.num_classes)
+    assert schedule.strategy.lifting == "all"
+    drawn = [draw_candidates(schedule, problem, jax.random.key(seed)) for seed in (0, 0, 1)]
+    assert len(set(drawn[0].tolist())) == 24
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
 
 
 def test_a_search_over_a_regression_is_scored_tested_and_pruned_by_a_metric_of_ones_own():
