@@ -84,6 +84,13 @@ def test_the_objective_of_glister_is_the_loss_after_a_step_of_the_last_layer(los
     np.testing.assert_allclose(objective.gradient(step), jax.grad(mean_loss)(step), atol=1e-5)
 
 
+@pytest.mark.parametrize("candidates", [0.5, 1.0])
+def test_numbers_have_no_classes_to_draw_candidates_from(candidates):
+    result = fit(Regressor(), (X, TARGETS), loss="squared_error", candidates=candidates)
+    indices = np.asarray(result.subset.indices)
+    assert len(np.unique(indices)) == len(indices) == round(0.3 * len(X))
+
+
 @pytest.mark.parametrize("selection", ["grad_match", "craig", "glister"])
 def test_numbers_are_learned_on_subsets_of_everything(selection):
     counts = np.round(3 * TARGETS[:, 0]).astype(int)  # numbers all the same, of a single output

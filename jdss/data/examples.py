@@ -106,10 +106,6 @@ def make_examples(
       >>> pairs = make_examples({"a": np.ones((3, 4)), "b": np.ones((3, 2))}, [0, 1, 0])
       >>> len(pairs), pairs.inputs["b"].shape
       (3, (3, 2))
-      >>> images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), np.uint8)
-      >>> examples = make_examples(images, [0, 1, 2, 0, 1, 2])
-      >>> len(examples), examples.inputs.dtype, examples.normalization.mean.shape
-      (6, dtype('uint8'), (1,))
     """
     inputs = as_arrays(inputs)
     num_examples = check_inputs(inputs)

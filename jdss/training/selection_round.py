@@ -54,14 +54,13 @@ def lift(schedule: Schedule, problem: Problem, batch_size: int) -> Select | None
     if select is None or lifting == "all":
         return select
     if lifting == "per_class":
-        assert problem.num_classes is not None
-        return per_class(select, candidate_labels(schedule, problem), problem.num_classes)
+        return per_class(select, candidate_labels(schedule, problem), _strata(problem)[1])
     return per_batch(select, batch_size)
 
 
 def candidate_labels(schedule: Schedule, problem: Problem) -> np.ndarray:
     """int32[m], the labels of the candidates: the same at every selection, class after class."""
-    labels, num_classes = _classes_of(problem)
+    labels, num_classes = _strata(problem)
     if schedule.candidates == 1:
         return labels
     sizes = np.bincount(labels, minlength=num_classes)
@@ -69,8 +68,8 @@ def candidate_labels(schedule: Schedule, problem: Problem) -> np.ndarray:
     return np.repeat(np.arange(num_classes, dtype=np.int32), shares)
 
 
-def _classes_of(problem: Problem) -> tuple[np.ndarray, int]:
-    """The classes int32[n] of the training examples, and their number: one, of numbers."""
+def _strata(problem: Problem) -> tuple[np.ndarray, int]:
+    """The labels int32[n] of the training examples, and how many there are; one without classes."""
     if problem.num_classes is None:
         return np.zeros(len(problem.train), np.int32), 1
     return problem.labels_of(problem.train), problem.num_classes
@@ -98,7 +97,7 @@ def draw_candidates(schedule: Schedule, problem: Problem, key: jax.Array) -> np.
     size = len(problem.train)
     if schedule.candidates == 1:
         return np.arange(size, dtype=np.int32)
-    labels, num_classes = _classes_of(problem)
+    labels, num_classes = _strata(problem)
     sizes = np.bincount(candidate_labels(schedule, problem), minlength=num_classes)
     generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     order = generator.permutation(size)

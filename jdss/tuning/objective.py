@@ -232,8 +232,8 @@ def objective(
         `jdss.default_space()`.
       validation: the fraction held out to score trials, or (inputs, labels).
       selection, fraction, select_every, warm_start, lifting, options: as in `jdss.fit`.
-      outer, gradients, projection_dimension, candidates, augmentation: as in `jdss.fit`.
-      optimizers, loss, data_on: as in `jdss.fit`.
+      outer, gradients, projection_dimension, candidates: as in `jdss.fit`.
+      augmentation, optimizers, loss, data_on: as in `jdss.fit`.
       metric: "accuracy", "loss", "r2", "mean_squared_error", or a function of outputs [m, c] and
         labels [m] to a number, or to one an example; None means the loss's own.
       direction: "maximize" or "minimize", the study's; None means the metric's own, and "maximize"

@@ -209,9 +209,9 @@ def tune(
       validation: the fraction held out to score trials (stratified), or (inputs, labels).
       test: (inputs, labels), looked at once, after retraining; None means the `Dataset`'s own.
       select_every, warm_start, lifting, options: as in `jdss.fit`.
-      outer, gradients, projection_dimension, candidates, augmentation: as in `jdss.fit`.
+      outer, gradients, projection_dimension, candidates: as in `jdss.fit`.
+      augmentation, optimizers, data_on: as in `jdss.fit`.
         The split that scores trials decides on no subset unless `outer` is "validation".
-      optimizers, data_on: as in `jdss.fit`.
       workers: how many processes run trials; they need a storage that they can share. Machines
         share a study by the same call on each. See docs/workers.md for when it pays.
       checkpoints: a directory in which trials are saved on their way, so that one that is cut off
@@ -308,7 +308,7 @@ def tune(
                 "examples": [len(problem.train), len(problem.validation)],
                 "fingerprint": problem.fingerprint(),
                 # Studies from before there were other losses go on.
-                **({} if loss == CROSS_ENTROPY else {"loss": loss.name}),
+                **({} if loss is CROSS_ENTROPY else {"loss": loss.name}),
             }
         )
 
