@@ -84,9 +84,9 @@ def test_the_objective_of_glister_is_the_loss_after_a_step_of_the_last_layer(los
     np.testing.assert_allclose(objective.gradient(step), jax.grad(mean_loss)(step), atol=1e-5)
 
 
-@pytest.mark.parametrize("candidates", [0.5, 1.0])
-def test_numbers_have_no_classes_to_draw_candidates_from(candidates):
-    result = fit(Regressor(), (X, TARGETS), loss="squared_error", candidates=candidates)
+def test_numbers_have_no_classes_to_draw_candidates_from():
+    options = {"loss": "squared_error", "selection": "glister", "candidates": 0.5}
+    result = fit(Regressor(), (X, TARGETS), **options)
     indices = np.asarray(result.subset.indices)
     assert len(np.unique(indices)) == len(indices) == round(0.3 * len(X))
 
