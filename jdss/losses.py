@@ -141,7 +141,7 @@ def check_loss(loss: Loss, outputs: Any, targets: Any) -> None:
     Raises:
       ValueError: where it does not, or gives something else than one number an example.
     """
-    if loss is SQUARED_ERROR and (
+    if loss == SQUARED_ERROR and (
         len(outputs.shape) != 2 or outputs.size != targets.size or len(targets.shape) > 2
     ):
         raise ValueError(

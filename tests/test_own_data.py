@@ -15,6 +15,7 @@ from jdss.data.host import ArrayRows, HostExamples, JoinedRows, choose_place
 from jdss.data.sequences import SequenceRows
 from jdss.training import streaming
 from jdss.training.problem import make_problem
+from jdss.tuning.retraining import check_test
 
 N, C = 40, 4
 RNG = np.random.default_rng(0)
@@ -79,7 +80,8 @@ def test_a_sequence_is_read_as_the_arrays_that_it_holds(make, monkeypatch):
         np.testing.assert_array_equal(labels, LABELS)
 
 
-def test_torch_data_sets_and_images_of_one_channel_are_read():
+@pytest.mark.slow
+def test_torch_data_sets_are_read():
     torch = pytest.importorskip("torch")
     tensors = torch.utils.data.TensorDataset(torch.as_tensor(IMAGES), torch.as_tensor(LABELS))
     images, labels = jdss.read_sequence(torch.utils.data.Subset(tensors, [3, 1]))
@@ -168,13 +170,20 @@ def leaves_of(result):
     return [np.asarray(leaf) for leaf in jax.tree.leaves((result.state.params, result.state.step))]
 
 
-@pytest.mark.parametrize("selection", ["grad_match", "full"])
+def loudest(gradients, budget, *, key=None, mask=None, count=None):
+    """The examples of the largest gradients, weighted by them."""
+    norms, chosen = jax.lax.top_k(gradients.squared_norms(), budget)
+    return jdss.Subset(chosen, norms / norms.max(), jnp.int32(budget))
+
+
+BLOCK = 2 * 9 * 36  # bytes of two steps, of a batch that the examples do not divide by
+
+
+@pytest.mark.parametrize("selection", [loudest, "full"])
 def test_training_from_the_host_ends_where_training_on_the_device_does(
     selection, tmp_path, monkeypatch
 ):
-    # Blocks of two steps, of a batch that the examples do not divide by; the second way, subsets
-    # are not put on the device either.
-    monkeypatch.setattr(streaming, "BLOCK_BYTES", 2 * 9 * 36)
+    monkeypatch.setattr(streaming, "BLOCK_BYTES", BLOCK)
     options = {
         "hyperparameters": {"epochs": 5, "batch_size": 9, "learning_rate_schedule": "cosine"},
         "fraction": 0.4,
@@ -189,6 +198,7 @@ def test_training_from_the_host_ends_where_training_on_the_device_does(
     data = (memory_map(tmp_path / "images.npy"), LABELS)
     found = [jdss.fit(Net(), data, data_on="host", **options)]
     if selection != "full":
+        # Without the memory for a subset on the device, and from a sequence.
         monkeypatch.setattr(streaming, "SUBSET_SHARE", 0.0)
         sequence = Records(lambda i: {"image": IMAGES[i], "label": LABELS[i]})
         found.append(jdss.fit(Net(), sequence, data_on="host", **options))
@@ -202,45 +212,41 @@ def test_training_from_the_host_ends_where_training_on_the_device_does(
             np.testing.assert_array_equal(result.subset.indices, expected.subset.indices)
 
 
-def test_a_search_from_the_host_is_that_on_the_device():
-    def search(data, test, **options):
-        return jdss.tune(
-            Net(),
-            data,
-            test=test,
-            space={"learning_rate": jdss.default_space()["learning_rate"]},
-            trials=1,
-            fraction=0.3,
-            selection="uniform",
-            optimizers=ONLY_SGD,
-            progress=False,
-            **options,
-        )
-
-    def records(chosen):
-        return Records(lambda i: (IMAGES[chosen[i]], LABELS[chosen[i]]), len(chosen))
-
-    test = np.arange(12)
-    expected = search((IMAGES, LABELS), (IMAGES[test], LABELS[test]))
-    found = search(records(np.arange(N)), records(test), data_on="host")
-    assert found.search == expected.search  # the digest of the data is in it
-    assert found.best_value == expected.best_value
-    assert found.retraining.test_accuracy == expected.retraining.test_accuracy
-
-
 def test_a_loss_that_becomes_infinite_stops_the_blocks_where_it_stops_the_loop(monkeypatch):
-    monkeypatch.setattr(streaming, "BLOCK_BYTES", 2 * 8 * 36)
-    problem = make_problem((IMAGES, LABELS), data_on="host")
-    on_device = make_problem((IMAGES, LABELS)).examples
-    hyper = jdss.hyperparameters(batch_size=8, learning_rate=1e30, optimizers=tuple(ONLY_SGD))
-    subset = jdss.Subset(jnp.arange(N), jnp.ones(N), N)
+    monkeypatch.setattr(streaming, "BLOCK_BYTES", BLOCK)
+    options = {"validation": (IMAGES[:10], LABELS[:10]), "augmentation": "crop_flip"}
+    hyper = jdss.hyperparameters(batch_size=9, learning_rate=1e30, optimizers=tuple(ONLY_SGD))
+    subset = jdss.Subset(jnp.arange(50), jnp.ones(50), 50)
     found = []
-    for data in (problem.examples, on_device):
+    for place in ("host", "device"):
+        data = make_problem((IMAGES, LABELS), data_on=place, **options).examples
         state = jdss.init_state(Net(), data.inputs, jax.random.key(0), optimizers=ONLY_SGD)
         found.append(jdss.train_on_subset(state, data, subset, hyper, jax.random.key(1))[1])
     assert bool(found[0].diverged)
     assert bool(found[1].diverged)
-    assert int(found[0].num_steps) == int(found[1].num_steps) < 5
+    assert int(found[0].num_steps) == int(found[1].num_steps) < 6
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_problem_on_the_host_is_that_on_the_device(several):
+    def problem(place):
+        inputs = {"a": IMAGES, "b": np.arange(N) / 7} if several else IMAGES
+        data = (inputs, LABELS)
+        if place == "host":
+            data = Records(lambda i: (jax.tree.map(lambda leaf: leaf[i], inputs), LABELS[i]))
+        return make_problem(data, validation=0.25, data_on=place), data
+
+    (on_host, test), (on_device, arrays) = problem("host"), problem("device")
+    assert on_host.fingerprint() == on_device.fingerprint()
+    assert on_host.num_classes == C
+    for one, other in ((on_host, on_device), (on_host.on_everything(), on_device.on_everything())):
+        np.testing.assert_array_equal(one.train, other.train)
+        ours, theirs = one.examples.normalization, other.examples.normalization
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    ours, theirs = check_test(test, on_host), check_test(arrays, on_device)
+    assert isinstance(ours, HostExamples)
+    jax.tree.map(np.testing.assert_array_equal, ours.take(np.arange(N))[0], theirs.inputs)
+    np.testing.assert_array_equal(ours.labels, theirs.labels)
 
 
 def test_where_data_is_kept_follows_its_size(monkeypatch):

@@ -14,6 +14,9 @@ import jdss
 from jdss.compilation import count_compilations
 from jdss.losses import LOSSES, SQUARED_ERROR
 from jdss.training.metrics import make_metric, mean_squared_error, r2
+from jdss.training.problem import make_problem
+from jdss.training.schedule import for_labels, make_schedule
+from jdss.training.selection_round import draw_candidates
 
 N = 60
 RNG = np.random.default_rng(0)
@@ -81,9 +84,9 @@ def test_the_objective_of_glister_is_the_loss_after_a_step_of_the_last_layer(los
     np.testing.assert_allclose(objective.gradient(step), jax.grad(mean_loss)(step), atol=1e-5)
 
 
-@pytest.mark.parametrize("candidates", [0.5, 1.0])
-def test_numbers_have_no_classes_to_draw_candidates_from(candidates):
-    result = fit(Regressor(), (X, TARGETS), loss="squared_error", candidates=candidates)
+def test_numbers_have_no_classes_to_draw_candidates_from():
+    options = {"loss": "squared_error", "selection": "glister", "candidates": 0.5}
+    result = fit(Regressor(), (X, TARGETS), **options)
     indices = np.asarray(result.subset.indices)
     assert len(np.unique(indices)) == len(indices) == round(0.3 * len(X))
 
@@ -110,6 +113,16 @@ def test_numbers_are_learned_on_subsets_of_everything(selection):
         assert chosen["relative_residual"] < 0.5
 
 
+def test_candidates_among_numbers_are_drawn_from_everything():
+    problem = make_problem((X, TARGETS), classes=False, validation=0.2)
+    schedule = for_labels(make_schedule(candidates=0.5), None, problem.num_classes)
+    assert schedule.strategy.lifting == "all"
+    drawn = [draw_candidates(schedule, problem, jax.random.key(seed)) for seed in (0, 0, 1)]
+    assert len(set(drawn[0].tolist())) == 24
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
+
+
 def test_a_search_over_a_regression_is_scored_tested_and_pruned_by_a_metric_of_ones_own():
     seen = []
 
@@ -124,6 +137,7 @@ def test_a_search_over_a_regression_is_scored_tested_and_pruned_by_a_metric_of_o
         loss="squared_error",
         metric=nearness,
         pruner="median",
+        selection="uniform",
         space={
             "learning_rate": FloatDistribution(0.001, 0.1),
             "batch_size": CategoricalDistribution((8,)),
@@ -186,6 +200,7 @@ def test_an_optimizer_of_ones_own_is_compiled_once_for_all_learning_rates():
             loss="squared_error",
             hyperparameters=hyper,  # the only optimizer there is need not be named
             optimizers={"lion": lion},
+            selection="uniform",
             fraction=0.3,
             progress=False,
         )

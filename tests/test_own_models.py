@@ -10,6 +10,7 @@ from flax import nnx
 
 import jdss
 from jdss.models.calling import apply_model, call_arguments, check_model
+from jdss.training.forward import compute_projected_gradients
 
 N, C = 9, 3
 RNG = np.random.default_rng(0)
@@ -93,6 +94,23 @@ class InsideRemat(nn.Module):
         return nn.remat(Head)(name="head")(nn.tanh(x))
 
 
+class Nnx(nnx.Module):
+    def __init__(self, features, *, rngs):
+        self.first = nnx.Linear(5, 4, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.last = nnx.Linear(4, features, rngs=rngs)
+
+    def __call__(self, x, deterministic=True):
+        return self.last(nnx.relu(self.norm(self.first(x), use_running_average=deterministic)))
+
+
+class NnxBelow(nn.Module):
+    @nn.compact
+    def __call__(self, x, deterministic=True):
+        x = nnx.bridge.to_linen(Nnx, 4, name="body")(x, deterministic=deterministic)
+        return nn.Dense(C, name="last")(nn.relu(x))
+
+
 SEQUENTIAL = nn.Sequential([nn.Dense(6), nn.relu, nn.Dropout(0.5), nn.BatchNorm(), nn.Dense(C)])
 
 MODELS = {
@@ -105,6 +123,7 @@ MODELS = {
     "sequential": (SEQUENTIAL, X, ("layers_4",)),
     "used twice": (Reused(), X, ("last",)),
     "remat inside": (InsideRemat(), X, ("head", "last")),
+    "NNX below": (NnxBelow(), X, ("last",)),
     "remat outside": (nn.remat(ByPosition, static_argnums=(2, 3))(), X, ("last",)),
 }
 
@@ -204,6 +223,7 @@ def test_two_inputs_are_learned_with_subsets_and_retrained():
         space={"learning_rate": jdss.default_space()["learning_rate"]},
         enqueue=[{"learning_rate": 0.1}],
         trials=1,
+        selection="uniform",
         fraction=0.5,
         optimizers=ONLY_SGD,
         progress=False,
@@ -257,17 +277,24 @@ def test_a_model_without_a_last_dense_layer_is_refused_with_the_way_on(model, ma
 
 
 def test_gradients_of_all_parameters_need_no_last_layer():
+    seen = []
+
+    def select(gradients, budget, *, key=None, mask=None, count=None):
+        seen.append(gradients.matrix.shape)
+        return jdss.uniform(gradients, budget, key=key)
+
     result = jdss.fit(
         Probabilities(),
         (X, LABELS),
         validation=(X, LABELS),
         loss=NEGATIVE_LOG,
+        selection=select,
         gradients="all",
         projection_dimension=16,
         optimizers=ONLY_SGD,
         **SHORT,
     )
-    assert len(result.selections) == 1
+    assert seen == [(N, 16)]
     outputs = Probabilities().apply(result.state.variables, X)
     accuracy = np.mean(np.argmax(outputs, axis=1) == LABELS)
     assert result.validation_accuracy == result.validation_score == pytest.approx(accuracy)
@@ -281,23 +308,6 @@ def test_a_selection_without_gradients_takes_any_model():
 # Flax NNX -------------------------------------------------------------------------------------
 
 
-class Nnx(nnx.Module):
-    def __init__(self, features, *, rngs):
-        self.first = nnx.Linear(5, 4, rngs=rngs)
-        self.norm = nnx.BatchNorm(4, rngs=rngs)
-        self.last = nnx.Linear(4, features, rngs=rngs)
-
-    def __call__(self, x, deterministic=True):
-        return self.last(nnx.relu(self.norm(self.first(x), use_running_average=deterministic)))
-
-
-class NnxBelow(nn.Module):
-    @nn.compact
-    def __call__(self, x, deterministic=True):
-        x = nnx.bridge.to_linen(Nnx, 4, name="body")(x, deterministic=deterministic)
-        return nn.Dense(C, name="last")(nn.relu(x))
-
-
 @pytest.mark.parametrize("model", [Nnx, Nnx(C, rngs=nnx.Rngs(0))])
 def test_nnx_modules_are_refused_with_the_way_on(model):
     for call in (jdss.fit, jdss.tune, jdss.objective):
@@ -305,19 +315,23 @@ def test_nnx_modules_are_refused_with_the_way_on(model):
             call(model, (X, LABELS))
 
 
+def test_nnx_modules_wrapped_for_linen_have_no_last_layer():
+    with pytest.raises(ValueError, match="layers found: none"):
+        jdss.fit(nnx.bridge.to_linen(Nnx, C), (X, LABELS), optimizers=ONLY_SGD, **SHORT)
+
+
+@pytest.mark.slow
 def test_nnx_modules_wrapped_for_linen_train_and_take_gradients_of_all_parameters():
     wrapped = nnx.bridge.to_linen(Nnx, C)
-    with pytest.raises(ValueError, match="layers found: none"):
-        jdss.fit(wrapped, (X, LABELS), optimizers=ONLY_SGD, **SHORT)
-    result = jdss.fit(wrapped, (X, LABELS), gradients="all", optimizers=ONLY_SGD, **SHORT)
+    result = jdss.fit(wrapped, (X, LABELS), selection="uniform", optimizers=ONLY_SGD, **SHORT)
     mean = result.state.model_state["batch_stats"]["norm"]["mean"]
     assert np.abs(mean).max() > 0  # BatchNorm was told that it trains
-    assert len(result.selections) == 1
-
-
-def test_an_nnx_module_below_a_dense_layer_has_gradients_of_the_last_layer():
-    result = jdss.fit(NnxBelow(), (X, LABELS), optimizers=ONLY_SGD, **SHORT)
-    assert len(result.selections) == 1
+    data = jdss.make_examples(X, LABELS)
+    gradients = compute_projected_gradients(
+        result.state, data, np.arange(N), jax.random.key(0), dimension=8
+    )
+    assert gradients.matrix.shape == (N, 8)
+    assert np.abs(gradients.matrix).max(axis=1).min() > 0
 
 
 # What is refused ------------------------------------------------------------------------------

@@ -192,10 +192,12 @@ def rows_in_parts(rows: Rows, indices: np.ndarray) -> Iterator[Any]:
 
 
 def device_memory() -> int:
-    """The bytes of a device's memory; on the CPU those of the machine."""
+    """The bytes of a device's memory; on the CPU those of the machine (2⁶³ if it hides them)."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in statistics:
         return int(statistics["bytes_limit"])
+    if not hasattr(os, "sysconf"):  # Windows
+        return 1 << 63
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -339,7 +339,7 @@ def _check(
         state.variables,
         shapes,
     )
-    if loss is CROSS_ENTROPY and num_classes is not None:
+    if loss == CROSS_ENTROPY and num_classes is not None:
         if len(outputs.shape) != 2:
             raise ValueError(
                 f"model must have outputs of shape [batch, classes] for loss 'cross_entropy', got "

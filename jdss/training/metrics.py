@@ -135,7 +135,7 @@ def make_metric(
             f"metric must be 'r2', 'mean_squared_error', 'loss' or a function with loss "
             f"{loss.name!r}, which knows no classes; got 'accuracy'"
         )
-    if metric == "loss" and loss is not CROSS_ENTROPY:
+    if metric == "loss" and loss != CROSS_ENTROPY:
         return Metric("loss", known.direction, mean_loss(loss))
     return known
 
