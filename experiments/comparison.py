@@ -1,8 +1,10 @@
 """What the experiments share: one search a strategy and seed, each under the same conditions."""
 
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import resource
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,15 @@ from flax import linen as nn
 from rich.console import Console
 
 import jdss
+from experiments import trainings
 from jdss import reporting
 from jdss.compilation import CompilationCount, count_compilations, use_compilation_cache
 from jdss.parallel import forget_compiled
+from jdss.progress import progress_bar
+from jdss.training.hyperparameters import DEFAULTS
+from jdss.training.problem import make_problem
+from jdss.training.schedule import make_schedule
+from jdss.tuning.objective import ModelFactory, build_model
 
 
 def compilation_cache() -> Path:
@@ -30,8 +38,23 @@ def nothing_compiled(name: str, *, keep: bool = True) -> Iterator[CompilationCou
         yield compilations
 
 
+def reset_peak_memory() -> None:
+    """Has the system count the highest memory of this process anew, where it can (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_bytes() -> int:
+    """The most resident memory since `reset_peak_memory`, or since the process began."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def compare(
-    model: nn.Module,
+    model: nn.Module | ModelFactory,
     dataset: jdss.Dataset,
     *,
     scale: Mapping[str, Any],
@@ -44,6 +67,9 @@ def compare(
     warm_start: float,
     out: Path,
     loading_seconds: float,
+    augmentation: str = "none",
+    retrainings: int = 1,
+    model_name: str | None = None,
     storage: str | None = None,
     keep_compiled: bool = True,
     progress: bool = True,
@@ -56,8 +82,11 @@ def compare(
     run every search compiles all that it needs, and on a second run none compiles anything. Result
     files say which it was: how many programs were compiled, and how many read.
 
+    With a storage, a run that was cut off goes on where it was: searches at their trials, and
+    what has a result file is not done again.
+
     Args:
-      model: the network.
+      model: the network, or a function of those hyper-parameters that are not training's own.
       dataset: the data.
       scale: what result files say of the scale: name, reduced and description.
       strategies: their names.
@@ -69,6 +98,10 @@ def compare(
       warm_start: κ, the share of the epochs whose budget is spent on all the data first.
       out: the directory for result files and figures.
       loading_seconds: what reading the data took; each strategy's ledger shows it.
+      augmentation: "none" or "crop_flip".
+      retrainings: how many times the winner is retrained, with as many seeds. The first belongs to
+        the search and its seconds; the others tell chance from merit.
+      model_name: what reports call the network; None means the name of its class.
       storage: where searches are kept to be resumed, as Optuna takes it; None does not keep them.
       keep_compiled: whether to keep compiled programs in `compilation_cache()` for a later run,
         and to use those that an earlier one kept.
@@ -80,7 +113,22 @@ def compare(
     results = []
     for seed in seeds:
         for strategy in strategies:
+            path = out / f"{strategy}-seed{seed}.json"
+            if storage is not None and path.exists():
+                settings = {
+                    "scale": dict(scale),
+                    "trials": trials,
+                    "strategy": make_schedule(
+                        strategy,
+                        fraction=fraction,
+                        select_every=select_every,
+                        warm_start=warm_start,
+                    ).describe(),
+                }
+                results.append(_finished(path, settings))
+                continue
             name = f"{dataset.name}-{scale['name']}-{strategy}-{seed}"
+            reset_peak_memory()
             with nothing_compiled(name, keep=keep_compiled) as compilations:
                 found = jdss.tune(
                     model,
@@ -90,22 +138,88 @@ def compare(
                     fraction=fraction,
                     select_every=select_every,
                     warm_start=warm_start,
+                    augmentation=augmentation,
                     trials=trials,
                     seed=seed,
                     storage=storage,
                     study_name=name,
                     progress=progress,
                 )
-            record = record_of(found, model, dataset, scale, seed, loading_seconds, compilations)
-            reporting.write_result(out / f"{strategy}-seed{seed}.json", record)
+            name_shown = model_name or type(model).__name__
+            record = record_of(
+                found, name_shown, dataset, scale, seed, loading_seconds, compilations
+            )
+            record["peak_memory_bytes"] = peak_memory_bytes()
+            reporting.write_result(path, record)
             results.append(record)
+    for result in results:
+        retrain_again(result, model, dataset, augmentation, range(1, retrainings), out)
     report(out, Console())
     return results
 
 
+def _finished(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A result file of an earlier run, unless it is of another experiment."""
+    result: dict[str, Any] = json.loads(path.read_text())
+    theirs = {**result, "trials": len(result["trials"])}
+    for name, value in settings.items():
+        if theirs[name] != value:
+            raise ValueError(
+                f"{path.name} is of an experiment with another {name}, {theirs[name]} instead of "
+                f"{value}: take another --out"
+            )
+    return result
+
+
+def retrain_again(
+    result: dict[str, Any],
+    model: nn.Module | ModelFactory,
+    dataset: jdss.Dataset,
+    augmentation: str,
+    seeds: Iterable[int],
+    out: Path,
+) -> None:
+    """Retrains the winner of a search with further seeds, and writes each into its result file.
+
+    Two searches that chose the same hyper-parameters are retrained with the same seeds: once.
+    """
+    if result["retraining"] is None:
+        return
+    done = result.setdefault("retrainings", [])
+    left = [seed for seed in seeds if seed not in {one["seed"] for one in done}]
+    if not left:
+        return
+    values = result["best"]["hyperparameters"]
+    own = build_model(model, values)
+    everything = make_problem(dataset, augmentation=augmentation)
+    test = trainings.test_examples(everything, dataset)
+    strategy, search_seed = result["strategy"]["name"], result["seeds"]["search"]
+    with progress_bar(len(left), f"{strategy}-seed{search_seed}, retraining again") as bar:
+        for seed in left:
+            one = _of_another_search(out, values, seed)
+            if one is None:
+                trained = {name: value for name, value in values.items() if name in DEFAULTS}
+                way = trainings.Way("full", "full data", {"selection": "full"})
+                one = trainings.train_once(everything, test, own, way, trained, seed)
+                one = {name: one[name] for name in ("seed", "test_accuracy", "failure", "ledger")}
+            done.append(one)
+            reporting.write_result(out / f"{strategy}-seed{search_seed}.json", result)
+            bar.advance(len(done))
+
+
+def _of_another_search(out: Path, values: Mapping[str, Any], seed: int) -> dict[str, Any] | None:
+    """The same retraining, where another search of the directory has it."""
+    for other in reporting.read_results(out):
+        if other["best"]["hyperparameters"] == values:
+            for one in other.get("retrainings", ()):
+                if one["seed"] == seed:
+                    return dict(one)
+    return None
+
+
 def record_of(
     found: jdss.TuneResult,
-    model: nn.Module,
+    model_name: str,
     dataset: jdss.Dataset,
     scale: Mapping[str, Any],
     seed: int,
@@ -124,7 +238,7 @@ def record_of(
             "validation": validation,
             "test": len(dataset.test_labels),
         },
-        "model": type(model).__name__,
+        "model": model_name,
         "programs": None if compilations is None else vars(compilations),
         **found.as_dict(),
     }
@@ -138,9 +252,15 @@ def report(out: Path, console: Console) -> None:
     results = reporting.read_results(out)
     console.print(reporting.comparison_table(results, by_column=True))
     console.print(reporting.ledger_table(results))
-    if any(result["strategy"]["name"] == "full" for result in results):
-        drawn = [
-            *reporting.accuracy_against_time(results, out / "accuracy_against_time"),
-            *reporting.speedups(results, out / "speedups"),
-        ]
+    if drawn := draw(results, out):
         console.print("figures:", ", ".join(str(path) for path in drawn))
+
+
+def draw(results: Sequence[Mapping[str, Any]], out: Path) -> list[Path]:
+    """The paper's two figures; nothing without full data to compare with."""
+    if all(result["strategy"]["name"] != "full" for result in results):
+        return []
+    figures = [*reporting.accuracy_against_time(results, out / "accuracy_against_time")]
+    if any(result["strategy"]["name"] != "full" for result in results):
+        figures += reporting.speedups(results, out / "speedups")
+    return figures

@@ -89,7 +89,9 @@ def search(
         "description": f"{len(mnist.labels):,} of 60,000 training images, "
         f"{scale.epochs[0]} to {scale.epochs[1]} epochs",
     }
-    return record_of(found, model, mnist, description, seed, loading_seconds, compilations)
+    return record_of(
+        found, type(model).__name__, mnist, description, seed, loading_seconds, compilations
+    )
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> Table:

@@ -28,6 +28,7 @@ from .training.hyperparameters import Hyperparameters, hyperparameters
 from .training.memory import OutOfMemoryError
 from .training.optimizers import OPTIMIZERS
 from .training.state import TrainState, init_state
+from .training.subset_batches import subset_batches
 from .training.train_on_subset import TrainMetrics, train_on_subset
 from .tuning.objective import Objective, objective
 from .tuning.report import report
@@ -94,6 +95,7 @@ __all__ = [
     "save_model",
     "select",
     "stratified_split",
+    "subset_batches",
     "sum_consecutive",
     "train_on_subset",
     "tune",

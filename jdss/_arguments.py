@@ -228,10 +228,10 @@ def check_place(option: str, path: Path) -> None:
 
 def write_subset(path: Path, subset: jdss.Subset) -> None:
     """Writes indices and weights, as arrays or as JSON."""
-    indices, weights = np.asarray(subset.indices), np.asarray(subset.weights)
     if path.suffix == ".npz":
-        np.savez(path, indices=indices, weights=weights)
+        subset.save(path)
         return
+    indices, weights = np.asarray(subset.indices), np.asarray(subset.weights)
     content = {"indices": indices.tolist(), "weights": weights.tolist()}
     path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 

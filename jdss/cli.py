@@ -183,6 +183,9 @@ def tune(
     projection_dimension: Annotated[
         int, _option("The numbers kept of each gradient of all parameters.", _SUBSETS)
     ] = 512,
+    candidates: Annotated[
+        float, _option("The share of examples that each selection chooses from.", _SUBSETS)
+    ] = 1.0,
     validation: Annotated[
         str, _option("The share held out to score trials, or an .npz file.", _DATA)
     ] = "0.1",
@@ -272,6 +275,7 @@ def tune(
         outer=outer,
         gradients=gradients,
         projection_dimension=projection_dimension,
+        candidates=candidates,
         augmentation=augmentation,
         optimizers=jdss.OPTIMIZERS if optimizers is None else read.attribute(optimizers),
         workers=workers,

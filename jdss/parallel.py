@@ -30,7 +30,9 @@ def num_devices() -> int:
     return jax.device_count()
 
 
-def parallel(function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
+def parallel(
+    function: Callable[..., Any], donate: tuple[int, ...] = (), *, compile_fast: bool = True
+) -> Callable[..., Any]:
     """`pmap` of `function(device, *arguments)` over all devices.
 
     Args:
@@ -38,6 +40,8 @@ def parallel(function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Call
         on; collectives over `AXIS` are allowed inside. Its results must be the same on every
         device.
       donate: the positions, among the remaining arguments, of those whose memory is given up.
+      compile_fast: whether to compile by the options of `jdss.compilation`, with which training
+        steps are no slower. Forward passes are.
 
     Returns:
       The compiled function of the remaining arguments.
@@ -48,7 +52,7 @@ def parallel(function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Call
         # Placed alike on every call: an argument that arrives with another sharding (a fresh
         # array instead of an earlier result, say) would compile the function again.
         placed = (_own_devices(), *replicate(arguments))
-        options = cpu_options(runs_often=True)
+        options = cpu_options(runs_often=True) if compile_fast else None
         # With options, which `pmap` does not take, a program is compiled and kept here.
         if options is None or jax.process_count() > 1 or not _checks.is_concrete(placed):
             return mapped(*placed)

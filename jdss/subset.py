@@ -8,6 +8,7 @@ A selection method is a function of the protocol
 possibly traced, is the number of places to fill. Places from `count` on hold weight 0.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +20,7 @@ import numpy as np
 
 from jdss import _checks, parallel
 from jdss.gradients import Gradients, check_gradients, count_examples, sum_consecutive
+from jdss.subset_files import read_arrays, write_arrays
 
 Select = Callable[..., "Subset"]
 
@@ -43,6 +45,26 @@ class Subset:
     indices: jax.Array
     weights: jax.Array
     num_selected: jax.Array
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes it to a .npz file, in the place of one that is there (see `write_arrays`).
+
+        Example:
+          >>> import tempfile
+          >>> path = tempfile.mkdtemp() + "/subset.npz"
+          >>> Subset(jnp.array([7, 3]), jnp.array([1.0, 2.0]), jnp.int32(2)).save(path)
+          >>> Subset.load(path).indices
+          Array([7, 3], dtype=int32)
+        """
+        write_arrays(
+            path, np.asarray(self.indices), np.asarray(self.weights), int(self.num_selected)
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Subset":
+        """Reads what `save` or `jdss select` wrote (see `read_arrays`)."""
+        indices, weights, num_selected = read_arrays(path)
+        return cls(jnp.asarray(indices), jnp.asarray(weights), jnp.int32(num_selected))
 
 
 def fill_places(

@@ -3,14 +3,18 @@
 import os
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import optuna
 import pytest
 
 import jdss
-from experiments import mnist
+from experiments import cifar10, cifar100, mnist
 from experiments.comparison import compare
 from jdss import reporting
 from jdss.compilation import use_compilation_cache
 from jdss.parallel import forget_compiled
+from jdss.tuning.objective import build_model
 
 SCALE = {"name": "test", "reduced": True, "description": "300 digits"}
 STRATEGIES = ("grad_match", "uniform", "full")
@@ -76,6 +80,74 @@ def test_both_figures_are_drawn_as_png_and_svg(compared):
         assert "<svg" in (compared / f"{name}.svg").read_text()
 
 
+@pytest.fixture
+def resumable(tmp_path):
+    """Runs `compare` on a directory that keeps its searches."""
+    digits = jdss.load_dataset("digits").head(200)
+
+    def run(**changes):
+        settings = {
+            "scale": SCALE,
+            "strategies": ("uniform",),
+            "seeds": (0,),
+            "space": {"epochs": optuna.distributions.IntDistribution(1, 2)},
+            "trials": 2,
+            "fraction": 0.2,
+            "select_every": 1,
+            "warm_start": 0.5,
+            "out": tmp_path,
+            "loading_seconds": 0.0,
+            "storage": f"sqlite:///{tmp_path / 'searches.db'}",
+            "progress": False,
+        }
+        return compare(jdss.models.LeNet(10), digits, **{**settings, **changes})
+
+    return run
+
+
+def _as_read(value):
+    return reporting.results._plain(value, "")
+
+
+def test_a_comparison_that_is_taken_up_again_does_nothing_twice(resumable, tmp_path):
+    (first,) = resumable()
+    path = tmp_path / "uniform-seed0.json"
+    assert first["peak_memory_bytes"] > 1e7
+    written = path.stat().st_mtime_ns
+    resumable()
+    assert path.stat().st_mtime_ns == written
+    # Without its file, what its storage holds is not done again either: trials keep their times.
+    path.unlink()
+    (again,) = resumable()
+    assert _as_read(again["trials"]) == _as_read(first["trials"])
+    with pytest.raises(ValueError, match=r"uniform-seed0\.json is of an experiment with another"):
+        resumable(fraction=0.3)
+
+
+def test_winners_are_retrained_again_with_further_seeds(resumable, tmp_path):
+    resumable(retrainings=3)
+    (result,) = reporting.read_results(tmp_path)
+    assert [one["seed"] for one in result["retrainings"]] == [1, 2]
+    kept = result["retrainings"][0]
+    resumable(retrainings=4)
+    (result,) = reporting.read_results(tmp_path)
+    assert [one["seed"] for one in result["retrainings"]] == [1, 2, 3]
+    assert result["retrainings"][0] == kept
+
+
+@pytest.mark.parametrize("recipe", [mnist.RECIPE, cifar10.RECIPE, cifar100.RECIPE])
+def test_every_scale_of_a_recipe_makes_a_model_of_its_space(recipe):
+    for scale in recipe.scales.values():
+        values = {name: each.choices[1] for name, each in recipe.extra_space.items()}
+        model = build_model(recipe.model(**scale.model), values)
+        shape = (1, 28, 28, 1) if recipe.dataset == "mnist" else (1, 32, 32, 3)
+        variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))
+        if scale.images is None:
+            count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+            published = {"mnist": 61_706, "cifar10": 11_173_962, "cifar100": 23_705_252}
+            assert count == published[recipe.dataset]
+
+
 def test_mnist_runs_at_smoke_scale(tmp_path, monkeypatch, capsys):
     directory = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
     if not any(directory.glob("mnist/*/dataset_info.json")):
@@ -83,5 +155,5 @@ def test_mnist_runs_at_smoke_scale(tmp_path, monkeypatch, capsys):
     arguments = ["mnist", "--scale", "smoke", "--out", str(tmp_path), "--data-dir", str(directory)]
     monkeypatch.setattr("sys.argv", arguments)
     mnist.main()
-    assert len(reporting.read_results(tmp_path)) == 3
+    assert len(reporting.read_results(tmp_path)) == 5
     assert "test accuracy" in capsys.readouterr().out

@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from jdss.models import LeNet
-from jdss.models.convolution import conv_general_dilated
+from jdss.models.convolution import conv_general_dilated, max_pooled_convolution
 
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 
@@ -91,6 +91,54 @@ def test_convolution_equals_xlas_in_value_and_gradients(images, kernel, strides,
 
 
 @pytest.mark.parametrize(
+    ("images", "kernel", "strides", "padding"),
+    [
+        ((3, 28, 28, 1), (5, 5, 1, 6), (1, 1), "SAME"),
+        ((3, 15, 14, 6), (5, 5, 6, 16), (1, 1), "VALID"),  # an odd row over
+        ((2, 9, 11, 3), (3, 3, 3, 64), (1, 1), "SAME"),  # so many columns that a block is one
+        ((2, 19, 17, 3), (7, 7, 3, 5), (2, 2), ((3, 3), (3, 3))),
+        ((2, 12, 12, 2), (1, 5, 2, 3), (1, 1), "SAME"),  # blocks of odd height
+        ((2, 6, 7, 32), (3, 3, 32, 8), (1, 1), "SAME"),  # by the kernel's rows
+        ((2, 3, 4, 1), (3, 3, 1, 2), (1, 1), "VALID"),  # one row: nothing to pool
+    ],
+)
+def test_pooled_convolution_equals_flaxs_pooling_of_xlas_convolution(
+    images, kernel, strides, padding
+):
+    images, kernel = normal(*images), normal(*kernel, seed=1)
+
+    def plain(images, kernel, **options):
+        convolved = lax.conv_general_dilated(images, kernel, **options)
+        return nn.max_pool(convolved, (2, 2), strides=(2, 2))
+
+    @jax.jit
+    def both(images, kernel):
+        options = {
+            "window_strides": strides,
+            "padding": padding,
+            "dimension_numbers": CHANNELS_LAST,
+        }
+        return [
+            value_and_gradients(partial(convolve, **options), images, kernel)
+            for convolve in (max_pooled_convolution, plain)
+        ]
+
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), *both(images, kernel))
+
+
+def test_pooled_convolutions_elsewhere_are_xlas_own():
+    options = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": CHANNELS_LAST}
+    traced = jax.jit(partial(max_pooled_convolution, **options)).trace(
+        normal(2, 8, 8, 3), normal(3, 3, 3, 6)
+    )
+    on_cpu, on_gpu = (
+        traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "cuda")
+    )
+    assert on_cpu.count("stablehlo.convolution") == 0
+    assert on_gpu.count("stablehlo.convolution") == 1
+
+
+@pytest.mark.parametrize(
     ("kernel", "options"),
     [
         ((3, 3, 4, 6), {"rhs_dilation": (2, 2)}),
@@ -165,6 +213,13 @@ def test_number_of_parameters_on_mnist():
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 61_706
 
 
+def test_logits_are_the_same_in_training_and_after_it():
+    images = normal(4, 30, 28, 1)
+    variables = jax.jit(LeNet().init)(jax.random.key(0), images)
+    in_training, after = (jax.jit(partial(LeNet().apply, train=t)) for t in (True, False))
+    np.testing.assert_allclose(in_training(variables, images), after(variables, images), 1e-5)
+
+
 def test_number_of_classes_is_the_number_of_logits():
     init = partial(LeNet(num_classes=7).init_with_output, train=True)
     logits, _ = jax.eval_shape(init, jax.random.key(0), jnp.zeros((3, 28, 28, 1)))
@@ -181,14 +236,17 @@ def test_logits_and_gradients_equal_those_of_plain_layers():
     @jax.jit
     def both(params):
         def loss(params, model):
-            logits = model.apply(params, images)
+            logits = model(params, images)
             return jnp.sum(logits**2), logits
 
         return [
-            jax.grad(partial(loss, model=m), has_aux=True)(params) for m in (LeNet(), PlainLeNet())
+            jax.grad(partial(loss, model=model), has_aux=True)(params)
+            for model in (LeNet().apply, partial(LeNet().apply, train=True), PlainLeNet().apply)
         ]
 
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3), *both(params))
+    evaluated, trained, plain = both(params)
+    for found in (evaluated, trained):
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3), found, plain)
 
 
 def test_loop_of_traced_length_under_pmap_equals_single_steps():

@@ -1,21 +1,25 @@
 """The README's tables are what the result files say; its code runs in test_documentation.py."""
 
+import re
 from pathlib import Path
 
-from experiments.update_readme import README, RESULTS, tables_in, updated
+import pytest
+
+from experiments.report import PAGES, RESULTS, tables_in, updated
 
 
-def test_the_tables_of_the_readme_are_what_the_result_files_say():
-    text = README.read_text()
-    assert tables_in(text), "the README shows no results"
-    assert updated(text) == text, "run `python -m experiments.update_readme`"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_tables_of_a_page_are_what_the_result_files_say(page):
+    text = page.read_text()
+    assert tables_in(text), f"{page.name} shows no results"
+    assert updated(text) == text, "run `python -m experiments.report`"
 
 
-def test_every_directory_of_results_that_the_readme_shows_has_its_figures():
-    for directory in map(RESULTS.joinpath, tables_in(README.read_text())):
-        for name in ("accuracy_against_time", "speedups"):
-            for suffix in (".png", ".svg"):
-                assert (directory / (name + suffix)).stat().st_size > 1000
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_figure_that_a_page_shows_is_there(page):
+    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text())
+    for path in (page.parent / name for name in shown if "://" not in name):
+        assert path.stat().st_size > 1000, path
 
 
 def test_results_hold_no_path_of_the_machine_that_made_them():

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+import scipy.stats
 
 import jdss
 from jdss.reporting import energy as energy_module
@@ -313,6 +314,7 @@ def test_the_comparison_shows_the_numbers_computed_by_hand():
         "trials": "2 + 1 failed",
         "best validation accuracy": "97.00%",
         "test accuracy": "99.00%",
+        "over full data (points)": "+0.00",
         "search (s)": "12.5",
         "retraining (s)": "17.5",
         "end to end (s)": "30.0",
@@ -618,3 +620,45 @@ def test_json_of_the_schema_is_what_other_tools_can_read(tmp_path):
     text = (tmp_path / "result.json").read_text(encoding="utf-8")
     assert set(REQUIRED_KEYS) <= set(json.loads(text, parse_constant=refuse))
     assert text.endswith("}\n")
+
+
+# Several seeds and retrainings -----------------------------------------------------------
+
+
+def _retrained(name, seed, accuracies):
+    first, *others = accuracies
+    more = [{"seed": index + 1, "test_accuracy": value} for index, value in enumerate(others)]
+    retraining = {"hyperparameters": {}, "test_accuracy": first}
+    return {**make_result(name, seed), "retraining": retraining, "retrainings": more}
+
+
+def test_differences_to_full_data_are_paired_by_seed_with_a_t_interval():
+    full = [0.990, 0.980, 0.985]
+    own = [0.988, 0.981, 0.980]
+    results = [_retrained("full", seed, [value]) for seed, value in enumerate(full)]
+    results += [_retrained("craig", seed, [value]) for seed, value in enumerate(own)]
+    over = summarize(results)[1].over_full
+    differences = np.subtract(own, full)
+    low, high = scipy.stats.t.interval(
+        0.95, 2, loc=differences.mean(), scale=scipy.stats.sem(differences)
+    )
+    assert over.mean == pytest.approx(differences.mean())
+    assert (over.mean - over.interval, over.mean + over.interval) == pytest.approx((low, high))
+    assert row_of(comparison_table(results), "CRAIG")["over full data (points)"] == (
+        f"{100 * over.mean:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
+    )
+
+
+def test_a_run_counts_as_the_mean_over_its_retrainings():
+    results = [_retrained("full", 0, [0.98]), _retrained("craig", 0, [0.97, 0.99, 0.95])]
+    full, craig = summarize(results)
+    assert craig.test_accuracy.mean == pytest.approx(0.97)
+    assert craig.over_full.mean == pytest.approx(-0.01)
+    assert full.over_full is None
+
+
+def test_the_speed_beside_random_subsets_is_of_the_same_seed_and_fraction():
+    results = [make_result("uniform", 0, search=10.0), make_result("craig", 0, search=40.0)]
+    assert summarize(results)[1].of_random.mean == pytest.approx(0.25)
+    other = make_result("uniform", 0) | {"strategy": {"name": "uniform", "fraction": 0.1}}
+    assert summarize([other, make_result("craig", 0)])[1].of_random is None

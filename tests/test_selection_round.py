@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import jdss
+from jdss.compilation import count_compilations
 from jdss.reporting.ledger import Ledger
 from jdss.training.forward import compute_last_layer, compute_projected_gradients
 from jdss.training.problem import make_problem
 from jdss.training.schedule import make_schedule
-from jdss.training.selection_round import lift, select_subset
+from jdss.training.selection_round import draw_candidates, lift, select_subset
 from jdss.training.state import init_state
 
 BUDGET = 30
@@ -26,7 +27,7 @@ def trained(perceptron, blobs):
     return problem, init_state(perceptron, problem.examples.inputs, jax.random.key(0))
 
 
-def select(trained, selection, **options):
+def select(trained, selection, *, seed=1, **options):
     problem, state = trained
     schedule = make_schedule(selection, **options)
     subset, statistics = select_subset(
@@ -36,7 +37,7 @@ def select(trained, selection, **options):
         lift(schedule, problem, 16),
         BUDGET,
         jdss.hyperparameters(learning_rate=0.3),
-        jax.random.key(1),
+        jax.random.key(seed),
         Ledger(),
     )
     assert statistics["selected"] == int(subset.num_selected)
@@ -81,14 +82,32 @@ def test_grad_match_against_validation_matches_its_gradient_scaled_to_the_traini
 
 def test_glister_for_the_validation_set_lowers_its_loss_by_the_gains_of_its_own_gradient(trained):
     problem, _ = trained
-    subset = select(trained, "glister", outer="validation", options={"rounds": 1})
+    options = {"lifting": "all", "options": {"rounds": 1}}
+    subset = select(trained, "glister", outer="validation", **options)
     outer = dense_rows(trained, problem.validation).mean(axis=0)
     gains = dense_rows(trained, problem.train) @ outer
     chosen = gains[np.asarray(subset.indices)]
     assert np.min(chosen) >= np.sort(gains)[-BUDGET] - 1e-5
     assert set(subset.indices.tolist()) != set(
-        select(trained, "glister", options={"rounds": 1}).indices.tolist()
+        select(trained, "glister", **options).indices.tolist()
     )
+
+
+def test_glisters_one_step_stands_for_the_training_until_the_next_selection(trained):
+    """η = rate · R / B: beyond the first round, another R is another step and other picks."""
+    options = {"lifting": "all", "options": {"rounds": 10}}
+    short, long, given = (
+        select(trained, "glister", select_every=1, **options),
+        select(trained, "glister", select_every=50, **options),
+        select(
+            trained,
+            "glister",
+            lifting="all",
+            options={"rounds": 10, "learning_rate": np.float32(0.3 * 50 / 128)},
+        ),
+    )
+    assert long.indices.tolist() == given.indices.tolist()
+    assert long.indices.tolist() != short.indices.tolist()
 
 
 def test_projected_gradients_of_all_parameters_keep_the_products_of_the_exact_ones(trained):
@@ -141,6 +160,112 @@ def test_stratified_subsets_hold_every_class_in_proportion(trained):
     assert np.bincount(labels).tolist() == [10, 10, 10]
     assert len(set(subset.indices.tolist())) == BUDGET
     assert np.all(np.asarray(subset.weights) == 1)
+
+
+def candidates_of(trained, seed, **options):
+    """What the selection of `select` with the same arguments chooses from."""
+    key = jax.random.fold_in(jax.random.key(seed), 2**31 - 2)
+    return draw_candidates(make_schedule(**options), trained[0], key)
+
+
+def test_candidates_are_the_share_of_every_class_and_others_each_time(trained):
+    problem, _ = trained
+    labels = problem.labels_of(problem.train)
+    drawn = {seed: candidates_of(trained, seed, candidates=0.4) for seed in range(20)}
+    for positions in drawn.values():
+        assert len(set(positions.tolist())) == 96
+        assert labels[positions].tolist() == [0] * 32 + [1] * 32 + [2] * 32
+    # Each example is as likely as any other: 8 times of 20, and never but by a chance of 4e-5.
+    counts = np.bincount(np.concatenate(list(drawn.values())), minlength=240)
+    assert 0 < counts.min() < counts.max() < 20
+    assert candidates_of(trained, 0).tolist() == list(range(240))  # all, in their own order
+    of_batches = candidates_of(trained, 0, candidates=0.4, lifting="per_batch")
+    assert of_batches.tolist() == sorted(drawn[0].tolist())
+
+
+@pytest.mark.parametrize(
+    ("selection", "options"),
+    [
+        ("grad_match", {}),
+        ("grad_match", {"outer": "validation"}),
+        ("grad_match", {"gradients": "all", "projection_dimension": 16}),
+        ("glister", {}),
+    ],
+)
+def test_subsets_are_chosen_among_candidates_drawn_anew_and_compile_nothing_anew(
+    trained, selection, options
+):
+    first = select(trained, selection, candidates=0.25, **options)
+    with count_compilations() as count:
+        second = select(trained, selection, candidates=0.25, seed=2, **options)
+    assert count.compiled + count.read == 0
+    for seed, subset in ((1, first), (2, second)):
+        drawn = candidates_of(trained, seed, selection=selection, candidates=0.25, **options)
+        assert len(set(subset.indices.tolist())) == BUDGET
+        assert set(subset.indices.tolist()) <= set(drawn.tolist())
+    assert set(first.indices.tolist()) != set(second.indices.tolist())
+
+
+@pytest.mark.parametrize("selection", ["grad_match", "craig"])
+def test_weights_of_candidates_stand_for_all_examples(trained, selection):
+    problem, _ = trained
+    subset = select(
+        trained,
+        selection,
+        candidates=0.5,
+        options={"ridge": 0.0} if selection == "grad_match" else {},
+    )
+    weights = np.asarray(subset.weights)
+    if selection == "craig":  # each stands for itself and those that are nearest to it
+        assert weights.sum() == pytest.approx(240)
+        return
+    weights = np.where(np.arange(BUDGET) < int(subset.num_selected), weights, 0.0)
+    rows = dense_rows(trained, problem.train)
+    drawn = rows[candidates_of(trained, 1, candidates=0.5)].sum(axis=0) * 2
+    assert np.linalg.norm(
+        weights @ rows[np.asarray(subset.indices)] - drawn
+    ) < 0.05 * np.linalg.norm(drawn)
+
+
+def test_a_target_of_ones_own_is_matched_by_candidates_as_it_is(trained):
+    problem, _ = trained
+    rows = dense_rows(trained, problem.train)
+    gradients = jdss.compute_gradients(trained[1], problem.examples, problem.train)
+    target = gradients.weighted_sum(jnp.ones(240))
+    options = {"target": target, "ridge": 0.0}
+    subset = select(trained, "grad_match", lifting="all", candidates=0.5, options=options)
+    weights = np.where(np.arange(BUDGET) < int(subset.num_selected), subset.weights, 0.0)
+    distance = np.linalg.norm(weights @ rows[np.asarray(subset.indices)] - rows.sum(axis=0))
+    assert distance < 0.05 * np.linalg.norm(rows.sum(axis=0))
+
+
+def test_all_as_candidates_is_the_selection_without_and_uniform_draws_from_all(trained):
+    for selection in ("grad_match", "uniform"):
+        # Uniform subsets read no gradients: there is nothing to spare.
+        candidates = 1.0 if selection == "grad_match" else 0.125
+        ours = select(trained, selection, candidates=candidates)
+        without = select(trained, selection)
+        assert ours.indices.tolist() == without.indices.tolist()
+        assert ours.weights.tolist() == without.weights.tolist()
+
+
+@pytest.mark.parametrize(
+    ("candidates", "error", "message"),
+    [
+        (0.0, ValueError, r"candidates must be in \(0, 1\], got 0"),
+        (1.5, ValueError, r"candidates must be in \(0, 1\], got 1.5"),
+        ("half", TypeError, "candidates must be a number in"),
+        (0.04, ValueError, "candidates must be at least fraction, 0.05, .*got 0.04"),
+    ],
+)
+def test_shares_of_candidates_out_of_bounds_are_refused(candidates, error, message):
+    with pytest.raises(error, match=message):
+        make_schedule("grad_match", candidates=candidates)
+
+
+def test_candidates_are_described_where_they_are_not_all():
+    assert make_schedule(candidates=0.5).describe()["candidates"] == 0.5
+    assert "candidates" not in make_schedule().describe()
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,14 @@ multiplying, is what takes the time.
 With many input channels, only the kw inputs along the width are gathered, and the convolution is a
 sum over the kh rows of the kernel of such patches × its row: a third of the copying, and products
 that are large enough.
+
+Where max-pooling follows, it is done inside of the blocks, before their outputs are put where they
+belong in the image: a quarter of the numbers is left to be moved, and a forward pass of LeNet takes
+half the time.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -80,9 +84,75 @@ def conv_general_dilated(
         >>> layer.init_with_output(jax.random.key(0), images)[0].shape
         (2, 28, 28, 6)
     """
+    return _convolve(
+        False,
+        lhs,
+        rhs,
+        window_strides,
+        padding,
+        lhs_dilation,
+        rhs_dilation,
+        dimension_numbers,
+        feature_group_count,
+        precision,
+        **options,
+    )
+
+
+def max_pooled_convolution(
+    lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int], padding: str | _Pads, **more: Any
+) -> jax.Array:
+    """`conv_general_dilated` and `max_pool` in one, for channels-last images.
+
+    For a layer whose bias is the same over the image, as that of `flax.linen.Conv`: the largest of
+    four numbers, and then the bias, is bit for bit the largest of the four with it.
+
+    Args:
+        lhs, rhs, window_strides, padding, more: See `conv_general_dilated`.
+
+    Returns:
+        The convolved and pooled images, ``[b, rows // 2, columns // 2, features]``.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> layer = nn.Conv(6, (5, 5), conv_general_dilated=max_pooled_convolution)
+        >>> images = jnp.ones((2, 28, 28, 1))
+        >>> layer.init_with_output(jax.random.key(0), images)[0].shape
+        (2, 14, 14, 6)
+    """
+    return _convolve(True, lhs, rhs, window_strides, padding, **more)
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """`flax.linen.max_pool` of 2 × 2 windows: ``[b, h, w, c]`` to ``[b, h // 2, w // 2, c]``.
+
+    Windows do not overlap, so that reshaping puts each on axes of its own; the gradient is then
+    plain arithmetic, where that of `nn.max_pool` is a scatter, slow on CPUs. Equal maxima share
+    the gradient, where `nn.max_pool` gives it all to the first: another subgradient, of equal sum.
+    """
+    b, h, w, c = x.shape
+    x = x[:, : h // 2 * 2, : w // 2 * 2]
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
+
+
+def _convolve(
+    pooled: bool,
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | _Pads,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    precision: Any = None,
+    **options: Any,
+) -> jax.Array:
+    """The convolution, with max-pooling or without."""
+    after: Callable[[jax.Array], jax.Array] = max_pool if pooled else lambda x: x
 
     def library(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(
+        convolved = lax.conv_general_dilated(
             lhs,
             rhs,
             window_strides,
@@ -94,6 +164,7 @@ def conv_general_dilated(
             precision=precision,
             **options,
         )
+        return after(convolved)
 
     dilated = any(d != 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
     if (
@@ -116,9 +187,9 @@ def conv_general_dilated(
         return library(lhs, rhs)
 
     def product(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        by_rows = lhs.shape[3] >= _MANY_CHANNELS
-        convolve = _rows_times_matrices if by_rows else _patches_times_matrix
-        return convolve(lhs, rhs, strides, pads, precision)
+        if lhs.shape[3] >= _MANY_CHANNELS:
+            return after(_rows_times_matrices(lhs, rhs, strides, pads, precision))
+        return _patches_times_matrix(lhs, rhs, strides, pads, precision, pooled)
 
     # Decided when the program is lowered, so that no program contains both.
     return lax.platform_dependent(lhs, rhs, cpu=product, default=library)
@@ -162,9 +233,14 @@ def _rows_times_matrices(
 
 
 def _patches_times_matrix(
-    images: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: _Pads, precision: Any
+    images: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, ...],
+    pads: _Pads,
+    precision: Any,
+    pooled: bool,
 ) -> jax.Array:
-    """The convolution ``[b, rows, columns, features]``, computed block by block."""
+    """The convolution ``[b, rows, columns, features]``, computed, and pooled, block by block."""
     b = images.shape[0]
     *kernel_size, _, features = kernel.shape
     rows, columns = (
@@ -178,9 +254,18 @@ def _patches_times_matrix(
     products = jnp.matmul(patches, _shifted_kernels(kernel, strides, block), precision=precision)
 
     # From blocks side by side to an image; what the last blocks computed beyond it is cut off.
+    products = products.reshape(-1, *block, features)
+    in_blocks = pooled and not (block[0] % 2 or block[1] % 2)
+    if in_blocks:
+        products = products.reshape(-1, block[0] // 2, 2, block[1] // 2, 2, features)
+        # Maxima of two, which XLA compiles into faster code than a reduction over axes of two.
+        products = jnp.maximum(products[:, :, 0], products[:, :, 1])
+        products = jnp.maximum(products[:, :, :, 0], products[:, :, :, 1])
+        block, rows, columns = (block[0] // 2, block[1] // 2), rows // 2, columns // 2
     products = products.reshape(b, *blocks, *block, features).transpose(0, 1, 3, 2, 4, 5)
     image = products.reshape(b, blocks[0] * block[0], blocks[1] * block[1], features)
-    return image[:, :rows, :columns]
+    image = image[:, :rows, :columns]
+    return max_pool(image) if pooled and not in_blocks else image
 
 
 def _block(outputs: tuple[int, int], kernel_size: Sequence[int], features: int) -> tuple[int, int]:

@@ -5,9 +5,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 
-from jdss.models.convolution import conv_general_dilated
-
-_Conv = partial(nn.Conv, conv_general_dilated=conv_general_dilated)
+from jdss.models.convolution import conv_general_dilated, max_pool, max_pooled_convolution
 
 
 class LeNet(nn.Module):
@@ -38,28 +36,19 @@ class LeNet(nn.Module):
 
         Args:
             images: Floats, ``[b, h, w, channels]``, at least 12 × 12.
-            train: Has no effect; other models behave differently in training.
+            train: Has no effect on values; in training, pooling apart has the faster gradient.
 
         Returns:
             Logits, ``[b, num_classes]``.
         """
-        del train
+        convolution, pool = (conv_general_dilated, max_pool)
+        if not train:
+            convolution, pool = (max_pooled_convolution, lambda x: x)
+        Conv = partial(nn.Conv, conv_general_dilated=convolution)
         # Pooling before ReLU gives the same values as after it, with a quarter of the work.
-        x = nn.relu(_max_pool(_Conv(6, (5, 5), padding="SAME")(images)))
-        x = nn.relu(_max_pool(_Conv(16, (5, 5), padding="VALID")(x)))
+        x = nn.relu(pool(Conv(6, (5, 5), padding="SAME")(images)))
+        x = nn.relu(pool(Conv(16, (5, 5), padding="VALID")(x)))
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(120)(x))
         x = nn.relu(nn.Dense(84)(x))
         return nn.Dense(self.num_classes)(x)
-
-
-def _max_pool(x: jax.Array) -> jax.Array:
-    """`nn.max_pool` of 2 × 2 windows: ``[b, h, w, c]`` to ``[b, h // 2, w // 2, c]``.
-
-    Windows do not overlap, so that reshaping puts each on axes of its own; the gradient is then
-    plain arithmetic, where that of `nn.max_pool` is a scatter, slow on CPUs. Equal maxima share
-    the gradient, where `nn.max_pool` gives it all to the first: another subgradient, of equal sum.
-    """
-    b, h, w, c = x.shape
-    x = x[:, : h // 2 * 2, : w // 2 * 2]
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))

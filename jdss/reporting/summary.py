@@ -6,6 +6,7 @@ with full training on the same data, model, scale and seeds, and are averaged af
 
 import itertools
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,12 +32,23 @@ class Estimate:
     Attributes:
       mean: of the values.
       sd: their sample standard deviation; None for fewer than two values.
+      count: how many values there are.
 
     Made by `jdss.reporting.summarize`.
     """
 
     mean: float
     sd: float | None = None
+    count: int = 1
+
+    @property
+    def interval(self) -> float | None:
+        """Half the width of the 95% interval of the mean (Student's t); None for one value."""
+        if self.sd is None:
+            return None
+        from scipy import stats
+
+        return float(stats.t.ppf(0.975, self.count - 1)) * self.sd / math.sqrt(self.count)
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,9 @@ class Summary:
       num_runs: how many results were averaged.
       trials: how many trials a search has, by their state (means, where seeds differ).
       validation_accuracy: of the best trial, in [0, 1].
-      test_accuracy: after retraining on the full data, in [0, 1].
+      test_accuracy: after retraining on the full data, in [0, 1]; of each run, the mean over its
+        retrainings.
+      over_full: the same less that of full training with the same seeds, pair by pair.
       search_seconds: of all trials.
       retraining_seconds: of the final training.
       seconds: from end to end, search and retraining; loading the data is apart.
@@ -89,7 +103,10 @@ class Summary:
       speedup: the same from end to end.
       search_speedup_compiled: search speedup with the seconds of compilation taken from both.
       speedup_compiled: the same from end to end.
+      of_random: search seconds of random subsets with the same seeds over those of this strategy:
+        its share of the speedup that subsets have if choosing them costs nothing.
       selecting_share: of the search's seconds, spent on gradients and on solving, in [0, 1].
+      peak_memory_bytes: the most resident memory of the process.
       joules: energy of the whole run.
       energy_is_estimate: whether any of it was modelled instead of measured.
       energy_methods: where the energy figures come from.
@@ -109,6 +126,7 @@ class Summary:
     trials: Mapping[str, float]
     validation_accuracy: Estimate | None
     test_accuracy: Estimate | None
+    over_full: Estimate | None
     search_seconds: Estimate | None
     retraining_seconds: Estimate | None
     seconds: Estimate | None
@@ -116,7 +134,9 @@ class Summary:
     speedup: Estimate | None
     search_speedup_compiled: Estimate | None
     speedup_compiled: Estimate | None
+    of_random: Estimate | None
     selecting_share: Estimate | None
+    peak_memory_bytes: Estimate | None
     joules: Estimate | None
     energy_is_estimate: bool
     energy_methods: tuple[str, ...]
@@ -159,15 +179,16 @@ def summarize(results: Iterable[Result]) -> list[Summary]:
     for study, strategy_text in keys:
         strategy = json.loads(strategy_text)
         rivals = [json.loads(text) for other, text in keys if other == study]
-        references = [
-            run
-            for (other, _), runs in groups.items()
-            if other == study
-            for run in runs
-            if run["strategy"]["name"] == "full"
-        ]
+        same_study = [run for (other, _), runs in groups.items() if other == study for run in runs]
+        full, random = (
+            [run for run in same_study if run["strategy"]["name"] == name]
+            for name in ("full", "uniform")
+        )
+        random = [run for run in random if _fraction(run["strategy"]) == _fraction(strategy)]
         label = _label(strategy, rivals)
-        summaries.append(_summary(study, label, strategy, groups[study, strategy_text], references))
+        summaries.append(
+            _summary(study, label, strategy, groups[study, strategy_text], full, random)
+        )
     return summaries
 
 
@@ -176,9 +197,12 @@ def _summary(
     label: str,
     strategy: Mapping[str, Any],
     runs: Sequence[Result],
-    references: Sequence[Result],
+    full_runs: Sequence[Result],
+    random_runs: Sequence[Result],
 ) -> Summary:
-    def speedup(part: str, *, compiling: bool) -> Estimate | None:
+    def speedup(
+        part: str, *, compiling: bool, references: Sequence[Result] = full_runs
+    ) -> Estimate | None:
         ratios = []
         for run in runs:
             own = _seconds(run, part, compiling=compiling)
@@ -207,7 +231,8 @@ def _summary(
         num_runs=len(runs),
         trials=trials,
         validation_accuracy=_estimate(_best_value(run) for run in runs),
-        test_accuracy=_estimate((run.get("retraining") or {}).get("test_accuracy") for run in runs),
+        test_accuracy=_estimate(map(_test_accuracy, runs)),
+        over_full=None if strategy["name"] == "full" else _over(runs, full_runs),
         search_seconds=_estimate(_seconds(run, "search") for run in runs),
         retraining_seconds=_estimate(_seconds(run, "retraining") for run in runs),
         seconds=_estimate(_seconds(run, "end_to_end") for run in runs),
@@ -215,6 +240,10 @@ def _summary(
         speedup=speedup("end_to_end", compiling=True),
         search_speedup_compiled=speedup("search", compiling=False),
         speedup_compiled=speedup("end_to_end", compiling=False),
+        of_random=None
+        if strategy["name"] == "full"
+        else speedup("search", compiling=True, references=random_runs),
+        peak_memory_bytes=_estimate(run.get("peak_memory_bytes") for run in runs),
         selecting_share=_estimate(_selecting_share(run) for run in runs),
         joules=_estimate(energy["joules"] if energy else None for energy in energies),
         energy_is_estimate=any(energy["is_estimate"] for energy in known),
@@ -284,6 +313,24 @@ def _best_value(run: Result) -> float | None:
     return max(values, default=None)
 
 
+def _test_accuracy(run: Result) -> float | None:
+    """The mean over the retrainings of a run's winner; None where one of them has none."""
+    first = (run.get("retraining") or {}).get("test_accuracy")
+    accuracies = [first, *(one["test_accuracy"] for one in run.get("retrainings", ()))]
+    return None if None in accuracies else statistics.fmean(accuracies)
+
+
+def _over(runs: Sequence[Result], references: Sequence[Result]) -> Estimate | None:
+    """Test accuracy less that of the reference with the same seeds."""
+    by_seeds = {json.dumps(run["seeds"]): _test_accuracy(run) for run in references}
+    differences = []
+    for run in runs:
+        own, other = _test_accuracy(run), by_seeds.get(json.dumps(run["seeds"]))
+        if own is not None and other is not None:
+            differences.append(own - other)
+    return _estimate(differences)
+
+
 def _selecting_share(run: Result) -> float | None:
     search, lines = _seconds(run, "search"), run["ledger"]["seconds"]
     if not search:
@@ -298,5 +345,7 @@ def _estimate(values: Iterable[float | None]) -> Estimate | None:
         return None
     numbers = [float(value) for value in known if value is not None]
     return Estimate(
-        statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None
+        statistics.fmean(numbers),
+        statistics.stdev(numbers) if len(numbers) > 1 else None,
+        len(numbers),
     )

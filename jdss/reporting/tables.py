@@ -20,6 +20,7 @@ from jdss.reporting.ledger import LINES
 from jdss.reporting.summary import Estimate, Result, Study, Summary, percent, summarize
 
 _UNKNOWN = "–"
+_OPTIONAL = ("over full data (points)", "search, of random's speed", "memory (GB)")
 
 
 def comparison_table(results: Iterable[Result], *, by_column: bool = False) -> Table:
@@ -50,6 +51,10 @@ def comparison_table(results: Iterable[Result], *, by_column: bool = False) -> T
     if not many_seeds:
         for row in rows:
             del row["seeds"]
+    for header in _OPTIONAL:
+        if all(row[header] == _UNKNOWN for row in rows):
+            for row in rows:
+                del row[header]
 
     table = Table(title=title, caption=_notes(summaries, many_seeds), box=box.SIMPLE_HEAD)
     headers = list(rows[0])
@@ -175,12 +180,15 @@ def _cells(summary: Summary) -> dict[str, str]:
         "seeds": str(summary.num_runs),
         "best validation accuracy": _percentage(summary.validation_accuracy, 2),
         "test accuracy": _percentage(summary.test_accuracy, 2),
+        "over full data (points)": _difference(summary.over_full),
         "search (s)": _number(summary.search_seconds, 1),
         "retraining (s)": _number(summary.retraining_seconds, 1),
         "end to end (s)": _number(summary.seconds, 1),
         "search speedup": _speedup(summary.search_speedup, summary.search_speedup_compiled),
         "end-to-end speedup": _speedup(summary.speedup, summary.speedup_compiled),
+        "search, of random's speed": _percentage(summary.of_random, 0),
         "search spent selecting": _percentage(summary.selecting_share, 1),
+        "memory (GB)": _number(_scaled(summary.peak_memory_bytes, 1e-9), 2),
         "energy (J)": _number(summary.joules, 0, " (est.)" if summary.energy_is_estimate else ""),
     }
 
@@ -188,7 +196,10 @@ def _cells(summary: Summary) -> dict[str, str]:
 def _notes(summaries: Sequence[Summary], many_seeds: bool) -> str:
     notes = ["Speedups are over full data with the same seeds; in brackets, without compilation."]
     if many_seeds:
-        notes.append("Means ± standard deviations over seeds.")
+        notes.append(
+            "Means ± standard deviations over seeds; differences are paired by seed, with the 95% "
+            "interval of their mean."
+        )
     methods = dict.fromkeys(method for summary in summaries for method in summary.energy_methods)
     if methods:
         estimated = any(summary.energy_is_estimate for summary in summaries)
@@ -213,10 +224,24 @@ def _number(estimate: Estimate | None, digits: int, unit: str = "") -> str:
 
 
 def _percentage(estimate: Estimate | None, digits: int) -> str:
+    return _number(_scaled(estimate, 100), digits, "%")
+
+
+def _scaled(estimate: Estimate | None, factor: float) -> Estimate | None:
+    if estimate is None:
+        return None
+    sd = None if estimate.sd is None else factor * estimate.sd
+    return Estimate(factor * estimate.mean, sd, estimate.count)
+
+
+def _difference(estimate: Estimate | None) -> str:
+    """Percentage points, and for several seeds the 95% interval of their mean."""
     if estimate is None:
         return _UNKNOWN
-    sd = None if estimate.sd is None else 100 * estimate.sd
-    return _number(Estimate(100 * estimate.mean, sd), digits, "%")
+    mean, reach = 100 * estimate.mean, estimate.interval
+    if reach is None:
+        return f"{mean:+.2f}"
+    return f"{mean:+.2f} ({mean - 100 * reach:+.2f} to {mean + 100 * reach:+.2f})"
 
 
 def _speedup(whole: Estimate | None, compiled: Estimate | None) -> str:

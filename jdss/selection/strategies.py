@@ -48,11 +48,12 @@ STRATEGIES: Mapping[str, Strategy] = {
     "craig": Strategy("craig", craig, needs_gradients=True, lifting="per_class"),
     "full": Strategy("full", None, needs_gradients=False, lifting="all"),
     # Plain greedy would compute the outer gradient over all the data for every single pick.
+    # Of all classes together it takes few examples of some and most of others.
     "glister": Strategy(
         "glister",
         glister,
         needs_gradients=True,
-        lifting="all",
+        lifting="per_class",
         needs_objective=True,
         options=MappingProxyType({"rounds": 20}),
     ),

@@ -78,6 +78,7 @@ def fit(
     outer: str = "training",
     gradients: str = "last_layer",
     projection_dimension: int = 512,
+    candidates: float = 1.0,
     augmentation: str = "none",
     optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
     seed: int = 0,
@@ -105,6 +106,9 @@ def fit(
       gradients: "last_layer", exact and kept as two factors; or "all", those of all parameters,
         each projected at random (see `jdss.projected_gradients`).
       projection_dimension: the numbers kept of each gradient of all parameters.
+      candidates: the share of the training examples that a selection chooses from, drawn anew
+        each time (see `draw_candidates`); at least `fraction`. A share c costs c times the forward
+        passes and solving. It is not in the paper.
       augmentation: "none" or "crop_flip".
       optimizers: the family of optimizers, by name.
       seed: decides on everything random.
@@ -137,6 +141,7 @@ def fit(
         outer=outer,
         gradients=gradients,
         projection_dimension=projection_dimension,
+        candidates=candidates,
     )
     hyper = make_hyperparameters(hyperparameters, optimizers=tuple(optimizers))
     ledger = Ledger()

@@ -246,7 +246,7 @@ def _apply(
     return jax.lax.all_gather(layer, parallel.AXIS, tiled=True)
 
 
-_forward = parallel.parallel(_apply)
+_forward = parallel.parallel(_apply, compile_fast=False)
 
 
 def _projected(

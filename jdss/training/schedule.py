@@ -31,6 +31,8 @@ class Schedule:
       outer: one of `OUTER`.
       gradients: one of `GRADIENTS`.
       projection_dimension: the numbers kept of each gradient of all parameters.
+      candidates: the share of the training examples that a selection chooses from, in (0, 1]; 1
+        for strategies that read no gradients.
     """
 
     strategy: Strategy
@@ -40,10 +42,15 @@ class Schedule:
     outer: str = "training"
     gradients: str = "last_layer"
     projection_dimension: int = 512
+    candidates: float = 1.0
 
     def budget(self, num_examples: int) -> int:
         """The number k of examples in a subset, at least 1."""
         return max(round(self.fraction * num_examples), 1)
+
+    def num_candidates(self, num_examples: int) -> int:
+        """The number m of examples that a selection chooses from, at least the budget."""
+        return max(round(self.candidates * num_examples), 1)
 
     def describe(self) -> dict[str, Any]:
         """What result files say of it."""
@@ -57,6 +64,8 @@ class Schedule:
             "gradients": self.gradients
             + (f", projected to {self.projection_dimension}" if self.gradients == "all" else ""),
             "options": {name: _plain(value) for name, value in self.strategy.options.items()},
+            # Said where it is used alone: searches from before it was there can be resumed.
+            **({"candidates": self.candidates} if self.candidates < 1 else {}),
         }
 
 
@@ -78,13 +87,14 @@ def make_schedule(
     outer: str = "training",
     gradients: str = "last_layer",
     projection_dimension: int = 512,
+    candidates: float = 1.0,
 ) -> Schedule:
     """Checks what `fit` and `tune` are told about selection.
 
     Raises:
       ValueError, TypeError: for a fraction outside (0, 1], `select_every` below 1, `warm_start`
-        outside [0, 1], an unknown strategy, lifting, `outer` or `gradients`, or those that the
-        strategy has no use for.
+        outside [0, 1], `candidates` outside (0, 1] or below `fraction`, an unknown strategy,
+        lifting, `outer` or `gradients`, or those that the strategy has no use for.
     """
     strategy = get_strategy(selection, lifting=lifting, options=options)
     fraction = _checks.check_fraction("fraction", fraction)
@@ -112,8 +122,16 @@ def make_schedule(
             f"gradients must be 'last_layer' with selection {strategy.name!r}: the loss after a "
             "step is known as a function of the last layer alone"
         )
+    candidates = _checks.check_fraction("candidates", candidates)
     if strategy.select is None:
         fraction, warm_start = 1.0, 0.0
+    if not strategy.needs_gradients:
+        candidates = 1.0
+    if candidates < fraction:
+        raise ValueError(
+            f"candidates must be at least fraction, {fraction}, for subsets are chosen from them; "
+            f"got {candidates}"
+        )
     return Schedule(
         strategy,
         fraction,
@@ -122,4 +140,5 @@ def make_schedule(
         outer,
         gradients,
         int(projection_dimension),
+        candidates,
     )

@@ -1,6 +1,7 @@
-"""One selection round of a training run: forward pass, gradients, selection, padding."""
+"""One selection round of a training run: candidates, gradients, selection, padding."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from jdss.models.last_layer import LastLayer
 from jdss.reporting.ledger import Ledger
 from jdss.selection.glister import LastLayerObjective
 from jdss.selection.strategies import Strategy
-from jdss.subset import Select, Subset, per_batch, per_class
+from jdss.subset import Select, Subset, class_shares, per_batch, per_class
 from jdss.training.divergence import TrainingDivergedError, is_finite
 from jdss.training.forward import (
     compute_last_layer,
@@ -53,8 +54,49 @@ def lift(schedule: Schedule, problem: Problem, batch_size: int) -> Select | None
     if select is None or lifting == "all":
         return select
     if lifting == "per_class":
-        return per_class(select, problem.labels_of(problem.train), problem.num_classes)
+        return per_class(select, candidate_labels(schedule, problem), problem.num_classes)
     return per_batch(select, batch_size)
+
+
+def candidate_labels(schedule: Schedule, problem: Problem) -> np.ndarray:
+    """int32[m], the labels of the candidates: the same at every selection, class after class."""
+    labels = problem.labels_of(problem.train)
+    if schedule.candidates == 1:
+        return labels
+    sizes = np.bincount(labels, minlength=problem.num_classes)
+    shares = class_shares(sizes, schedule.num_candidates(len(labels)))
+    return np.repeat(np.arange(problem.num_classes, dtype=np.int32), shares)
+
+
+def draw_candidates(schedule: Schedule, problem: Problem, key: jax.Array) -> np.ndarray:
+    """The examples that one selection chooses from: all, or a random part of each class.
+
+    A part of share c costs c times the forward pass and the solver; what it gives up is that a
+    subset is chosen for, and from, a sample of the data, another one at each selection. The kin of
+    it is stochastic greedy, which draws candidates anew for every single pick (Mirzasoleiman,
+    Badanidiyuru, Karbasi, Vondrák and Krause, "Lazier Than Lazy Greedy", AAAI 2015); for whole
+    selections it is in no paper, and nothing is promised of it.
+
+    Args:
+      schedule: its `candidates` is the share, of the whole by the largest remainder to each class.
+      problem: whose training examples they are.
+      key: decides on the draw.
+
+    Returns:
+      int32[m], distinct positions in `problem.train`: in their own order for mini-batches, which
+      are consecutive, and otherwise class after class, as `candidate_labels`, so that nothing
+      compiles anew from one selection to the next.
+    """
+    size = len(problem.train)
+    if schedule.candidates == 1:
+        return np.arange(size, dtype=np.int32)
+    sizes = np.bincount(candidate_labels(schedule, problem), minlength=problem.num_classes)
+    generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    labels, order = problem.labels_of(problem.train), generator.permutation(size)
+    drawn = [order[labels[order] == label][:share] for label, share in enumerate(sizes)]
+    if schedule.strategy.lifting == "per_batch":
+        return np.sort(np.concatenate(drawn)).astype(np.int32)
+    return np.concatenate([np.sort(members) for members in drawn]).astype(np.int32)
 
 
 def select_subset(
@@ -69,6 +111,9 @@ def select_subset(
 ) -> tuple[Subset, dict[str, Any]]:
     """One selection round, on the lines "gradients" and "solving", and what is said of it.
 
+    Returns:
+      The subset, its indices positions in `problem.train`; and see `describe_selection`.
+
     Raises:
       TrainingDivergedError: where the gradients are not finite.
     """
@@ -76,8 +121,12 @@ def select_subset(
     strategy = schedule.strategy
     gradients: Any = len(problem.train)
     options, known = dict(strategy.options), dict[str, Any]()
+    whole = problem
     if strategy.needs_gradients:
         with ledger.measure("gradients"):
+            # One draw for all that follow; `key` itself selects.
+            drawn = draw_candidates(schedule, problem, jax.random.fold_in(key, 2**31 - 2))
+            problem = replace(problem, train=problem.train[drawn])
             if schedule.gradients == "all":
                 gradients, known = _on_all_parameters(problem, state, schedule, hyper, key)
             else:
@@ -89,7 +138,28 @@ def select_subset(
     with ledger.measure("solving"):
         subset = jax.block_until_ready(select(gradients, budget, key=key, **options))
     with ledger.measure("other"):
-        return subset, describe_selection(strategy.name, gradients, subset, _whole_target(known))
+        told = describe_selection(strategy.name, gradients, subset, _whole_target(known))
+        if schedule.candidates < 1:
+            subset = _among_all(subset, drawn, schedule, len(whole.train))
+        return subset, told
+
+
+def _among_all(subset: Subset, drawn: np.ndarray, schedule: Schedule, size: int) -> Subset:
+    """A subset of candidates as one of all training examples.
+
+    GRAD-MATCH's and CRAIG's weights say how many examples each stands for: of the candidates, and
+    so, scaled, of all, unless the caller's own target says what they add up to. Training takes
+    means, so that it is the same to it. Others' weights mean nothing of the kind.
+    """
+    options = schedule.strategy.options
+    own_target = "target" in options or "target" in (options.get("class_options") or {})
+    stands_for = schedule.strategy.name in ("grad_match", "craig") and not own_target
+    scale = np.float32(size / len(drawn) if stands_for else 1.0)
+    return Subset(
+        indices=jnp.asarray(drawn[np.asarray(subset.indices)]),
+        weights=subset.weights * scale,
+        num_selected=subset.num_selected,
+    )
 
 
 def _on_last_layer(
@@ -111,10 +181,13 @@ def _on_last_layer(
         layer, labels = layer_of(problem.validation)
     if schedule.strategy.needs_objective:
         # The outer likelihood is that of the training set, as in the paper, unless it is asked for
-        # otherwise. The learning rate multiplies the sum of the chosen gradients, where a step
-        # takes their mean.
+        # otherwise. The one step of equation 4 stands for the training until the next selection:
+        # R epochs of steps of the mean gradient of B examples, to first order η = (R / B)·rate
+        # times the sum over the subset. A step of the mean over the whole subset would be so short
+        # that no pick changed the gain of another, and the examples of one direction were taken.
         objective = LastLayerObjective(*layer, labels, hyper.label_smoothing)
-        rate = jnp.asarray(hyper.learning_rate / budget, jnp.float32)
+        rate = hyper.learning_rate * (schedule.select_every / hyper.batch_size)
+        rate = jnp.asarray(rate, jnp.float32)
         return gradients, {"objective": objective, "learning_rate": rate}
     if schedule.outer == "validation":
         return gradients, _target(problem, schedule.strategy, gradients_of(layer, labels))
@@ -163,12 +236,17 @@ def _target(problem: Problem, strategy: Strategy, outer: Gradients) -> dict[str,
         for indices in (problem.train, problem.validation)
     )
     scales = jnp.asarray(ours / np.maximum(theirs, 1), jnp.float32)
+    return {"class_options": {"target": _class_targets(outer, jnp.asarray(labels), scales)}}
+
+
+@jax.jit  # or else the loop's body, a new function each time, would compile at each selection
+def _class_targets(outer: Gradients, labels: jax.Array, scales: jax.Array) -> jax.Array:
+    """The scaled sum of each class's gradients, with a leading axis for the class."""
 
     def of_class(label: jax.Array) -> jax.Array:
         return outer.weighted_sum(jnp.where(labels == label, scales[label], 0.0))
 
-    targets = jax.lax.map(of_class, jnp.arange(problem.num_classes))
-    return {"class_options": {"target": targets}}
+    return jax.lax.map(of_class, jnp.arange(len(scales)))
 
 
 def describe_selection(

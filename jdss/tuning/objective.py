@@ -200,6 +200,7 @@ def objective(
     outer: str = "training",
     gradients: str = "last_layer",
     projection_dimension: int = 512,
+    candidates: float = 1.0,
     augmentation: str = "none",
     optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
     metric: str | MetricFunction = "accuracy",
@@ -222,7 +223,7 @@ def objective(
         `jdss.default_space()`.
       validation: the fraction held out to score trials, or (inputs, labels).
       selection, fraction, select_every, warm_start, lifting, options: as in `jdss.fit`.
-      outer, gradients, projection_dimension, augmentation, optimizers: as in `jdss.fit`.
+      outer, gradients, projection_dimension, candidates, augmentation, optimizers: as in `jdss.fit`.
       metric: "accuracy", "loss", or a function of logits [m, c] and labels [m] to a number.
       direction: "maximize" or "minimize", for a metric of your own: the study's.
       first_rung: the epoch at which trials first report to the study's pruner.
@@ -260,6 +261,7 @@ def objective(
         outer=outer,
         gradients=gradients,
         projection_dimension=projection_dimension,
+        candidates=candidates,
     )
     scored_by = make_metric(metric, direction)
     check_rungs(first_rung, reduction_factor)

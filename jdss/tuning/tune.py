@@ -136,6 +136,7 @@ def tune(
     outer: str = "training",
     gradients: str = "last_layer",
     projection_dimension: int = 512,
+    candidates: float = 1.0,
     augmentation: str = "none",
     optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
     workers: int = 1,
@@ -188,8 +189,8 @@ def tune(
       validation: the fraction held out to score trials (stratified), or (inputs, labels).
       test: (inputs, labels), looked at once, after retraining; None means the `Dataset`'s own.
       select_every, warm_start, lifting, options: as in `jdss.fit`.
-      outer, gradients, projection_dimension, augmentation, optimizers: as in `jdss.fit`. The split
-        that scores trials decides on no subset unless `outer` is "validation".
+      outer, gradients, projection_dimension, candidates, augmentation, optimizers: as in `jdss.fit`.
+        The split that scores trials decides on no subset unless `outer` is "validation".
       workers: how many processes run trials; they need a storage that they can share. Machines
         share a study by the same call on each. See docs/workers.md for when it pays.
       checkpoints: a directory in which trials are saved on their way, so that one that is cut off
@@ -236,6 +237,7 @@ def tune(
         outer=outer,
         gradients=gradients,
         projection_dimension=projection_dimension,
+        candidates=candidates,
     )
     # Made here to refuse bad ones before anything is loaded.
     scored_by = make_metric(metric, direction)

@@ -1,0 +1,278 @@
+"""Subsets of bad data, and how often to choose them: `python -m experiments.robustness`.
+
+LeNet on MNIST with one configuration, the library's defaults, so that nothing but the subset
+differs; several seeds. What is compared is the model that is trained on the subset itself.
+
+- `clean`: the data as it is.
+- `label_noise`: a fifth of the training labels are replaced by another class at random.
+- `imbalance`: five of the ten classes keep a tenth of their training examples.
+- `schedule`: clean data, other fractions, selection intervals R and warm starts κ.
+
+Validation and test sets stay as they are. GLISTER and GRAD-MATCH can be asked to choose for the
+validation set (`outer="validation"`) instead of the training set: then they have seen clean labels,
+which random subsets have not, and their validation accuracy is no fair score.
+
+`--report` makes the tables anew from the files.
+"""
+
+import argparse
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+import jdss
+from experiments import trainings
+from experiments.comparison import compilation_cache
+from experiments.trainings import Way
+from jdss import reporting
+from jdss.compilation import use_compilation_cache
+from jdss.data.examples import Examples
+from jdss.reporting.summary import percent
+from jdss.training.fit import FitResult
+from jdss.training.problem import Problem, make_problem
+
+IMAGES = {"smoke": 1_000, "laptop": 20_000, "paper": None}
+EPOCHS = {"smoke": 2, "laptop": 20, "paper": 20}
+FRACTION, SELECT_EVERY, WARM_START = 0.05, 5, 0.5
+NOISE, RARE_CLASSES, RARE_SHARE = 0.2, 5, 0.1
+
+
+def subsets(name: str, label: str, **changes: Any) -> Way:
+    """Training on subsets as everywhere here, but for what is given."""
+    schedule = {"fraction": FRACTION, "select_every": SELECT_EVERY, "warm_start": WARM_START}
+    return Way(name, label, {"selection": name.split("-", maxsplit=1)[0], **schedule, **changes})
+
+
+WAYS = (
+    Way("full", "full data", {"selection": "full"}),
+    subsets("uniform", "random"),
+    subsets("stratified", "random, by class"),
+    subsets("craig", "CRAIG"),
+    subsets("glister", "GLISTER"),
+    subsets("glister-validation", "GLISTER for the validation set", outer="validation"),
+    subsets("grad_match", "GRAD-MATCH"),
+    subsets("grad_match-validation", "GRAD-MATCH for the validation set", outer="validation"),
+)
+SCHEDULES = (
+    *(
+        subsets(f"{name}-f{fraction:g}", f"{label}, {percent(fraction)}", fraction=fraction)
+        for fraction in (0.01, 0.05, 0.1, 0.3)
+        for name, label in (("uniform", "random"), ("grad_match", "GRAD-MATCH"))
+    ),
+    *(
+        subsets(f"grad_match-R{every}", f"GRAD-MATCH, R = {every}", select_every=every)
+        for every in (1, 2, 10, 20)
+    ),
+    *(
+        subsets(f"{name}-k{share:g}", f"{label}, κ = {share:g}", warm_start=share)
+        for share in (0.0, 0.25, 0.75)
+        for name, label in (("uniform", "random"), ("grad_match", "GRAD-MATCH"))
+    ),
+)
+CONDITIONS = {"clean": WAYS, "label_noise": WAYS, "imbalance": WAYS, "schedule": SCHEDULES}
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """A problem whose training examples were made worse.
+
+    Attributes:
+      problem: the problem.
+      test: the test set.
+      wrong: bool[n + m], for all examples of the problem, whether the label was replaced.
+      rare: bool[n + m], whether the example is of a class that was made rare.
+    """
+
+    problem: Problem
+    test: Examples
+    wrong: np.ndarray
+    rare: np.ndarray
+
+    def describe(self, found: FitResult) -> dict[str, Any]:
+        """The share of mislabelled and of rare examples in the last subset, by weight."""
+        if found.subset is None:
+            indices, weights = self.problem.train, np.ones(len(self.problem.train))
+        else:
+            indices, weights = (np.asarray(x) for x in (found.subset.indices, found.subset.weights))
+        total = max(float(weights.sum()), 1e-30)
+        return {
+            "wrong_share": float(weights[self.wrong[indices]].sum()) / total,
+            "rare_share": float(weights[self.rare[indices]].sum()) / total,
+        }
+
+
+def corrupt(dataset: jdss.Dataset, condition: str, seed: int) -> Corrupted:
+    """The data set, split, with the training part made worse; the rest is left as it is."""
+    labels, generator = dataset.labels.copy(), np.random.default_rng(seed)
+    train, held_out = jdss.stratified_split(labels, 0.1, seed=0)
+    if condition == "label_noise":
+        chosen = generator.choice(train, round(NOISE * len(train)), replace=False)
+        shifts = generator.integers(1, dataset.num_classes, len(chosen))
+        labels[chosen] = (labels[chosen] + shifts) % dataset.num_classes
+    if condition == "imbalance":
+        kept = [
+            generator.permutation(train[labels[train] == label])[
+                : round(RARE_SHARE * (labels[train] == label).sum())
+            ]
+            if label < RARE_CLASSES
+            else train[labels[train] == label]
+            for label in range(dataset.num_classes)
+        ]
+        train = np.sort(np.concatenate(kept))
+    training = replace(dataset, images=dataset.images[train], labels=labels[train])
+    validation = dataset.images[held_out], dataset.labels[held_out]
+    problem = make_problem(training, validation=validation)
+    true = np.concatenate([dataset.labels[train], dataset.labels[held_out]])
+    return Corrupted(
+        problem,
+        trainings.test_examples(problem, dataset),
+        wrong=np.concatenate([labels[train], dataset.labels[held_out]]) != true,
+        rare=true < RARE_CLASSES,
+    )
+
+
+def train_all(arguments: argparse.Namespace, out: Path) -> None:
+    """Every way of training, condition by condition and seed by seed."""
+    use_compilation_cache(compilation_cache() / "robustness")
+    mnist = jdss.load_dataset("mnist", data_dir=arguments.data_dir).head(IMAGES[arguments.scale])
+    epochs = EPOCHS[arguments.scale]
+    for condition in arguments.conditions:
+        ways = [way for way in CONDITIONS[condition] if way.name in (arguments.ways or [way.name])]
+        # Another seed draws other wrong labels, and other examples of the rare classes.
+        for seed in arguments.seeds:
+            corrupted = corrupt(mnist, condition, seed)
+            for way in ways:
+                trainings.run(
+                    out / condition / f"{way.name}-seed{seed}.json",
+                    corrupted.problem,
+                    corrupted.test,
+                    jdss.models.LeNet(num_classes=10),
+                    way,
+                    [({"epochs": epochs}, seed)],
+                    settings={
+                        "scale": {
+                            "name": arguments.scale,
+                            "reduced": IMAGES[arguments.scale] is not None,
+                            "description": f"{len(mnist.labels):,} of 60,000 training images, "
+                            f"{epochs} epochs",
+                        },
+                        "dataset": {
+                            "name": mnist.name,
+                            "condition": condition,
+                            "train": len(corrupted.problem.train),
+                            "validation": len(corrupted.problem.validation),
+                            "test": len(corrupted.test),
+                        },
+                        "seeds": {"training": seed, "split": 0},
+                    },
+                    describe=corrupted.describe,
+                )
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a way of training; differences to random subsets are paired by seed."""
+    condition = results[0]["dataset"]["condition"]
+    ways = {way.name: way for way in CONDITIONS[condition]}
+    found: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for result in results:
+        trial = result["trials"][0]
+        found.setdefault(result["strategy"]["way"], {})[trial["seed"]] = {**result, "trial": trial}
+    count = max(map(len, found.values()))
+    title = f"MNIST, LeNet, {condition.replace('_', ' ')}, {count} seeds, " + (
+        f"{results[0]['scale']['name']} scale (reduced: {results[0]['scale']['description']})"
+    )
+    shown = Table(title=title, box=box.SIMPLE_HEAD)
+    shown.add_column("trained on", no_wrap=True)
+    extra = {"label_noise": "wrong_share", "imbalance": "rare_share"}.get(condition)
+    for header in (
+        "test accuracy",
+        "over random (95% interval)",
+        *([extra.replace("_", " ")] if extra else []),
+        "seconds",
+        "of these selecting",
+    ):
+        shown.add_column(header, justify="right")
+    for name in (name for name in ways if name in found):
+        runs = found[name]
+        accuracies = [100 * (run["trial"]["test_accuracy"] or 0.0) for run in runs.values()]
+        seconds = [trainings.seconds(run["trial"]) for run in runs.values()]
+        selecting = [
+            run["ledger"]["seconds"]["gradients"] + run["ledger"]["seconds"]["solving"]
+            for run in runs.values()
+        ]
+        shares = [run["trial"].get(extra, 0.0) for run in runs.values()] if extra else []
+        shown.add_row(
+            ways[name].label,
+            f"{statistics.fmean(accuracies):.2f}%" + _spread(accuracies),
+            _difference(runs, found.get(_random_like(name), {})),
+            *([f"{statistics.fmean(shares):.1%}"] if extra else []),
+            f"{statistics.median(seconds):.1f}",
+            f"{sum(selecting) / sum(seconds):.0%}",
+        )
+    return shown
+
+
+def _random_like(name: str) -> str:
+    """The random subsets that a way is compared with: of its fraction and its warm start."""
+    setting = name.partition("-")[2]
+    return f"uniform-{setting}" if setting[:1] in ("f", "k") else "uniform"
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+
+
+def _difference(
+    runs: Mapping[int, Mapping[str, Any]], others: Mapping[int, Mapping[str, Any]]
+) -> str:
+    """The mean difference in points, paired by seed, with its 95% interval (Student's t)."""
+    differences = [
+        100
+        * ((run["trial"]["test_accuracy"] or 0.0) - (others[seed]["trial"]["test_accuracy"] or 0))
+        for seed, run in runs.items()
+        if seed in others and run is not others[seed]
+    ]
+    if not differences:
+        return ""
+    mean = statistics.fmean(differences)
+    if len(differences) < 2:
+        return f"{mean:+.2f}"
+    reach = stats.t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences)
+    reach /= math.sqrt(len(differences))
+    return f"{mean:+.2f} ({mean - reach:+.2f} to {mean + reach:+.2f})"
+
+
+def report(out: Path, console: Console) -> None:
+    """Prints the tables, from the result files alone."""
+    for condition in CONDITIONS:
+        if (out / condition).is_dir():
+            console.print(table(reporting.read_results(out / condition)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scale", choices=IMAGES, default="laptop")
+    parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=list(CONDITIONS))
+    parser.add_argument("--ways", nargs="+", help="by name; default: all", metavar="WAY")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
+    parser.add_argument("--data-dir", help="of tensorflow_datasets; default: TFDS_DATA_DIR")
+    parser.add_argument("--out", type=Path, help="default: runs/robustness-SCALE")
+    parser.add_argument("--report", action="store_true", help="only the tables")
+    arguments = parser.parse_args()
+    out = arguments.out or Path(f"runs/robustness-{arguments.scale}")
+    if not arguments.report:
+        train_all(arguments, out)
+    report(out, Console(width=120))
+
+
+if __name__ == "__main__":
+    main()

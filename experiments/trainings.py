@@ -1,0 +1,178 @@
+"""Single trainings, one way of training a file: what rank fidelity and robustness are made of.
+
+A file is written anew after every training, so that a run can be cut anywhere and go on, also on
+another machine to which the directory was copied.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+import jdss
+from jdss import reporting
+from jdss.data.examples import Examples, make_examples
+from jdss.progress import progress_bar
+from jdss.reporting.ledger import Ledger
+from jdss.training.divergence import TrainingDivergedError
+from jdss.training.fit import FitResult, train_adaptively
+from jdss.training.forward import compute_accuracy
+from jdss.training.problem import Problem, make_problem
+from jdss.training.schedule import make_schedule
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of training: which subsets, and how often they are chosen.
+
+    Attributes:
+      name: what its file is called.
+      label: for a reader.
+      schedule: arguments of `make_schedule`.
+    """
+
+    name: str
+    label: str
+    schedule: Mapping[str, Any] = field(default_factory=dict)
+
+
+def split(dataset: jdss.Dataset, *, validation: float = 0.1) -> tuple[Problem, Examples]:
+    """The problem, and the test set normalised as its images are."""
+    problem = make_problem(dataset, validation=validation, seed=0)
+    return problem, test_examples(problem, dataset)
+
+
+def test_examples(problem: Problem, dataset: jdss.Dataset) -> Examples:
+    """The test set, normalised as the images of the problem are."""
+    test = make_examples(dataset.test_images, dataset.test_labels)
+    return replace(test, normalization=problem.examples.normalization)
+
+
+def train_once(
+    problem: Problem,
+    test: Examples,
+    model: nn.Module,
+    way: Way,
+    hyperparameters: Mapping[str, Any],
+    seed: int,
+    describe: Callable[[FitResult], dict[str, Any]] = lambda found: {},
+) -> dict[str, Any]:
+    """One training, as a result file holds it; a diverged one has no accuracies.
+
+    `describe` says more of a training that was completed.
+    """
+    ledger = Ledger()
+    more: dict[str, Any] = {}
+    accuracies: dict[str, float | None] = {"validation_accuracy": None, "test_accuracy": None}
+    record: dict[str, Any] = {"seed": seed, "hyperparameters": dict(hyperparameters)}
+    selections: list[dict[str, Any]] = []
+    try:
+        with ledger.measure_rest():
+            found = train_adaptively(
+                problem,
+                model,
+                make_schedule(**way.schedule),
+                jdss.hyperparameters(hyperparameters),
+                jax.random.key(seed),
+                ledger=ledger,
+                selections=selections,
+            )
+            accuracies["validation_accuracy"] = found.validation_accuracy
+        # The test set is no part of a trial: its seconds stand on no line.
+        accuracies["test_accuracy"] = compute_accuracy(
+            found.state, test, np.arange(len(test)), chunk_size=problem.chunk_size
+        )
+        state, failure, more = "complete", None, describe(found)
+    except TrainingDivergedError as error:
+        state, failure = "failed", str(error)
+    return {
+        **record,
+        "state": state,
+        "failure": failure,
+        **accuracies,
+        **more,
+        "selections": selections,
+        "ledger": ledger.as_dict(),
+    }
+
+
+def run(
+    path: Path,
+    problem: Problem,
+    test: Examples,
+    model: nn.Module,
+    way: Way,
+    plan: Iterable[tuple[Mapping[str, Any], int]],
+    *,
+    settings: Mapping[str, Any],
+    describe: Callable[[FitResult], dict[str, Any]] = lambda found: {},
+) -> dict[str, Any]:
+    """Does the trainings of a plan that its file does not hold yet, and writes each into it.
+
+    Args:
+      path: of the result file.
+      problem: what is trained on.
+      test: the test set, for the record: nothing is chosen by it.
+      model: the network.
+      way: how it is trained.
+      plan: hyper-parameters and seed of each training.
+      settings: what result files say beside: scale, dataset and seeds.
+      describe: see `train_once`.
+
+    Returns:
+      The result, as in the file.
+
+    Raises:
+      ValueError: where the file holds trainings of other settings.
+    """
+    plan = list(plan)
+    strategy = {"way": way.name, "label": way.label, **make_schedule(**way.schedule).describe()}
+    fixed = {"model": type(model).__name__, "strategy": strategy, **settings}
+    # As they read back from a file.
+    fixed = json.loads(json.dumps(fixed))
+    trials: list[dict[str, Any]] = []
+    if path.exists():
+        earlier = json.loads(path.read_text())
+        if {name: earlier.get(name) for name in fixed} != fixed:
+            raise ValueError(f"{path.name} holds trainings with other settings: take another --out")
+        trials = earlier["trials"]
+    done = {_identity(trial["hyperparameters"], trial["seed"]) for trial in trials}
+    left = [one for one in plan if _identity(*one) not in done]
+    result = _result(fixed, trials)
+    with progress_bar(len(plan), path.stem, enabled=bool(left)) as bar:
+        for hyperparameters, seed in left:
+            one = train_once(problem, test, model, way, hyperparameters, seed, describe)
+            # A file may be the work of several runs.
+            commit = reporting.environment()["commit"]
+            trials = [*trials, {"number": len(trials), "commit": commit, **one}]
+            result = _result(fixed, trials)
+            reporting.write_result(path, result)
+            bar.advance(len(trials))
+    return result
+
+
+def _identity(hyperparameters: Mapping[str, Any], seed: int) -> str:
+    """One text for equal trainings, whether from a plan or from a file."""
+    rounded = {
+        name: float(f"{value:.9g}") if isinstance(value, float) else value
+        for name, value in hyperparameters.items()
+    }
+    return json.dumps([rounded, seed], sort_keys=True)
+
+
+def _result(fixed: Mapping[str, Any], trials: list[dict[str, Any]]) -> dict[str, Any]:
+    total = Ledger()
+    for trial in trials:
+        total.add(trial["ledger"])
+    return {**reporting.environment(), **fixed, "trials": trials, "ledger": total.as_dict()}
+
+
+def seconds(trial: Mapping[str, Any]) -> float:
+    """What a training took, without compilation, which a search pays once."""
+    ledger = trial["ledger"]["seconds"]
+    return float(sum(ledger.values()) - ledger["compiling"])

@@ -1,0 +1,67 @@
+"""Batches of a weighted subset, for a training loop of one's own."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from jdss import _checks
+from jdss.subset import Subset
+
+
+def subset_batches(
+    subset: Subset, batch_size: int, key: jax.Array, *, pad: bool = True
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """One epoch over a subset, in the random order of a key.
+
+    Every place of positive weight is visited once. The loss of a batch that the weights ask for is
+    `Σ w_i ℓ_i / Σ w_i`, as in `train_on_subset`.
+
+    Args:
+      subset: indices int32[k] and weights float32[k].
+      batch_size: b, the examples in a batch.
+      key: a PRNG key; it alone decides on the order. Give each epoch its own.
+      pad: whether a last batch that is short is filled up, at weight 0, so that all batches have
+        one shape and what is done with them compiles once.
+
+    Returns:
+      An iterator of (indices int32[b], weights float32[b]), NumPy's arrays.
+
+    Raises:
+      TypeError, ValueError: for a batch size that is no positive int, or a subset whose indices and
+        weights disagree in shape, whose weights are negative or not finite, or none is positive.
+
+    Example:
+      >>> import jdss, jax.numpy as jnp
+      >>> subset = jdss.Subset(jnp.array([7, 3, 5]), jnp.array([1.0, 2.0, 0.5]), jnp.int32(3))
+      >>> batches = list(jdss.subset_batches(subset, 2, jax.random.key(0)))
+      >>> [indices.shape for indices, _ in batches]
+      [(2,), (2,)]
+      >>> sum(float(weights.sum()) for _, weights in batches)
+      3.5
+    """
+    size = _checks.check_positive_int("batch_size", batch_size)
+    indices, weights = np.asarray(subset.indices), np.asarray(subset.weights)
+    if indices.ndim != 1 or indices.shape != weights.shape:
+        raise ValueError(
+            "subset must have indices and weights of one shape (k,), got "
+            f"{indices.shape} and {weights.shape}"
+        )
+    if not (np.isfinite(weights) & (weights >= 0)).all():
+        raise ValueError("subset.weights must be finite and non-negative")
+    if not (weights > 0).any():
+        raise ValueError("subset.weights must have a positive weight: there is nothing to visit")
+    generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    order = generator.permutation(np.flatnonzero(weights > 0))
+
+    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, len(order), size):
+            places = order[start : start + size]
+            missing = size - len(places) if pad else 0
+            filled = np.resize(order, missing)  # some example that is there
+            yield (
+                np.concatenate([indices[places], indices[filled]]).astype(np.int32),
+                np.pad(weights[places], (0, missing)).astype(np.float32),
+            )
+
+    return batches()
