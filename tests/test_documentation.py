@@ -135,7 +135,7 @@ def test_every_public_name_is_in_the_reference():
 def test_there_is_one_address_of_the_repository():
     """Badges, the site and the package's metadata agree, before it is known and after."""
     places = [*PAGES, ROOT / "pyproject.toml", ROOT / "mkdocs.yml", ROOT / "CITATION.cff"]
-    places += [*(ROOT / "notebooks").glob("*")]
+    places += [*(ROOT / "notebooks").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
     found = {
         owner
         for place in places
