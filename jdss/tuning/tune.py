@@ -188,8 +188,8 @@ def tune(
       study_name: the study's name in the storage.
       validation: the fraction held out to score trials (stratified), or (inputs, labels).
       test: (inputs, labels), looked at once, after retraining; None means the `Dataset`'s own.
-      select_every, warm_start, lifting, options: as in `jdss.fit`.
-      outer, gradients, projection_dimension, candidates, augmentation, optimizers: as in `jdss.fit`.
+      select_every, warm_start, candidates, lifting, options: as in `jdss.fit`.
+      outer, gradients, projection_dimension, augmentation, optimizers: as in `jdss.fit`.
         The split that scores trials decides on no subset unless `outer` is "validation".
       workers: how many processes run trials; they need a storage that they can share. Machines
         share a study by the same call on each. See docs/workers.md for when it pays.
