@@ -2,6 +2,7 @@
 
 A page's Python blocks run in order, in one namespace, in an empty directory. A block that cannot
 run here (a GPU, a server, data that is not there) stands behind `<!-- skip: next "the reason" -->`.
+What a block needs and a reader does not, is in `<!-- invisible-code-block: python … -->`.
 """
 
 import importlib.util

@@ -222,8 +222,8 @@ def objective(
       space: a mapping from names to Optuna distributions, or a function of a trial; None means
         `jdss.default_space()`.
       validation: the fraction held out to score trials, or (inputs, labels).
-      selection, fraction, select_every, warm_start, candidates: as in `jdss.fit`.
-      lifting, options, outer, gradients, projection_dimension, augmentation, optimizers: as in `jdss.fit`.
+      selection, fraction, select_every, warm_start, candidates, lifting: as in `jdss.fit`.
+      options, outer, gradients, projection_dimension, augmentation, optimizers: as in `jdss.fit`.
       metric: "accuracy", "loss", or a function of logits [m, c] and labels [m] to a number.
       direction: "maximize" or "minimize", for a metric of your own: the study's.
       first_rung: the epoch at which trials first report to the study's pruner.
