@@ -113,11 +113,12 @@ class Corrupted:
 def corrupt(dataset: jdss.Dataset, condition: str, seed: int) -> Corrupted:
     """The data set, split, with the training part made worse; the rest is left as it is."""
     labels, generator = dataset.labels.copy(), np.random.default_rng(seed)
+    num_classes = int(labels.max()) + 1
     train, held_out = jdss.stratified_split(labels, 0.1, seed=0)
     if condition == "label_noise":
         chosen = generator.choice(train, round(NOISE * len(train)), replace=False)
-        shifts = generator.integers(1, dataset.num_classes, len(chosen))
-        labels[chosen] = (labels[chosen] + shifts) % dataset.num_classes
+        shifts = generator.integers(1, num_classes, len(chosen))
+        labels[chosen] = (labels[chosen] + shifts) % num_classes
     if condition == "imbalance":
         kept = [
             generator.permutation(train[labels[train] == label])[
@@ -125,7 +126,7 @@ def corrupt(dataset: jdss.Dataset, condition: str, seed: int) -> Corrupted:
             ]
             if label < RARE_CLASSES
             else train[labels[train] == label]
-            for label in range(dataset.num_classes)
+            for label in range(num_classes)
         ]
         train = np.sort(np.concatenate(kept))
     training = replace(dataset, images=dataset.images[train], labels=labels[train])

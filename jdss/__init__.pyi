@@ -1,5 +1,12 @@
 from . import data, models, reporting
-from .data import Dataset, Examples, load_dataset, make_examples, stratified_split
+from .data import (
+    Dataset,
+    Examples,
+    load_dataset,
+    make_examples,
+    read_sequence,
+    stratified_split,
+)
 from .gradients import (
     DenseGradients,
     FactoredGradients,
@@ -9,6 +16,7 @@ from .gradients import (
     per_example_gradients,
     sum_consecutive,
 )
+from .losses import Loss
 from .random_projection import projected_gradients
 from .reporting.ledger import Ledger
 from .selection.craig import craig
@@ -55,6 +63,7 @@ __all__ = [
     "Hyperparameters",
     "LastLayerObjective",
     "Ledger",
+    "Loss",
     "Objective",
     "OutOfMemoryError",
     "Retraining",
@@ -90,6 +99,7 @@ __all__ = [
     "per_class",
     "per_example_gradients",
     "projected_gradients",
+    "read_sequence",
     "report",
     "reporting",
     "save_model",

@@ -21,7 +21,7 @@ from optuna.distributions import (
 
 import jdss
 from jdss import models as known_models
-from jdss.data.datasets import DATASETS
+from jdss.data.datasets import DATASETS, is_prepared
 
 _MODELS = {"lenet": "LeNet", "resnet18": "ResNet18", "resnet50": "ResNet50"}
 _KINDS = {
@@ -166,7 +166,7 @@ def data(text: str, data_dir: str | None) -> jdss.Dataset | tuple[np.ndarray, np
       ValueError: where it is neither.
     """
     if not text.endswith(".npz"):
-        if text not in DATASETS:
+        if text not in DATASETS and not is_prepared(text, data_dir):
             raise ValueError(
                 f"data must be one of {', '.join(DATASETS)}, or an .npz file; got {text!r}"
             )
@@ -177,7 +177,8 @@ def data(text: str, data_dir: str | None) -> jdss.Dataset | tuple[np.ndarray, np
             return inputs, labels
     test_inputs, test_labels = arrays(Path(text), ("test_inputs", "test_labels"))
     name = Path(text).stem
-    return jdss.Dataset(name, inputs, labels, test_inputs, test_labels, _num_classes(labels))
+    num_classes = None if labels.dtype.kind == "f" else _num_classes(labels)
+    return jdss.Dataset(name, inputs, labels, test_inputs, test_labels, num_classes)
 
 
 def model(text: str, loaded: jdss.Dataset | tuple[np.ndarray, np.ndarray]) -> Any:
@@ -198,14 +199,17 @@ def model(text: str, loaded: jdss.Dataset | tuple[np.ndarray, np.ndarray]) -> An
         found = attribute(text)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         return found
-    if isinstance(loaded, jdss.Dataset):
-        return found(num_classes=loaded.num_classes)
-    return found(num_classes=_num_classes(loaded[1]))
+    labels = loaded.labels if isinstance(loaded, jdss.Dataset) else loaded[1]
+    known_number = loaded.num_classes if isinstance(loaded, jdss.Dataset) else None
+    return found(num_classes=known_number or _num_classes(labels))
 
 
 def _num_classes(labels: np.ndarray) -> int:
+    """The number of outputs that labels ask for: classes, or numbers an example."""
+    if labels.dtype.kind == "f":
+        return int(np.prod(labels.shape[1:], dtype=int))
     if labels.dtype.kind not in "iu" or not labels.size:
-        raise ValueError(f"labels must be class indices, got dtype {labels.dtype}")
+        raise ValueError(f"labels must be class indices or numbers, got dtype {labels.dtype}")
     return int(labels.max()) + 1
 
 

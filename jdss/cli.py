@@ -138,12 +138,20 @@ def tune(
         list[str] | None,
         _option("`package.module:function` of a study and a trial, after each.", _SEARCH),
     ] = None,
-    metric: Annotated[
+    loss: Annotated[
         str,
-        _option("accuracy, loss, or `package.module:function` of logits and labels.", _SEARCH),
-    ] = "accuracy",
+        _option("cross_entropy, squared_error, or `package.module:attribute`.", _SEARCH),
+    ] = "cross_entropy",
+    metric: Annotated[
+        str | None,
+        _option(
+            "accuracy, loss, r2, mean_squared_error, or `package.module:function` of outputs and "
+            "labels. Default: the loss's own.",
+            _SEARCH,
+        ),
+    ] = None,
     direction: Annotated[
-        str | None, _option("maximize or minimize, for a metric of your own.", _SEARCH)
+        str | None, _option("maximize or minimize. Default: the metric's own.", _SEARCH)
     ] = None,
     workers: Annotated[
         int, _option("Processes that run trials; they need a --storage to share.", _SEARCH)
@@ -196,6 +204,10 @@ def tune(
     optimizers: Annotated[
         str | None,
         _option("`package.module:mapping` from names to optimizer factories.", _DATA),
+    ] = None,
+    data_on: Annotated[
+        str | None,
+        _option("device, or host for more data than a device holds. Default: by size.", _DATA),
     ] = None,
     data_dir: Annotated[
         str | None, _option("Of tensorflow_datasets. Default: TFDS_DATA_DIR.", _DATA)
@@ -262,7 +274,8 @@ def tune(
         enqueue=[read.mapping("--enqueue", text) or {} for text in enqueue or ()],
         timeout=timeout,
         callbacks=[read.attribute(path) for path in callbacks or ()],
-        metric=read.named(metric),
+        loss=read.named(loss),
+        metric=None if metric is None else read.named(metric),
         direction=direction,
         storage=storage,
         study_name=study_name,
@@ -283,6 +296,7 @@ def tune(
         checkpoint_every=checkpoint_every,
         retrain=retrain,
         save_to=save_to,
+        data_on=data_on,
         data_dir=data_dir,
         seed=seed,
         progress=progress,
@@ -307,6 +321,8 @@ def _print_result(result: Any) -> None:
     table.add_row(f"validation {metric}", f"{result.best_value:.4g}")
     if result.retraining is not None and result.retraining.test_accuracy is not None:
         table.add_row("test accuracy after retraining", f"{result.retraining.test_accuracy:.4g}")
+    elif result.retraining is not None and result.retraining.test_score is not None:
+        table.add_row(f"test {metric} after retraining", f"{result.retraining.test_score:.4g}")
     table.add_section()
     for line, seconds in result.ledger.seconds.items():
         if seconds >= 0.05:

@@ -222,8 +222,8 @@ def test_bad_data_is_refused_by_name(perceptron, blobs):
         fit(perceptron, (inputs, np.where(labels == 0, -1, labels)))
     with pytest.raises(TypeError, match=r"data must be a pair \(inputs, labels\)"):
         fit(perceptron, inputs)
-    with pytest.raises(TypeError, match="inputs must be uint8 images or floats"):
-        fit(perceptron, (inputs.astype(np.int32), labels))
+    with pytest.raises(TypeError, match="inputs must be uint8 images, floats, integers or bool"):
+        fit(perceptron, (inputs.astype(str), labels))
 
 
 def test_a_model_with_fewer_outputs_than_classes_is_refused(perceptron, blobs):

@@ -11,14 +11,13 @@ from experiments import rank_fidelity, robustness, trainings
 from jdss import reporting
 
 
-def trial(accuracy, *, test=None, seconds=1.0, number=0, failed=False):
-    ledger = {"seconds": {"training": seconds, "compiling": 5.0}, "joules": None}
+def trial(accuracy, *, test=None, epochs=20, selections=0, failed=False):
     return {
-        "number": number,
+        "hyperparameters": {"epochs": epochs},
+        "selections": [{}] * selections,
         "state": "failed" if failed else "complete",
         "validation_accuracy": None if failed else accuracy,
         "test_accuracy": None if failed else (accuracy if test is None else test),
-        "ledger": ledger,
     }
 
 
@@ -26,16 +25,16 @@ def test_agreement_is_spearmans_and_the_regret_of_the_other_ways_choice():
     truth = [0.90, 0.95, 0.97, 0.80, 0.96]
     tests = [0.91, 0.94, 0.96, 0.81, 0.97]
     other = [0.70, 0.60, 0.75, 0.10, 0.90]
-    full = [trial(a, test=b, seconds=10.0) for a, b in zip(truth, tests, strict=True)]
-    cheap = [trial(a, seconds=0.5) for a in other]
-    found = rank_fidelity.agreement(full, cheap)
+    full = [trial(a, test=b) for a, b in zip(truth, tests, strict=True)]
+    cheap = [trial(a, selections=3) for a in other]
+    found = rank_fidelity.agreement(full, cheap, 0.05)
     assert found["spearman"] == pytest.approx(scipy.stats.spearmanr(truth, other).statistic)
     assert found["regret"] == pytest.approx(0.01)  # it takes the last, 0.96 instead of 0.97
     assert found["test_regret"] == pytest.approx(
         -0.01
     )  # which happens to be better on the test set
     assert found["rank"] == 2
-    assert found["seconds_ratio"] == pytest.approx(20.0)  # compilation apart
+    assert found["cost_ratio"] == pytest.approx(20 / (20 * 0.05 + 3 / 3))
     low, high = found["interval"]
     assert low < found["spearman"] <= high
 

@@ -344,7 +344,7 @@ def test_the_relative_residual_is_that_of_the_matched_gradients():
         ({"timeout": -1}, ValueError, "timeout must be a positive number of seconds"),
         ({"callbacks": [3]}, TypeError, "callbacks must be functions"),
         ({"metric": "f1"}, ValueError, "metric must be one of 'accuracy', 'loss'"),
-        ({"metric": max}, ValueError, "direction must be 'maximize' or 'minimize' with a metric"),
+        ({"metric": 3}, TypeError, "metric must be a name or a function, got int"),
         ({"metric": "loss", "direction": "maximize"}, ValueError, "direction must be 'minimize'"),
         ({"direction": "up"}, ValueError, "direction must be one of"),
         ({"pruner": "ashes"}, ValueError, "pruner must be one of 'asha', 'hyperband'"),

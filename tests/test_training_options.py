@@ -11,7 +11,7 @@ from flax import linen as nn
 import jdss
 from jdss.data.examples import training_batch
 from jdss.gradients import cross_entropy_errors
-from jdss.training.train_on_subset import cross_entropy
+from jdss.losses import cross_entropy
 
 N, C = 6, 3
 LABELS = np.arange(N) % C

@@ -1,7 +1,8 @@
-"""Data sets as arrays, splits, and what happens to images on the device."""
+"""Data sets as arrays or sequences, splits, and what happens to images on the device."""
 
 from jdss.data.datasets import DATASETS, Dataset, DatasetNotPreparedError, load_dataset
 from jdss.data.examples import Examples, Normalization, make_examples, training_batch
+from jdss.data.sequences import read_sequence
 from jdss.data.splits import stratified_split
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Normalization",
     "load_dataset",
     "make_examples",
+    "read_sequence",
     "stratified_split",
     "training_batch",
 ]

@@ -2,8 +2,12 @@
 
 Images stay uint8 in device memory, a quarter of their size as floats; a batch is gathered,
 augmented and normalised inside the compiled step.
+
+An example may have several inputs: then a tuple or a mapping of arrays stands in place of one, and
+everything here holds for each of them.
 """
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +26,10 @@ _CROP_PADDING = 4  # pixels on each side, as is usual for 32 × 32 images
 class Normalization:
     """What is done to every input: uint8 is scaled to 0..1, then (input - mean) / std.
 
+    Integers that are not uint8 (words, categories) and masks of bool are left as they are.
+
     Attributes:
-      mean: float32[channels] or [].
+      mean: float32[channels] or []; of several inputs, one for each.
       std: float32, of the same shape.
 
     Example:
@@ -32,14 +38,19 @@ class Normalization:
       Array([-1.,  1.], dtype=float32)
     """
 
-    mean: jax.Array
-    std: jax.Array
+    mean: Any
+    std: Any
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        scaled = inputs.astype(jnp.float32)
-        if inputs.dtype == jnp.uint8:
-            scaled = scaled / 255
-        return (scaled - self.mean) / self.std
+    def __call__(self, inputs: Any) -> Any:
+        return jax.tree.map(_normalised, inputs, self.mean, self.std)
+
+
+def _normalised(inputs: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    if inputs.dtype == jnp.uint8:
+        return (inputs.astype(jnp.float32) / 255 - mean) / std
+    if not jnp.issubdtype(inputs.dtype, jnp.floating):
+        return inputs
+    return (inputs.astype(jnp.float32) - mean) / std
 
 
 @jax.tree_util.register_dataclass
@@ -48,8 +59,9 @@ class Examples:
     """Inputs and labels, and how a batch of them is prepared.
 
     Attributes:
-      inputs: uint8[n, h, w, channels] for images, or floats [n, …].
-      labels: int32[n], class indices.
+      inputs: uint8[n, h, w, channels] for images, float32, int32 or bool [n, …]; or several such
+        arrays.
+      labels: int32[n], class indices; or float32[n, …], numbers.
       normalization: what is done to every input.
       augmentation: "none", or "crop_flip" for random crops (4 pixels of zero padding) and
         horizontal flips of training batches; static.
@@ -57,66 +69,190 @@ class Examples:
     Made by `jdss.make_examples`.
     """
 
-    inputs: jax.Array
+    inputs: Any
     labels: jax.Array
     normalization: Normalization
     augmentation: str = field(default="none", metadata={"static": True})
 
     def __len__(self) -> int:
-        return self.inputs.shape[0]
+        return self.labels.shape[0]
 
 
 def make_examples(
-    inputs: Any, labels: Any, *, augmentation: str = "none", statistics_of: Any = None
+    inputs: Any,
+    labels: Any,
+    *,
+    augmentation: str = "none",
+    statistics_of: Any = None,
+    classes: bool | None = True,
 ) -> Examples:
     """Checks arrays and makes them `Examples`; uint8 images are normalised channel by channel.
 
     Args:
-      inputs: uint8 images [n, h, w, channels], or floats [n, …], which are left as they are.
-      labels: int[n], class indices.
+      inputs: uint8 images [n, h, w, channels]; or floats or integers [n, …], which are left as they
+        are; or several such arrays, as a tuple (passed to the model by position) or a mapping
+        (by keyword).
+      labels: int[n], class indices; or numbers [n] or [n, …].
       augmentation: "none" or "crop_flip".
       statistics_of: int[m], the images whose mean and deviation normalise all; None means all.
+      classes: what the labels are: True for class indices, False for numbers, None for either, by
+        their dtype.
 
     Raises:
-      ValueError, TypeError: for lengths that disagree, inputs that are neither uint8 nor finite
-        floats, labels that are not class indices, an unknown augmentation.
+      ValueError, TypeError: for lengths that disagree, inputs that are neither uint8, integers nor
+        finite floats, labels that are not as `classes` says, an unknown augmentation.
 
     Example:
-      >>> images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), np.uint8)
-      >>> examples = make_examples(images, [0, 1, 2, 0, 1, 2])
-      >>> len(examples), examples.inputs.dtype, examples.normalization.mean.shape
-      (6, dtype('uint8'), (1,))
+      >>> pairs = make_examples({"a": np.ones((3, 4)), "b": np.ones((3, 2))}, [0, 1, 0])
+      >>> len(pairs), pairs.inputs["b"].shape
+      (3, (3, 2))
     """
-    inputs = np.asarray(inputs)
-    if inputs.ndim < 2 or not len(inputs):
-        raise ValueError(f"inputs must have shape [n, …] with n at least 1, got {inputs.shape}")
+    inputs = as_arrays(inputs)
+    num_examples = check_inputs(inputs)
+    check_augmentation(augmentation, inputs)
+    labels = check_targets(labels, num_examples, classes)
+    normalization = measure_normalization(in_parts(inputs, statistics_of))
+    stored = jax.tree.map(lambda leaf: jnp.asarray(as_stored(leaf)), inputs)
+    return Examples(stored, jnp.asarray(labels), normalization, augmentation)
+
+
+def as_arrays(inputs: Any) -> Any:
+    """An array, or a tuple or a mapping of arrays; a list is an array."""
+    if isinstance(inputs, Mapping):
+        return {str(name): as_arrays(value) for name, value in inputs.items()}
+    if isinstance(inputs, tuple):
+        return tuple(map(as_arrays, inputs))
+    return np.asarray(inputs)
+
+
+def check_inputs(inputs: Any) -> int:
+    """Checks arrays of inputs, and returns the length n of their leading axis.
+
+    Raises:
+      ValueError, TypeError: see `make_examples`.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(inputs)
+    if not leaves:
+        raise ValueError("inputs must have at least one array, got none")
+    for path, leaf in leaves:
+        name = "inputs" + jax.tree_util.keystr(path)
+        # One number an example is enough where there are other inputs.
+        if leaf.ndim < (2 if len(leaves) == 1 else 1) or not len(leaf):
+            raise ValueError(f"{name} must have shape [n, …] with n at least 1, got {leaf.shape}")
+        if leaf.dtype.kind == "f":
+            for rows in in_parts(leaf):
+                if not np.isfinite(as_stored(rows)).all():
+                    raise ValueError(
+                        f"{name} must be finite in float32, but some are NaN or infinite"
+                    )
+        elif leaf.dtype.kind not in "iub":
+            raise TypeError(
+                f"{name} must be uint8 images, floats, integers or bool, got dtype {leaf.dtype}"
+            )
+        elif leaf.dtype.itemsize >= 4 and leaf.size:
+            for rows in in_parts(leaf):
+                if rows.min() < -(2**31) or rows.max() >= 2**31:
+                    raise ValueError(f"{name} must be integers that fit into int32")
+    lengths = {"inputs" + jax.tree_util.keystr(path): len(leaf) for path, leaf in leaves}
+    if len(set(lengths.values())) > 1:
+        got = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        raise ValueError(f"inputs must have one common length; {got}")
+    return len(leaves[0][1])
+
+
+def as_stored(inputs: np.ndarray) -> np.ndarray:
+    """Inputs of one of the types that examples have."""
+    with np.errstate(over="ignore"):
+        return inputs.astype(stored_type(inputs.dtype), copy=False)
+
+
+def stored_type(dtype: np.dtype) -> np.dtype:
+    """The type that inputs are stored in: uint8, float32, int32 or bool."""
+    if dtype.kind == "f":
+        return np.dtype(np.float32)
+    return dtype if dtype in (np.uint8, np.bool_) else np.dtype(np.int32)
+
+
+def check_augmentation(augmentation: str, inputs: Any) -> None:
     _checks.check_choice("augmentation", augmentation, AUGMENTATIONS)
-    if augmentation != "none" and inputs.ndim != 4:
+    leaves = jax.tree.leaves(inputs)
+    if augmentation != "none" and (len(leaves) != 1 or leaves[0].ndim != 4):
         raise ValueError(
-            f"augmentation {augmentation!r} takes images [n, h, w, channels], got {inputs.shape}"
+            f"augmentation {augmentation!r} takes images [n, h, w, channels], got "
+            f"{' and '.join(str(leaf.shape) for leaf in leaves)}"
         )
+
+
+def check_targets(labels: Any, num_examples: int, classes: bool | None) -> np.ndarray:
+    """Labels as int32[n] where they are class indices, and as float32[n, …] where not.
+
+    Raises:
+      ValueError, TypeError: where they are something else.
+    """
     labels = np.asarray(labels)
-    num_classes = max(int(labels.max()), 0) + 1 if labels.size and labels.dtype.kind in "iu" else 1
-    labels = _checks.check_labels(labels, num_examples=len(inputs), num_classes=num_classes)
-    mean, std = np.zeros((), np.float32), np.ones((), np.float32)
-    if inputs.dtype == np.uint8:
-        mean, std = _pixel_statistics(inputs if statistics_of is None else inputs[statistics_of])
-    elif np.issubdtype(inputs.dtype, np.floating):
-        with np.errstate(over="ignore"):
-            inputs = inputs.astype(np.float32)
-        if not np.isfinite(inputs).all():
-            raise ValueError("inputs must be finite in float32, but some are NaN or infinite")
-    else:
-        raise TypeError(f"inputs must be uint8 images or floats, got dtype {inputs.dtype}")
-    normalization = Normalization(jnp.asarray(mean), jnp.asarray(std))
-    return Examples(jnp.asarray(inputs), labels, normalization, augmentation)
+    if classes is None:
+        classes = labels.dtype.kind in "iu" and labels.ndim == 1
+    if classes:
+        if labels.dtype.kind == "f" and labels.ndim:
+            raise TypeError(
+                f"labels must be integers (class indices), got dtype {labels.dtype}; numbers are "
+                "learned with loss='squared_error' or a jdss.Loss"
+            )
+        whole = labels.size and labels.dtype.kind in "iu"
+        num_classes = max(int(labels.max()), 0) + 1 if whole else 1
+        return np.asarray(
+            _checks.check_labels(labels, num_examples=num_examples, num_classes=num_classes)
+        )
+    if labels.dtype.kind not in "fiub":
+        raise TypeError(f"labels must be numbers, got dtype {labels.dtype}")
+    if labels.ndim < 1 or len(labels) != num_examples:
+        raise ValueError(
+            f"labels must have shape [{num_examples}, …], one for each example, got {labels.shape}"
+        )
+    with np.errstate(over="ignore"):
+        labels = labels.astype(np.float32)
+    if not np.isfinite(labels).all():
+        raise ValueError("labels must be finite in float32, but some are NaN or infinite")
+    return labels
 
 
-def _pixel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel, on the scale 0..1, by counting pixel values."""
+def measure_normalization(parts: Iterable[Any]) -> Normalization:
+    """Means and deviations of uint8 inputs, channel by channel; others are left alone.
+
+    Args:
+      parts: inputs [m, …] of all examples that count, some at a time: they may be in files that are
+        larger than memory.
+    """
+    counts: Any = None
+    for part in parts:
+        found = jax.tree.map(_count_pixels, part)
+        counts = found if counts is None else jax.tree.map(np.add, counts, found)
+    leaves, structure = jax.tree.flatten(counts)
+    moments = [_moments(*pair) for pair in zip(leaves, jax.tree.leaves(part), strict=True)]
+    return Normalization(
+        *(
+            jax.tree.unflatten(structure, [jnp.asarray(pair[which]) for pair in moments])
+            for which in range(2)
+        )
+    )
+
+
+def _count_pixels(images: np.ndarray) -> np.ndarray:
+    """How often each value occurs in each channel, int[channels, 256]; of no channel, if no uint8.
+
+    Only images [m, h, w, channels] have channels of their own.
+    """
+    if images.dtype != np.uint8:
+        return np.zeros((0, 256), int)
+    channels = images.reshape(-1, images.shape[-1] if images.ndim == 4 else 1)
+    return np.stack([np.bincount(channel, minlength=256) for channel in channels.T])
+
+
+def _moments(counts: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel, on the scale 0..1."""
+    if not len(counts):
+        return np.zeros((), np.float32), np.ones((), np.float32)
     values = np.arange(256) / 255
-    channels = images.reshape(-1, images.shape[-1]) if images.ndim == 4 else images.reshape(-1, 1)
-    counts = np.stack([np.bincount(channel, minlength=256) for channel in channels.T])
     shares = counts / counts.sum(axis=1, keepdims=True)
     mean = shares @ values
     variance = shares @ values**2 - mean**2
@@ -126,6 +262,21 @@ def _pixel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean.astype(np.float32), std.astype(np.float32)
 
 
+_PART_BYTES = 1 << 26
+
+
+def in_parts(inputs: Any, indices: Any = None) -> Iterator[Any]:
+    """Arrays of inputs, or some of their rows, in parts of some 64 MiB."""
+    leaves = jax.tree.leaves(inputs)
+    size = len(leaves[0]) if indices is None else len(indices)
+    row_bytes = sum(leaf.nbytes for leaf in leaves) // len(leaves[0])
+    rows = max(_PART_BYTES // max(row_bytes, 1), 1)
+    for start in range(0, size, rows):
+        part = slice(start, start + rows)
+        taken = part if indices is None else indices[part]
+        yield jax.tree.map(lambda leaf, taken=taken: leaf[taken], inputs)
+
+
 def training_batch(
     examples: Examples,
     indices: jax.Array,
@@ -133,7 +284,7 @@ def training_batch(
     *,
     places: jax.Array | None = None,
     batch_size: int | None = None,
-) -> jax.Array:
+) -> Any:
     """A batch of inputs, or a share of one, augmented and normalised.
 
     Args:
@@ -145,14 +296,14 @@ def training_batch(
       batch_size: how many places the batch has; None means b.
 
     Returns:
-      float32[b, …].
+      float32[b, …], or int32; several, where examples have several inputs.
 
     Example:
       >>> examples = make_examples(np.ones((6, 4), np.float32), [0, 1, 2, 0, 1, 2])
       >>> training_batch(examples, jnp.array([4, 0]), jax.random.key(0)).shape
       (2, 4)
     """
-    inputs = examples.inputs[indices]
+    inputs = jax.tree.map(lambda leaf: leaf[indices], examples.inputs)
     if examples.augmentation == "crop_flip":
         size = len(indices) if batch_size is None else batch_size
         corners, flips = _draw_crops_and_flips(key, size)

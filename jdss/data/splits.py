@@ -1,4 +1,4 @@
-"""Stratified splits."""
+"""Splits: stratified by class, and at random where there are no classes."""
 
 from typing import Any
 
@@ -52,6 +52,31 @@ def stratified_split(
     )
     first = np.setdiff1d(np.arange(len(labels)), second)
     return first.astype(np.int32), np.sort(second).astype(np.int32)
+
+
+def random_split(
+    num_examples: int, fraction: float = 0.1, *, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Splits examples in two at random, for labels that are no classes.
+
+    Args:
+      num_examples: n, at least 2.
+      fraction: the share of the second part, in (0, 1): round(fraction · n) examples, at least 1.
+      seed: the same seed gives the same split.
+
+    Returns:
+      The sorted indices int32 of the first part and of the second.
+
+    Raises:
+      ValueError: for a fraction outside (0, 1), or fewer than two examples.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must be in (0, 1), got {fraction}")
+    if num_examples < 2:
+        raise ValueError(f"there must be at least two examples to split, got {num_examples}")
+    size = min(max(round(fraction * num_examples), 1), num_examples - 1)
+    order = np.random.default_rng(seed).permutation(num_examples).astype(np.int32)
+    return np.sort(order[size:]), np.sort(order[:size])
 
 
 def _shares(class_sizes: np.ndarray, size: int) -> np.ndarray:

@@ -1,11 +1,23 @@
 """LeNet, the small network of the MNIST experiments."""
 
-from functools import partial
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 
 from jdss.models.convolution import conv_general_dilated, max_pool, max_pooled_convolution
+
+
+def _pooled_convolution(
+    features: int, padding: str, train: bool
+) -> Callable[[jax.Array], jax.Array]:
+    """A layer of the surrounding module: 5 × 5 convolution, bias, and 2 × 2 max-pooling."""
+    if not train:
+        return nn.Conv(
+            features, (5, 5), padding=padding, conv_general_dilated=max_pooled_convolution
+        )
+    layer = nn.Conv(features, (5, 5), padding=padding, conv_general_dilated=conv_general_dilated)
+    return lambda images: max_pool(layer(images))
 
 
 class LeNet(nn.Module):
@@ -41,13 +53,9 @@ class LeNet(nn.Module):
         Returns:
             Logits, ``[b, num_classes]``.
         """
-        convolution, pool = (conv_general_dilated, max_pool)
-        if not train:
-            convolution, pool = (max_pooled_convolution, lambda x: x)
-        Conv = partial(nn.Conv, conv_general_dilated=convolution)
         # Pooling before ReLU gives the same values as after it, with a quarter of the work.
-        x = nn.relu(pool(Conv(6, (5, 5), padding="SAME")(images)))
-        x = nn.relu(pool(Conv(16, (5, 5), padding="VALID")(x)))
+        x = nn.relu(_pooled_convolution(6, "SAME", train)(images))
+        x = nn.relu(_pooled_convolution(16, "VALID", train)(x))
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(120)(x))
         x = nn.relu(nn.Dense(84)(x))

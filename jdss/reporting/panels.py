@@ -1,6 +1,7 @@
 """Small panels beside one another, of the same axes: one scatter of points each."""
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,9 @@ def panels(
                 axis.set_major_locator(LogLocator(subs=(1, 3)))
                 axis.set_major_formatter(ScalarFormatter())
                 axis.set_minor_formatter(NullFormatter())
-            axes.set_title(one["title"], fontsize=9, fontweight="bold", loc="left")
+            axes.set_title(
+                textwrap.fill(one["title"], 28), fontsize=9, fontweight="bold", loc="left"
+            )
             axes.annotate(
                 one["note"],
                 (0.97, 0.03),

@@ -11,7 +11,7 @@ greedily, with first-order gains. In terms of losses, after the picks S the gain
     gain_i = η ⟨g_i, ∇L(θ - η Σ_{j ∈ S} g_j)⟩.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -24,9 +24,9 @@ from jdss.gradients import (
     FactoredGradients,
     Gradients,
     check_gradients,
-    cross_entropy_errors,
     row_shape,
 )
+from jdss.losses import CROSS_ENTROPY, Loss
 from jdss.solvers.facility_location import check_candidates
 from jdss.subset import Subset, fill_places
 
@@ -44,15 +44,17 @@ class OuterObjective(Protocol):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LastLayerObjective:
-    """The mean cross-entropy of some examples as a function of the last dense layer alone.
+    """The mean loss of some examples as a function of the last dense layer alone.
 
-    The logits move linearly with the last layer, so the gradient after a step is exact.
+    The outputs move linearly with the last layer, so the gradient after a step is exact, whatever
+    the loss.
 
     Attributes:
       logits: float32[m, c], before the step.
       inputs: float32[m, d], the layer's inputs, with the column of ones where it has a bias.
-      labels: int32[m], class indices.
+      labels: int32[m], class indices; or the targets of another loss.
       label_smoothing: that of the loss, in [0, 1).
+      loss: softmax cross-entropy, if nothing is said; static.
 
     Example:
       >>> logits, inputs, labels = jnp.zeros((2, 2)), jnp.eye(2), jnp.array([0, 1])
@@ -65,11 +67,12 @@ class LastLayerObjective:
     inputs: jax.Array
     labels: jax.Array
     label_smoothing: float | jax.Array = 0.0
+    loss: Loss = field(default=CROSS_ENTROPY, metadata={"static": True})
 
     def gradient(self, displacement: jax.Array) -> jax.Array:
-        """The gradient [c, d] of the mean cross-entropy after adding `displacement` [c, d]."""
+        """The gradient [c, d] of the mean loss after adding `displacement` [c, d]."""
         step = jnp.matmul(self.inputs, displacement.T, precision=jax.lax.Precision.HIGHEST)
-        errors = cross_entropy_errors(self.logits + step, self.labels, self.label_smoothing)
+        errors = self.loss.errors(self.logits + step, self.labels, self.label_smoothing)
         rows = FactoredGradients(errors, self.inputs)
         return rows.weighted_sum(jnp.full(len(self.labels), 1 / len(self.labels)))
 
@@ -116,7 +119,7 @@ def glister(
 
     Example:
       >>> logits, inputs, labels = jnp.zeros((4, 2)), jnp.eye(4), jnp.array([0, 0, 0, 1])
-      >>> gradients = FactoredGradients(cross_entropy_errors(logits, labels), inputs)
+      >>> gradients = FactoredGradients(CROSS_ENTROPY.errors(logits, labels), inputs)
       >>> outer = LastLayerObjective(logits[3:], inputs[3:], labels[3:])
       >>> glister(gradients, 1, objective=outer, learning_rate=1.0).indices
       Array([3], dtype=int32)
@@ -153,9 +156,12 @@ def _check_objective(objective: Any, gradients: Gradients) -> None:
         _checks.check_ndim("objective.logits", logits, 2, "[m, c]")
         _checks.check_ndim("objective.inputs", inputs, 2, "[m, d]")
         _checks.check_same_length(**{"objective.logits": logits, "objective.inputs": inputs})
-        _checks.check_labels(
-            objective.labels, num_examples=len(logits), num_classes=logits.shape[1]
-        )
+        if objective.loss.classes:
+            _checks.check_labels(
+                objective.labels, num_examples=len(logits), num_classes=logits.shape[1]
+            )
+        labels = {"objective.logits": logits, "objective.labels": objective.labels}
+        _checks.check_same_length(**labels)
         _checks.check_finite("objective", objective)
         shape: tuple[int, ...] = (logits.shape[1], inputs.shape[1])
     else:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jdss.models.last_layer import mode_arguments
+from jdss.models.calling import check_model, init_model, input_shapes
 from jdss.training.state import TrainState
 
 
@@ -35,15 +35,14 @@ def save_model(path: str | os.PathLike[str], state: TrainState) -> None:
         checkpointer.save(directory, state.variables)
 
 
-def load_model(
-    path: str | os.PathLike[str], model: nn.Module, input_shape: tuple[int, ...]
-) -> dict[str, Any]:
+def load_model(path: str | os.PathLike[str], model: nn.Module, input_shape: Any) -> dict[str, Any]:
     """Loads the variables that `save_model` saved, for `model.apply(variables, inputs)`.
 
     Args:
       path: the directory.
       model: the module that was trained.
-      input_shape: the shape of one example, for example (28, 28, 1).
+      input_shape: the shape of one example, for example (28, 28, 1); for several inputs, or inputs
+        that are no images or floats, the inputs of some examples themselves.
 
     Raises:
       FileNotFoundError: where `path` is not there.
@@ -60,8 +59,11 @@ def load_model(
     directory = Path(path).absolute()
     if not directory.is_dir():
         raise FileNotFoundError(f"path must be a directory made by save_model, got {path}")
-    init = partial(model.init, **mode_arguments(model, train=False))
-    like = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, *input_shape)))
+    inputs = input_shape
+    if isinstance(inputs, (tuple, list)) and all(isinstance(size, int) for size in inputs):
+        inputs = jax.ShapeDtypeStruct((1, *inputs), jnp.float32)
+    init = partial(init_model, check_model(model))
+    like = jax.eval_shape(init, jax.random.key(0), input_shapes(inputs))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), dict(like)

@@ -7,7 +7,6 @@ The other (1 - κ)T epochs train on a subset of k examples, which is selected an
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,25 +14,32 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jdss.data.datasets import Dataset
-from jdss.models.last_layer import apply_last_layer
+from jdss.data.datasets import load_dataset
+from jdss.data.examples import Examples
+from jdss.data.host import HostExamples
+from jdss.losses import CROSS_ENTROPY, Loss, MetricFunction, check_loss, make_loss
+from jdss.models.calling import check_model, input_shapes
+from jdss.models.last_layer import apply_for_outputs
 from jdss.progress import progress_bar
 from jdss.reporting.ledger import Ledger
 from jdss.subset import Select, Subset
 from jdss.training.divergence import TrainingDivergedError, is_finite
+from jdss.training.forward import check_last_layer
 from jdss.training.hyperparameters import Hyperparameters
 from jdss.training.hyperparameters import hyperparameters as make_hyperparameters
-from jdss.training.metrics import METRICS, Metric, validate
+from jdss.training.metrics import METRICS, Metric, make_metric, validate
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
-from jdss.training.problem import Problem, make_problem
-from jdss.training.schedule import Schedule, make_schedule
-from jdss.training.selection_round import everything, lift, pad_subset, select_subset
+from jdss.training.problem import Data, Examined, Problem, make_problem
+from jdss.training.schedule import Schedule, for_labels, make_schedule
+from jdss.training.selection_round import everything, lift, select_subset
 from jdss.training.state import TrainState, init_state
+from jdss.training.streaming import place_subset
 from jdss.training.train_on_subset import steps_per_epoch, train_on_subset
 from jdss.training.trial_checkpoint import TrialCheckpoint
 
 OnEpoch = Callable[[Mapping[str, Any]], None]
 OnRung = Callable[[int, float], None]
+Visited = tuple[Examples | HostExamples, Subset]
 
 
 @dataclass
@@ -44,8 +50,8 @@ class FitResult:
       state: the trained state; `state.variables` is what `model.apply` takes.
       history: for each stretch of training, its phase ("warm_start", "subset" or "full"), epoch,
         epochs in all, steps and mean loss.
-      validation_accuracy: as a fraction, at the end; None without a validation set.
-      validation_score: the metric's value at the end; the accuracy, where nothing else is asked.
+      validation_accuracy: as a fraction, at the end; None without a validation set or classes.
+      validation_score: the metric's value at the end; None without a validation set.
       subset: the last subset, its indices into the training inputs as given; None for "full".
       ledger: where the seconds went.
       selections: for each selection round, its epoch, the number of examples selected and, for
@@ -65,9 +71,9 @@ class FitResult:
 
 def fit(
     model: nn.Module,
-    data: Dataset | tuple[Any, Any],
+    data: Data,
     *,
-    validation: tuple[Any, Any] | float | None = None,
+    validation: Examined | float | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
     selection: str | Select = "grad_match",
     fraction: float = 0.05,
@@ -81,17 +87,24 @@ def fit(
     candidates: float = 1.0,
     augmentation: str = "none",
     optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
+    loss: str | Loss = "cross_entropy",
+    metric: str | MetricFunction | None = None,
+    direction: str | None = None,
+    data_on: str | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> FitResult:
     """Trains one model, selecting subsets as it changes.
 
     Args:
-      model: a Flax module `__call__(inputs, train=False) -> logits` (or `deterministic=`, or
-        neither) whose output is that of its last `nn.Dense`.
-      data: (inputs, labels): uint8 images [n, h, w, channels] or floats [n, …], and class
-        indices [n]; or a `Dataset`, of which the training part is used.
-      validation: (inputs, labels), or the fraction of `data` to hold out, or None.
+      model: a Flax module `__call__(inputs, train=False) -> outputs` (or `deterministic=`, or
+        neither) whose output is that of its last `nn.Dense`; any other, with `gradients="all"` or a
+        selection that needs no gradients. See docs/own_model.md.
+      data: (inputs, labels): uint8 images [n, h, w, channels] or floats or integers [n, …], or
+        several such arrays as a tuple or a mapping, and class indices [n] (or the numbers that
+        another loss takes); or a `Dataset`, of which the training part is used, or the name of one;
+        or examples that are indexed by `len(data)` and `data[i]`. See docs/own_data.md.
+      validation: examples in the same form, or the fraction of `data` to hold out, or None.
       hyperparameters: by name, see `jdss.hyperparameters`.
       selection: "grad_match", "craig", "glister", "uniform", "stratified", "full", or a function
         of the selection protocol.
@@ -110,7 +123,17 @@ def fit(
         each time (see `draw_candidates`); at least `fraction`. A share c costs c times the forward
         passes and solving. It is not in the paper.
       augmentation: "none" or "crop_flip".
-      optimizers: the family of optimizers, by name.
+      optimizers: the family of optimizers: a mapping from names to functions of
+        `jdss.Hyperparameters` to an Optax transformation.
+      loss: "cross_entropy", "squared_error" (½ the squared distance to numbers [n] or
+        [n, outputs]), or a `jdss.Loss` of your own.
+      metric: what validation measures: "accuracy", "loss", "r2", "mean_squared_error", or a
+        function of outputs float32[m, c] and labels to a number, or to one an example; None means
+        the loss's own.
+      direction: "maximize" or "minimize"; None means the metric's own, and "maximize" for a
+        function.
+      data_on: "device", or "host" for more data than a device holds, which is then sent as it is
+        needed; None means the device, if the data takes at most half of its memory.
       seed: decides on everything random.
       progress: whether to show a progress bar.
 
@@ -144,9 +167,19 @@ def fit(
         candidates=candidates,
     )
     hyper = make_hyperparameters(hyperparameters, optimizers=tuple(optimizers))
+    model, loss = check_model(model), make_loss(loss)
+    scored_by = make_metric(metric, direction, loss)
     ledger = Ledger()
     with ledger.measure("loading"):
-        problem = make_problem(data, validation=validation, augmentation=augmentation, seed=seed)
+        problem = make_problem(
+            load_dataset(data) if isinstance(data, str) else data,
+            validation=validation,
+            augmentation=augmentation,
+            classes=loss.classes,
+            data_on=data_on,
+            seed=seed,
+        )
+    schedule = for_labels(schedule, lifting, problem.num_classes)
     with progress_bar(int(hyper.epochs), "epochs", enabled=progress) as bar:
         return train_adaptively(
             problem,
@@ -156,6 +189,8 @@ def fit(
             jax.random.key(seed),
             ledger=ledger,
             optimizers=optimizers,
+            loss=loss,
+            metric=scored_by,
             on_epoch=lambda entry: bar.advance(entry["epoch"], loss=entry["loss"]),
         )
 
@@ -169,6 +204,7 @@ def train_adaptively(
     *,
     ledger: Ledger,
     optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
+    loss: Loss = CROSS_ENTROPY,
     on_epoch: OnEpoch = lambda entry: None,
     metric: Metric = METRICS["accuracy"],
     rungs: Sequence[int] = (),
@@ -179,6 +215,7 @@ def train_adaptively(
     """`fit` on a `Problem` that is already on the devices: what every trial of a search runs.
 
     Args:
+      loss: what is trained on.
       on_epoch: called after every stretch of training with its entry of the history.
       metric: what validation measures.
       rungs: epochs after which the model is validated on the way, in rising order. Nothing else
@@ -196,15 +233,21 @@ def train_adaptively(
     warm_steps = steps_per_epoch(warm_epochs * budget, batch_size)
     total_steps = warm_steps + (epochs - warm_epochs) * steps_per_epoch(budget, batch_size)
     with ledger.measure("other"):
-        state = init_state(model, problem.examples.inputs, init_key, optimizers=optimizers)
-        _check(schedule, problem, state)
-        all_examples = everything(problem)
+        state = init_state(
+            model, problem.examples.inputs, init_key, optimizers=optimizers, loss=loss
+        )
+        _check(schedule, problem, state, hyper, metric)
+        everyone = problem.examples, everything(problem)
         select = lift(schedule, problem, batch_size)
     state, subset = checkpoint.load(state, history, selections) if checkpoint else (state, None)
     past_epochs = history[-1]["epoch"] if history else 0
 
     def train(
-        line: str, padded: Subset, epoch: int, num_steps: int, cuts: Mapping[int, int] | None = None
+        line: str,
+        visited: Visited,
+        epoch: int,
+        num_steps: int,
+        cuts: Mapping[int, int] | None = None,
     ) -> None:
         """One stretch, on one line of the ledger; the loss is fetched once, at its end.
 
@@ -218,8 +261,7 @@ def train_adaptively(
                 with ledger.measure("training" if line != "warm_start" else line):
                     state, metrics = train_on_subset(
                         state,
-                        problem.examples,
-                        padded,
+                        *visited,
                         hyper,
                         stretch_key,
                         num_steps=until - done,
@@ -247,13 +289,13 @@ def train_adaptively(
 
     if schedule.strategy.select is None:
         for epoch in range(past_epochs + 1, epochs + 1):
-            train("full", all_examples, epoch, steps_per_epoch(len(problem.train), batch_size))
+            train("full", everyone, epoch, steps_per_epoch(len(problem.train), batch_size))
         return _finish(problem, state, history, None, ledger, metric, selections)
 
     if warm_steps and not history:
         cuts = {rung: round(rung * budget / batch_size) for rung in rungs if rung < warm_epochs}
-        train("warm_start", all_examples, warm_epochs, warm_steps, cuts)
-    padded = all_examples if subset is None else pad_subset(subset, problem)
+        train("warm_start", everyone, warm_epochs, warm_steps, cuts)
+    visited = everyone if subset is None else place_subset(subset, problem)
     for epoch in range(max(warm_epochs, past_epochs), epochs):
         if (epoch - warm_epochs) % schedule.select_every == 0:
             round_key = jax.random.fold_in(select_key, epoch)
@@ -262,23 +304,49 @@ def train_adaptively(
             )
             selections.append({"epoch": epoch, **statistics})
             with ledger.measure("other"):
-                padded = pad_subset(subset, problem)
-        train("subset", padded, epoch + 1, steps_per_epoch(budget, batch_size))
+                visited = place_subset(subset, problem)
+        train("subset", visited, epoch + 1, steps_per_epoch(budget, batch_size))
     return _finish(problem, state, history, subset, ledger, metric, selections)
 
 
-def _check(schedule: Schedule, problem: Problem, state: TrainState) -> None:
-    """Raises ValueError where the model has too few outputs, or validation data is missing."""
+def _check(
+    schedule: Schedule, problem: Problem, state: TrainState, hyper: Hyperparameters, metric: Metric
+) -> None:
+    """Raises ValueError where model, loss, labels and strategy do not go together."""
     if schedule.outer == "validation" and not len(problem.validation):
         raise ValueError("validation must be given for outer='validation', got None")
-    inputs = problem.examples.inputs
-    one = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), jnp.float32)
-    logits = jax.eval_shape(partial(apply_last_layer, state.model), state.variables, one).logits
-    if logits.shape[1] < problem.num_classes:
+    loss, num_classes = state.loss, problem.num_classes
+    if float(hyper.label_smoothing) and not loss.label_smoothing:
         raise ValueError(
-            f"model must have an output for each of the {problem.num_classes} classes, "
-            f"got {logits.shape[1]} outputs"
+            f"label_smoothing must be 0 with loss {loss.name!r}, which takes none, got "
+            f"{float(hyper.label_smoothing):g}"
         )
+    if metric.function is None and num_classes is None:
+        raise ValueError(
+            "metric must be 'r2', 'mean_squared_error', 'loss' or a function where labels are "
+            "numbers, got 'accuracy'"
+        )
+    shapes = input_shapes(problem.examples.inputs)
+    outputs = jax.eval_shape(
+        lambda variables, inputs: apply_for_outputs(state.model, variables, inputs)[0],
+        state.variables,
+        shapes,
+    )
+    if loss is CROSS_ENTROPY and num_classes is not None:
+        if len(outputs.shape) != 2:
+            raise ValueError(
+                f"model must have outputs of shape [batch, classes] for loss 'cross_entropy', got "
+                f"{list(outputs.shape)} for one example"
+            )
+        if outputs.shape[1] < num_classes:
+            raise ValueError(
+                f"model must have an output for each of the {num_classes} classes, "
+                f"got {outputs.shape[1]} outputs"
+            )
+    labels = problem.examples.labels
+    check_loss(loss, outputs, jax.ShapeDtypeStruct((1, *labels.shape[1:]), labels.dtype))
+    if schedule.strategy.needs_gradients and schedule.gradients == "last_layer":
+        check_last_layer(state, problem.examples)
 
 
 def _finish(

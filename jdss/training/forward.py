@@ -18,10 +18,12 @@ from jax.flatten_util import ravel_pytree
 
 from jdss import _checks, parallel
 from jdss.data.examples import Examples, Normalization
-from jdss.gradients import DenseGradients, FactoredGradients, cross_entropy_errors
-from jdss.models.last_layer import LastLayer, apply_last_layer, mode_arguments
+from jdss.data.host import HostExamples
+from jdss.gradients import DenseGradients, FactoredGradients
+from jdss.losses import Loss
+from jdss.models.calling import apply_model, input_shapes
+from jdss.models.last_layer import LastLayer, apply_for_outputs, apply_last_layer
 from jdss.random_projection import Sketch, make_sketch, rows_at_once
-from jdss.training.loss import cross_entropy
 from jdss.training.state import TrainState
 
 _Tree = TypeVar("_Tree")
@@ -32,13 +34,13 @@ CHUNK_SIZE = 512
 
 def compute_gradients(
     state: TrainState,
-    examples: Examples,
+    examples: Examples | HostExamples,
     indices: np.ndarray,
     *,
     label_smoothing: float | jax.Array = 0.0,
     chunk_size: int = CHUNK_SIZE,
 ) -> FactoredGradients:
-    """Last-layer gradients of the cross-entropy of some examples, kept factored.
+    """Last-layer gradients of the state's loss of some examples, kept factored.
 
     Args:
       state: the model and its parameters; evaluation mode is used.
@@ -66,22 +68,53 @@ def compute_gradients(
       ((2, 3), (2, 85))
     """
     layer = compute_last_layer(state, examples, indices, chunk_size=chunk_size)
-    errors = last_layer_errors(layer.logits, examples.labels[indices], label_smoothing)
+    labels = examples.labels[indices]
+    errors = last_layer_errors(state.loss, layer.logits, labels, label_smoothing)
     return FactoredGradients(errors, layer.inputs)
 
 
 def compute_last_layer(
-    state: TrainState, examples: Examples, indices: np.ndarray, *, chunk_size: int = CHUNK_SIZE
+    state: TrainState,
+    examples: Examples | HostExamples,
+    indices: np.ndarray,
+    *,
+    chunk_size: int = CHUNK_SIZE,
 ) -> LastLayer:
     """The logits float32[n, c] and last-layer inputs float32[n, d] of the examples `indices`."""
     indices = _check_indices(indices, examples)
+
+    def passes() -> Iterator[tuple[LastLayer, int, int]]:
+        for outputs, inputs, _, start, num_new in _passes(state, examples, indices, chunk_size):
+            if inputs is None:
+                check_last_layer(state, examples)
+            yield LastLayer(outputs, inputs), start, num_new
+
+    return _assemble(passes(), len(indices))
+
+
+def check_last_layer(state: TrainState, examples: Examples | HostExamples) -> None:
+    """Raises ValueError where the model's output is not that of an `nn.Dense`, saying why."""
+    shapes = input_shapes(examples.inputs)
+    jax.eval_shape(partial(apply_last_layer, state.model), state.variables, shapes)
+
+
+def compute_outputs(
+    state: TrainState,
+    examples: Examples | HostExamples,
+    indices: np.ndarray,
+    *,
+    chunk_size: int = CHUNK_SIZE,
+) -> jax.Array:
+    """The outputs float32[n, …] of any model for the examples `indices`."""
+    indices = _check_indices(indices, examples)
     passes = _passes(state, examples, indices, chunk_size)
-    return _assemble(((layer, start, num_new) for layer, _, start, num_new in passes), len(indices))
+    rows = ((outputs, start, num_new) for outputs, _, _, start, num_new in passes)
+    return _assemble(rows, len(indices))
 
 
 def compute_projected_gradients(
     state: TrainState,
-    examples: Examples,
+    examples: Examples | HostExamples,
     indices: np.ndarray,
     key: jax.Array,
     *,
@@ -89,7 +122,7 @@ def compute_projected_gradients(
     label_smoothing: float | jax.Array = 0.0,
     chunk_size: int = CHUNK_SIZE,
 ) -> DenseGradients:
-    """Gradients of the cross-entropy by all parameters, each projected at random.
+    """Gradients of the state's loss by all parameters, each projected at random.
 
     As `jdss.projected_gradients`, for a model in training: in evaluation mode, on all devices.
 
@@ -117,7 +150,7 @@ def compute_projected_gradients(
 
     def passes() -> Iterator[tuple[jax.Array, int, int]]:
         for chunk, start, num_new in chunks(indices, size):
-            inputs, labels = _take(examples.inputs, examples.labels, chunk)
+            inputs, labels = _chunk_of(examples, chunk)
             smoothing = jnp.float32(label_smoothing)
             rows = _project(applied, examples.normalization, sketch, inputs, labels, smoothing)
             yield rows, start, num_new
@@ -133,7 +166,7 @@ def _assemble(passes: Iterable[tuple[_Tree, int, int]], num_rows: int) -> _Tree:
         if num_new == num_rows:  # the only chunk, perhaps filled up in front
             return jax.tree.map(lambda leaf, size=num_new: leaf[-size:], rows)
         if result is None:
-            result = jax.tree.map(lambda leaf: jnp.zeros((num_rows, leaf.shape[1])), rows)
+            result = jax.tree.map(lambda leaf: jnp.zeros((num_rows, *leaf.shape[1:])), rows)
         result = _write(result, rows, start)
     return result
 
@@ -149,7 +182,11 @@ def _write(result: _Tree, rows: _Tree, start: int) -> _Tree:
 
 
 def compute_accuracy(
-    state: TrainState, examples: Examples, indices: np.ndarray, *, chunk_size: int = CHUNK_SIZE
+    state: TrainState,
+    examples: Examples | HostExamples,
+    indices: np.ndarray,
+    *,
+    chunk_size: int = CHUNK_SIZE,
 ) -> float:
     """The share of some examples whose largest logit is that of their label, in [0, 1].
 
@@ -171,13 +208,13 @@ def compute_accuracy(
     """
     indices = _check_indices(indices, examples)
     correct = [
-        _correct(layer.logits, labels)[-num_new:]
-        for layer, labels, _, num_new in _passes(state, examples, indices, chunk_size)
+        _correct(outputs, labels)[-num_new:]
+        for outputs, _, labels, _, num_new in _passes(state, examples, indices, chunk_size)
     ]
     return int(jnp.concatenate(correct).sum()) / len(indices)
 
 
-def _check_indices(indices: np.ndarray, examples: Examples) -> np.ndarray:
+def _check_indices(indices: np.ndarray, examples: Examples | HostExamples) -> np.ndarray:
     indices = np.asarray(indices)
     if indices.ndim != 1 or not len(indices):
         raise ValueError(f"indices must have shape [n] with n at least 1, got {indices.shape}")
@@ -212,20 +249,30 @@ def chunks(indices: np.ndarray, chunk_size: int) -> Iterator[tuple[np.ndarray, i
 
 
 def _passes(
-    state: TrainState, examples: Examples, indices: np.ndarray, chunk_size: int
-) -> Iterator[tuple[LastLayer, jax.Array, int, int]]:
-    """For each of the `chunks`: the last layer, the labels, where it belongs, how many are new."""
+    state: TrainState, examples: Examples | HostExamples, indices: np.ndarray, chunk_size: int
+) -> Iterator[tuple[jax.Array, Any, jax.Array, int, int]]:
+    """For each of the `chunks`: outputs, the last layer's inputs if it has them, and labels.
+
+    And where they belong, and how many are new.
+    """
     # The forward function depends on nothing else, and this is placed once for all chunks.
     applied = parallel.replicate(replace(state, optimizer_slots=()))
     for chunk, start, num_new in chunks(indices, chunk_size):
-        inputs, labels = _take(examples.inputs, examples.labels, chunk)
-        yield _forward(applied, examples.normalization, inputs), labels, start, num_new
+        inputs, labels = _chunk_of(examples, chunk)
+        yield *_forward(applied, examples.normalization, inputs), labels, start, num_new
+
+
+def _chunk_of(examples: Examples | HostExamples, chunk: np.ndarray) -> tuple[Any, Any]:
+    """Inputs and labels of some examples. From the host they are sent while others are computed."""
+    if isinstance(examples, HostExamples):
+        return examples.take(chunk)
+    return _take(examples.inputs, examples.labels, chunk)
 
 
 @jax.jit
-def _take(*arguments: jax.Array) -> tuple[jax.Array, ...]:
-    *arrays, indices = arguments
-    return tuple(array[indices] for array in arrays)
+def _take(inputs: Any, labels: jax.Array, indices: jax.Array) -> tuple[Any, jax.Array]:
+    taken: tuple[Any, jax.Array] = jax.tree.map(lambda leaf: leaf[indices], (inputs, labels))
+    return taken
 
 
 def _own_share(device: jax.Array, arrays: _Tree) -> _Tree:
@@ -239,11 +286,11 @@ def _own_share(device: jax.Array, arrays: _Tree) -> _Tree:
 
 
 def _apply(
-    device: jax.Array, state: TrainState, normalization: Normalization, inputs: jax.Array
-) -> LastLayer:
+    device: jax.Array, state: TrainState, normalization: Normalization, inputs: Any
+) -> tuple[jax.Array, jax.Array | None]:
     own = _own_share(device, inputs)
-    layer = apply_last_layer(state.model, state.variables, normalization(own))
-    return jax.lax.all_gather(layer, parallel.AXIS, tiled=True)
+    found = apply_for_outputs(state.model, state.variables, normalization(own))
+    return jax.lax.all_gather(found, parallel.AXIS, tiled=True)
 
 
 _forward = parallel.parallel(_apply, compile_fast=False)
@@ -254,18 +301,19 @@ def _projected(
     state: TrainState,
     normalization: Normalization,
     sketch: Sketch,
-    inputs: jax.Array,
+    inputs: Any,
     labels: jax.Array,
     label_smoothing: jax.Array,
 ) -> jax.Array:
-    def loss(params: Any, image: jax.Array, label: jax.Array) -> jax.Array:
+    def loss(params: Any, example: Any, label: jax.Array) -> jax.Array:
         variables = {"params": params, **state.model_state}
-        mode = mode_arguments(state.model, train=False)
-        logits: Any = state.model.apply(variables, image[None], **mode)
-        return cross_entropy(logits, label[None], label_smoothing)[0]
+        one = jax.tree.map(lambda leaf: leaf[None], example)
+        # What a module changes in evaluation, such as a counter, is thrown away.
+        outputs, _ = apply_model(state.model, variables, one, mutable=list(state.model_state))
+        return state.loss.values(outputs, label[None], label_smoothing)[0]
 
-    images, own_labels = _own_share(device, (normalization(inputs), labels))
-    gradients = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(state.params, images, own_labels)
+    own, own_labels = _own_share(device, (normalization(inputs), labels))
+    gradients = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(state.params, own, own_labels)
     rows = jax.vmap(lambda gradient: ravel_pytree(gradient)[0])(gradients)
     own_rows = sketch(rows.astype(jnp.float32))
     return jax.lax.all_gather(own_rows, parallel.AXIS, tiled=True)
@@ -274,9 +322,14 @@ def _projected(
 _project = parallel.parallel(_projected)
 
 
-last_layer_errors = jax.jit(cross_entropy_errors)
+@partial(jax.jit, static_argnums=0)
+def last_layer_errors(
+    loss: Loss, outputs: jax.Array, targets: jax.Array, label_smoothing: float | jax.Array
+) -> jax.Array:
+    """The derivative of a loss by the outputs, float32[n, c]."""
+    return loss.errors(outputs, targets, label_smoothing)
 
 
 @jax.jit
 def _correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return jnp.argmax(logits, axis=1) == labels
+    return jnp.argmax(logits, axis=-1) == labels

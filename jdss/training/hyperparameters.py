@@ -76,7 +76,8 @@ def hyperparameters(
     Args:
       values: any of `learning_rate`, `momentum`, `weight_decay`, `optimizer` (a name),
         `learning_rate_schedule` ("constant" or "cosine"), `label_smoothing`, `gradient_clipping`
-        (None clips nothing), `epochs` and `batch_size`; what is missing is taken from `DEFAULTS`.
+        (None clips nothing), `epochs` and `batch_size`; what is missing is taken from `DEFAULTS`
+        (the first of a family of optimizers that has no "sgd").
       optimizers: the known optimizers, in the order of their indices.
       **more: the same by keyword; these win.
 
@@ -93,6 +94,8 @@ def hyperparameters(
     for name in given:
         _checks.check_choice("a hyper-parameter", name, DEFAULTS)
     merged = {**DEFAULTS, **given}
+    if "optimizer" not in given and merged["optimizer"] not in optimizers:
+        merged["optimizer"] = optimizers[0]  # a family of one's own
     _checks.check_choice("optimizer", merged["optimizer"], optimizers)
     _checks.check_choice(
         "learning_rate_schedule", merged["learning_rate_schedule"], LEARNING_RATE_SCHEDULES

@@ -1,19 +1,18 @@
-"""What a trial is scored by: accuracy, loss, or a function of one's own, on the validation set."""
+"""What a trial is scored by: a metric by name, or a function of one's own, on validation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jdss import _checks
-from jdss.training.forward import compute_accuracy, compute_last_layer
+from jdss.losses import CROSS_ENTROPY, Loss, MetricFunction
+from jdss.training.forward import compute_accuracy, compute_outputs
 from jdss.training.problem import Problem
 from jdss.training.state import TrainState
-
-MetricFunction = Callable[[Any, Any], float]
 
 
 @dataclass(frozen=True)
@@ -23,40 +22,92 @@ class Metric:
     Attributes:
       name: what it is called in reports.
       direction: "maximize" or "minimize".
-      function: of logits float32[m, c] and labels int32[m], to a number; None means accuracy.
+      function: of outputs float32[m, c] and labels int32[m] (or numbers float32[m, …]), to a
+        number, or to one an example, of which the mean is taken; None means accuracy.
     """
 
     name: str
     direction: str
     function: MetricFunction | None = None
 
+    def score(self, outputs: Any, targets: Any) -> float:
+        """The metric's value, on outputs and targets in host memory.
 
-@jax.jit
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        Raises:
+          ValueError: where the function gives neither a number nor one for each example.
+        """
+        assert self.function is not None
+        value = np.asarray(self.function(outputs, targets))
+        if value.shape not in {(), (1,), (len(targets),)}:
+            raise ValueError(
+                f"metric {self.name!r} must give a number, or one for each of the {len(targets)} "
+                f"examples, got shape {value.shape}"
+            )
+        return float(value.mean())
+
+
+def mean_loss(loss: Loss) -> MetricFunction:
+    """The mean of a loss as a metric, without label smoothing."""
+
+    @jax.jit
+    def mean(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+        return loss.values(outputs, targets, jnp.float32(0)).mean()
+
+    return mean
+
+
+def r2(outputs: Any, targets: Any) -> float:
+    """The coefficient of determination R², the mean of all outputs': 1 at best.
+
+    It is `1 - Σ(target - output)² / Σ(target - mean)²`. Of targets that are all the same it is 1
+    where they are met and 0 where not, as in scikit-learn.
+
+    Example:
+      >>> r2(np.array([[1.0], [2.0], [4.0]]), np.array([1.0, 2.0, 3.0]))
+      0.5
+    """
+    outputs = np.asarray(outputs, np.float64)
+    targets = np.asarray(targets, np.float64).reshape(outputs.shape)
+    residual = ((targets - outputs) ** 2).sum(axis=0)
+    total = ((targets - targets.mean(axis=0)) ** 2).sum(axis=0)
+    constant = np.where(residual > 0, 0.0, 1.0)
+    return float(np.where(total > 0, 1 - residual / np.where(total > 0, total, 1), constant).mean())
+
+
+def mean_squared_error(outputs: Any, targets: Any) -> float:
+    """`mean (target - output)²` over examples and outputs: without the ½ of the loss."""
+    outputs = np.asarray(outputs, np.float64)
+    return float(((np.asarray(targets, np.float64).reshape(outputs.shape) - outputs) ** 2).mean())
 
 
 METRICS: Mapping[str, Metric] = {
     "accuracy": Metric("accuracy", "maximize"),
-    "loss": Metric(
-        "loss", "minimize", lambda logits, labels: float(_cross_entropy(logits, labels))
-    ),
+    "loss": Metric("loss", "minimize", mean_loss(CROSS_ENTROPY)),
+    "mean_squared_error": Metric("mean_squared_error", "minimize", mean_squared_error),
+    "r2": Metric("r2", "maximize", r2),
 }
-"""The metrics that `tune` knows by name; "loss" is the mean softmax cross-entropy."""
+"""The metrics that `tune` knows by name; "loss" is the mean of what is trained on."""
 
 DIRECTIONS = ("maximize", "minimize")
 
 
-def make_metric(metric: str | MetricFunction = "accuracy", direction: str | None = None) -> Metric:
+def make_metric(
+    metric: str | MetricFunction | None = None,
+    direction: str | None = None,
+    loss: Loss = CROSS_ENTROPY,
+) -> Metric:
     """A metric by name, or made of a function.
 
     Args:
-      metric: a name in `METRICS`, or a function of logits [m, c] and labels [m] to a number.
-      direction: "maximize" or "minimize"; None means that of a named metric.
+      metric: a name in `METRICS`, or a function of outputs [m, c] and labels [m] to a number, or to
+        one an example; None means the loss's own.
+      direction: "maximize" or "minimize"; None means that of a named metric, and "maximize" for a
+        function: more is better.
+      loss: what is trained on.
 
     Raises:
-      ValueError: for an unknown name or direction; where a function comes without a direction;
-        where a named metric comes with the wrong one.
+      ValueError: for an unknown name or direction; where a named metric comes with the wrong one,
+        or measures classes where there are none.
       TypeError: where it is neither a name nor a function.
 
     Example:
@@ -65,12 +116,11 @@ def make_metric(metric: str | MetricFunction = "accuracy", direction: str | None
     """
     if direction is not None:
         _checks.check_choice("direction", direction, DIRECTIONS)
+    if metric is None:
+        metric = "loss" if loss.metric is None else loss.metric
     if callable(metric):
-        if direction is None:
-            raise ValueError(
-                "direction must be 'maximize' or 'minimize' with a metric of your own, got None"
-            )
-        return Metric(getattr(metric, "__name__", type(metric).__name__), direction, metric)
+        name = getattr(metric, "__name__", type(metric).__name__)
+        return Metric(name, direction or "maximize", metric)
     if not isinstance(metric, str):
         raise TypeError(f"metric must be a name or a function, got {type(metric).__name__}")
     _checks.check_choice("metric", metric, METRICS)
@@ -80,20 +130,36 @@ def make_metric(metric: str | MetricFunction = "accuracy", direction: str | None
             f"direction must be {known.direction!r} (or None) for metric {metric!r}, "
             f"got {direction!r}"
         )
+    if metric == "accuracy" and loss.classes is False:
+        raise ValueError(
+            f"metric must be 'r2', 'mean_squared_error', 'loss' or a function with loss "
+            f"{loss.name!r}, which knows no classes; got 'accuracy'"
+        )
+    if metric == "loss" and loss is not CROSS_ENTROPY:
+        return Metric("loss", known.direction, mean_loss(loss))
     return known
 
 
-def validate(problem: Problem, state: TrainState, metric: Metric) -> tuple[float, float]:
-    """One pass over the validation set: accuracy as a fraction, and the metric's score."""
+def validate(problem: Problem, state: TrainState, metric: Metric) -> tuple[float | None, float]:
+    """One pass over the validation set: accuracy as a fraction, and the metric's score.
+
+    There is no accuracy where there are no classes.
+    """
+    return measure(state, problem.examples, problem.validation, metric, problem)
+
+
+def measure(
+    state: TrainState, examples: Any, indices: np.ndarray, metric: Metric, problem: Problem
+) -> tuple[float | None, float]:
+    """Accuracy and score on some examples, with the chunks of a problem."""
     if metric.function is None:
-        accuracy = compute_accuracy(
-            state, problem.examples, problem.validation, chunk_size=problem.chunk_size
-        )
+        accuracy = compute_accuracy(state, examples, indices, chunk_size=problem.chunk_size)
         return accuracy, accuracy
-    layer = compute_last_layer(
-        state, problem.examples, problem.validation, chunk_size=problem.chunk_size
+    outputs = np.asarray(
+        compute_outputs(state, examples, indices, chunk_size=problem.chunk_size), np.float32
     )
-    logits = np.asarray(layer.logits, np.float32)
-    labels = np.asarray(problem.examples.labels)[problem.validation]
-    accuracy = float((logits.argmax(axis=1) == labels).mean())
-    return accuracy, float(metric.function(logits, labels))
+    labels = np.asarray(examples.labels)[indices]
+    found: float | None = None
+    if problem.num_classes is not None and outputs.ndim == 2:
+        found = float((outputs.argmax(axis=1) == labels).mean())
+    return found, metric.score(outputs, labels)

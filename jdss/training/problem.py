@@ -1,41 +1,70 @@
-"""What is trained on: examples on the device, and which of them train and which validate."""
+"""What is trained on: the examples, and which of them train and which validate."""
 
 import hashlib
 import numbers
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from jdss import _checks, parallel
 from jdss.data.datasets import Dataset
-from jdss.data.examples import Examples, make_examples
-from jdss.data.splits import stratified_split
+from jdss.data.examples import (
+    Examples,
+    as_arrays,
+    as_stored,
+    check_targets,
+    in_parts,
+    make_examples,
+    measure_normalization,
+    stored_type,
+)
+from jdss.data.host import (
+    ArrayRows,
+    HostExamples,
+    JoinedRows,
+    Rows,
+    check_rows,
+    choose_place,
+    first_of,
+    make_host_examples,
+    rows_in_parts,
+)
+from jdss.data.sequences import Indexed, SequenceRows, is_sequence, read_sequence
+from jdss.data.splits import random_split, stratified_split
 from jdss.training.forward import CHUNK_SIZE
+
+Examined = tuple[Any, Any] | Indexed
+"""Examples: (inputs, labels), or a sequence of them."""
+
+Data = Dataset | Examined | str
+"""What is trained on; a text is the name of a data set."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The original training set on the device, and its split.
+    """The original training set, and its split.
 
     Training and validation examples are one array and two lists of indices, so that trials and
     retraining, which uses both, share one compiled training step.
 
     Attributes:
-      examples: all of them, replicated over the devices; images are normalised by the statistics
-        of those trained on.
+      examples: all of them, replicated over the devices, or on the host where they are too many;
+        images are normalised by the statistics of those trained on.
       train: int32[n], the examples trained on.
       validation: int32[m], the examples that score a trial; m may be 0.
-      num_classes: the number c of classes.
+      num_classes: the number c of classes; None where the labels are numbers.
     """
 
-    examples: Examples
+    examples: Examples | HostExamples
     train: np.ndarray
     validation: np.ndarray
-    num_classes: int
+    num_classes: int | None
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray:
-        """int32[m], the labels of some examples, in host memory."""
+        """int32[m], or float32[m, …], the labels of some examples, in host memory."""
         return np.asarray(self.examples.labels)[indices]
 
     @property
@@ -46,84 +75,175 @@ class Problem:
 
     def fingerprint(self) -> str:
         """A digest of the examples and their split, to tell whether two problems are the same."""
-        digest = hashlib.sha256()
-        arrays = (self.examples.inputs, self.examples.labels, self.train, self.validation)
-        for array in arrays:
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()[:16]
+        leaves = len(jax.tree.leaves(self.examples.inputs))
+        digests = [hashlib.sha256() for _ in range(leaves)]
+        for part in self._parts():
+            for digest, leaf in zip(digests, jax.tree.leaves(part), strict=True):
+                digest.update(np.ascontiguousarray(leaf).tobytes())
+        whole, *others = digests
+        for digest in others:
+            whole.update(digest.digest())
+        for array in (self.examples.labels, self.train, self.validation):
+            whole.update(np.ascontiguousarray(array).tobytes())
+        return whole.hexdigest()[:16]
+
+    def _parts(self) -> Iterator[Any]:
+        """All inputs as they are stored, some at a time."""
+        if isinstance(self.examples, HostExamples):
+            everything = np.arange(len(self.examples))
+            for part in rows_in_parts(self.examples.rows, everything):
+                yield jax.tree.map(as_stored, part)
+        else:
+            yield from in_parts(as_arrays(self.examples.inputs))
 
     def on_everything(self) -> "Problem":
         """The same problem for retraining: training and validation examples together."""
-        examples = make_examples(
-            np.asarray(self.examples.inputs),
-            np.asarray(self.examples.labels),
-            augmentation=self.examples.augmentation,
-        )
-        examples = replace(self.examples, normalization=examples.normalization)
+        examples = replace(self.examples, normalization=measure_normalization(self._parts()))
         train = np.arange(len(examples), dtype=np.int32)
         return Problem(examples, train, np.zeros(0, np.int32), self.num_classes)
 
 
 def make_problem(
-    data: Dataset | tuple[Any, Any],
+    data: Any,
     *,
-    validation: tuple[Any, Any] | float | None = None,
+    validation: Any = None,
     augmentation: str = "none",
+    classes: bool | None = True,
+    data_on: str | None = None,
     seed: int = 0,
 ) -> Problem:
-    """Checks data, places it on the devices, and splits it.
+    """Checks data, places it on the devices or leaves it on the host, and splits it.
 
     Args:
-      data: a `Dataset`, of which the training part is used, or (inputs, labels).
-      validation: (inputs, labels); or the fraction of `data` to hold out, stratified by class;
-        or None for no validation set.
+      data: a `Dataset`, of which the training part is used, or (inputs, labels), or a sequence of
+        examples (see `jdss.data.sequences`).
+      validation: (inputs, labels) or a sequence; or the fraction of `data` to hold out, stratified
+        by class where there are classes; or None for no validation set.
       augmentation: see `Examples`.
+      classes: whether the labels are class indices; see `make_examples`.
+      data_on: "device" or "host"; None means the device where all examples take at most half of its
+        memory.
       seed: of the split.
 
     Raises:
       ValueError, TypeError: see `make_examples`; for a validation fraction outside (0, 1), or
         validation inputs of another shape or dtype.
     """
-    inputs, labels = _pair(
-        "data", (data.images, data.labels) if isinstance(data, Dataset) else data
-    )
-    _checks.check_same_length(inputs=inputs, labels=labels)
-    size = len(inputs)
+    given = (data.images, data.labels) if isinstance(data, Dataset) else data
+    found, known_labels = _rows("data", given)
+    place = choose_place(data_on, found)
+    rows: Rows
+    rows, labels = _checked(found, known_labels, classes, place)
+    classes = labels.dtype.kind == "i"
+    size = len(rows)
     train, held_out = np.arange(size, dtype=np.int32), np.zeros(0, np.int32)
     if isinstance(validation, numbers.Real):
-        if not 0 < validation < 1:
+        share = float(validation)
+        if not 0 < share < 1:
             raise ValueError(f"validation must be a fraction in (0, 1), got {validation}")
-        train, held_out = stratified_split(labels, float(validation), seed=seed)
+        if classes:
+            train, held_out = stratified_split(labels, share, seed=seed)
+        else:
+            train, held_out = random_split(size, share, seed=seed)
     elif validation is not None:
-        more_inputs, more_labels = check_like("validation", validation, inputs)
-        inputs = np.concatenate([inputs, more_inputs])
+        more, more_labels = check_like(
+            "validation", validation, first_of(rows), labels, place=place
+        )
         labels = np.concatenate([labels, more_labels])
-        held_out = np.arange(size, len(inputs), dtype=np.int32)
-    examples = make_examples(inputs, labels, augmentation=augmentation, statistics_of=train)
-    num_classes = int(labels.max()) + 1
-    if isinstance(data, Dataset):
+        held_out = np.arange(size, len(labels), dtype=np.int32)
+        rows = JoinedRows(rows, more) if place == "host" else _joined(rows, more)
+    examples: Examples | HostExamples
+    if place == "host":
+        examples = make_host_examples(rows, labels, augmentation=augmentation, statistics_of=train)
+    else:
+        assert isinstance(rows, ArrayRows)
+        examples = parallel.replicate(
+            make_examples(
+                rows.inputs,
+                labels,
+                augmentation=augmentation,
+                statistics_of=train,
+                classes=classes,
+            )
+        )
+    num_classes = int(labels.max()) + 1 if classes else None
+    if classes and isinstance(data, Dataset) and data.num_classes is not None:
         num_classes = data.num_classes
         _checks.check_labels(labels, num_examples=len(labels), num_classes=num_classes)
-    return Problem(parallel.replicate(examples), train, held_out, num_classes)
+    return Problem(examples, train, held_out, num_classes)
 
 
-def check_like(name: str, pair: Any, inputs: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Checks that (inputs, labels) are of the kind of other inputs, and returns them as arrays."""
-    own_inputs, labels = _pair(name, pair)
-    _checks.check_same_length(**{f"{name} inputs": own_inputs, f"{name} labels": labels})
-    if own_inputs.shape[1:] != inputs.shape[1:] or own_inputs.dtype != inputs.dtype:
-        raise ValueError(
-            f"{name} inputs must be like those of data, {inputs.dtype}{list(inputs.shape[1:])} "
-            f"each, got {own_inputs.dtype}{list(own_inputs.shape[1:])}"
-        )
-    if not len(labels):
+def check_like(
+    name: str, given: Any, inputs: Any, labels: Any, *, place: str
+) -> tuple[ArrayRows | SequenceRows, np.ndarray]:
+    """Checks that other examples are of the kind of inputs and labels, and returns them.
+
+    Args:
+      name: of the argument.
+      given: (inputs, labels), or a sequence of examples.
+      inputs: [m, …], arrays or shapes to be like.
+      labels: [m, …], the same.
+      place: "device" reads a sequence, "host" leaves it as it is.
+    """
+    rows, own_labels = _rows(name, given)
+    if not len(rows):
         raise ValueError(f"{name} must have at least one example")
-    return own_inputs, labels
+    wanted, got = _kind(inputs), _kind(first_of(rows))
+    if wanted != got:
+        raise ValueError(f"{name} inputs must be like those of data, {wanted} each, got {got}")
+    rows, own_labels = _checked(rows, own_labels, labels.dtype.kind == "i", place, f"{name} ")
+    if own_labels.shape[1:] != labels.shape[1:]:
+        raise ValueError(
+            f"{name} labels must be like those of data, of shape {list(labels.shape[1:])} each, "
+            f"got {list(own_labels.shape[1:])}"
+        )
+    return rows, own_labels
 
 
-def _pair(name: str, value: Any) -> tuple[np.ndarray, np.ndarray]:
+def _rows(name: str, value: Any) -> tuple[ArrayRows | SequenceRows, np.ndarray | None]:
+    """Inputs as rows, and labels where they are known already."""
+    if isinstance(value, SequenceRows):
+        return value, None
+    if is_sequence(value):
+        return SequenceRows(value), None
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise TypeError(
-            f"{name} must be a pair (inputs, labels) of arrays, got {type(value).__name__}"
+            f"{name} must be a pair (inputs, labels) of arrays, or examples that are indexed by "
+            f"len({name}) and {name}[i], got {type(value).__name__}"
         )
-    return np.asarray(value[0]), np.asarray(value[1])
+    inputs = as_arrays(value[0])
+    if not all(leaf.ndim for leaf in jax.tree.leaves(inputs)) or not jax.tree.leaves(inputs):
+        raise ValueError(f"{name} inputs must have shape [n, …], got a single number or nothing")
+    return ArrayRows(inputs), np.asarray(value[1])
+
+
+def _checked(
+    rows: ArrayRows | SequenceRows,
+    labels: np.ndarray | None,
+    classes: bool | None,
+    place: str,
+    name: str = "",
+) -> tuple[ArrayRows | SequenceRows, np.ndarray]:
+    """Rows, read where they go to the device, and checked labels."""
+    if place == "device" and isinstance(rows, SequenceRows):
+        inputs, labels = read_sequence(rows.source, inputs=rows.inputs, labels=rows.labels)
+        rows = ArrayRows(inputs)
+    if labels is not None:
+        _checks.check_same_length(**{f"{name}inputs": range(len(rows)), f"{name}labels": labels})
+    if place == "host":
+        return rows, check_rows(rows, labels, classes=classes)
+    return rows, check_targets(labels, len(rows), classes)  # inputs are checked where they are put
+
+
+def _joined(first: Any, second: Any) -> ArrayRows:
+    return ArrayRows(jax.tree.map(lambda *both: np.concatenate(both), first.inputs, second.inputs))
+
+
+def _kind(inputs: Any) -> str:
+    """What one example's inputs are, in words: type and shape of each."""
+    kinds = [
+        f"{jax.tree_util.keystr(path)}{': ' if path else ''}"
+        f"{stored_type(leaf.dtype)}{list(leaf.shape[1:])}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(inputs)
+    ]
+    return ", ".join(kinds)

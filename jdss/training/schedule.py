@@ -2,7 +2,7 @@
 
 import numbers
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -142,3 +142,30 @@ def make_schedule(
         int(projection_dimension),
         candidates,
     )
+
+
+def for_labels(schedule: Schedule, lifting: str | None, num_classes: int | None) -> Schedule:
+    """The same, but where labels are numbers, what goes class by class goes over everything.
+
+    Args:
+      schedule: as it was asked for.
+      lifting: what was said of the lifting; None where nothing was.
+      num_classes: None where labels are numbers.
+
+    Raises:
+      ValueError: where classes were asked for.
+    """
+    strategy = schedule.strategy
+    if num_classes is not None or strategy.lifting != "per_class":
+        return schedule
+    if lifting is not None:
+        raise ValueError(
+            "lifting must be 'all' or 'per_batch' where labels are numbers, which have no classes; "
+            f"got {lifting!r}"
+        )
+    if not strategy.needs_gradients:
+        raise ValueError(
+            f"selection {strategy.name!r} draws from every class, but the labels are numbers: "
+            "'uniform' draws from everything"
+        )
+    return replace(schedule, strategy=replace(strategy, lifting="all"))

@@ -54,18 +54,25 @@ def lift(schedule: Schedule, problem: Problem, batch_size: int) -> Select | None
     if select is None or lifting == "all":
         return select
     if lifting == "per_class":
-        return per_class(select, candidate_labels(schedule, problem), problem.num_classes)
+        return per_class(select, candidate_labels(schedule, problem), _strata(problem)[1])
     return per_batch(select, batch_size)
 
 
 def candidate_labels(schedule: Schedule, problem: Problem) -> np.ndarray:
     """int32[m], the labels of the candidates: the same at every selection, class after class."""
-    labels = problem.labels_of(problem.train)
+    labels, num_classes = _strata(problem)
     if schedule.candidates == 1:
         return labels
-    sizes = np.bincount(labels, minlength=problem.num_classes)
+    sizes = np.bincount(labels, minlength=num_classes)
     shares = class_shares(sizes, schedule.num_candidates(len(labels)))
-    return np.repeat(np.arange(problem.num_classes, dtype=np.int32), shares)
+    return np.repeat(np.arange(num_classes, dtype=np.int32), shares)
+
+
+def _strata(problem: Problem) -> tuple[np.ndarray, int]:
+    """The labels int32[n] of the training examples, and how many there are; one without classes."""
+    if problem.num_classes is None:
+        return np.zeros(len(problem.train), np.int32), 1
+    return problem.labels_of(problem.train), problem.num_classes
 
 
 def draw_candidates(schedule: Schedule, problem: Problem, key: jax.Array) -> np.ndarray:
@@ -90,9 +97,10 @@ def draw_candidates(schedule: Schedule, problem: Problem, key: jax.Array) -> np.
     size = len(problem.train)
     if schedule.candidates == 1:
         return np.arange(size, dtype=np.int32)
-    sizes = np.bincount(candidate_labels(schedule, problem), minlength=problem.num_classes)
+    labels, num_classes = _strata(problem)
+    sizes = np.bincount(candidate_labels(schedule, problem), minlength=num_classes)
     generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    labels, order = problem.labels_of(problem.train), generator.permutation(size)
+    order = generator.permutation(size)
     drawn = [order[labels[order] == label][:share] for label, share in enumerate(sizes)]
     if schedule.strategy.lifting == "per_batch":
         return np.sort(np.concatenate(drawn)).astype(np.int32)
@@ -172,7 +180,7 @@ def _on_last_layer(
         return layer, jnp.asarray(problem.labels_of(indices))
 
     def gradients_of(layer: LastLayer, labels: jax.Array) -> FactoredGradients:
-        errors = last_layer_errors(layer.logits, labels, hyper.label_smoothing)
+        errors = last_layer_errors(state.loss, layer.logits, labels, hyper.label_smoothing)
         return FactoredGradients(errors, layer.inputs)
 
     layer, labels = layer_of(problem.train)
@@ -185,7 +193,7 @@ def _on_last_layer(
         # R epochs of steps of the mean gradient of B examples, to first order η = (R / B)·rate
         # times the sum over the subset. A step of the mean over the whole subset would be so short
         # that no pick changed the gain of another, and the examples of one direction were taken.
-        objective = LastLayerObjective(*layer, labels, hyper.label_smoothing)
+        objective = LastLayerObjective(*layer, labels, hyper.label_smoothing, state.loss)
         rate = hyper.learning_rate * (schedule.select_every / hyper.batch_size)
         rate = jnp.asarray(rate, jnp.float32)
         return gradients, {"objective": objective, "learning_rate": rate}
@@ -231,6 +239,7 @@ def _target(problem: Problem, strategy: Strategy, outer: Gradients) -> dict[str,
     if strategy.lifting != "per_class":
         scale = len(problem.train) / len(problem.validation)
         return {"target": outer.weighted_sum(jnp.full(len(labels), scale, jnp.float32))}
+    assert problem.num_classes is not None
     ours, theirs = (
         np.bincount(problem.labels_of(indices), minlength=problem.num_classes)
         for indices in (problem.train, problem.validation)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jdss.compilation import jit_for_few_runs
-from jdss.models.last_layer import mode_arguments
+from jdss.losses import CROSS_ENTROPY, Loss, make_loss
+from jdss.models.calling import check_model, init_model, input_shapes
 from jdss.training.hyperparameters import hyperparameters
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory, Slots, init_slots
 
@@ -27,6 +28,7 @@ class TrainState:
       step: int32[], updates so far.
       model: the Flax module; static.
       optimizers: the family of optimizers; static.
+      loss: what is trained on; static.
 
     Made by `jdss.init_state`.
     """
@@ -37,6 +39,7 @@ class TrainState:
     step: jax.Array
     model: nn.Module = field(metadata={"static": True})
     optimizers: tuple[OptimizerFactory, ...] = field(metadata={"static": True})
+    loss: Loss = field(default=CROSS_ENTROPY, metadata={"static": True})
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -46,18 +49,24 @@ class TrainState:
 
 def init_state(
     model: nn.Module,
-    inputs: jax.Array,
+    inputs: Any,
     key: jax.Array,
     *,
     optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
+    loss: str | Loss = CROSS_ENTROPY,
 ) -> TrainState:
     """Initialises a model for training.
 
     Args:
       model: a Flax module.
-      inputs: example inputs, float32[b, …], of which only the shape matters.
+      inputs: example inputs [b, …], or several (see `jdss.make_examples`), of which only the shape
+        and the type matter.
       key: a PRNG key.
       optimizers: the family of optimizers to hold state for, by name.
+      loss: "cross_entropy", "squared_error", or a `jdss.Loss`.
+
+    Raises:
+      TypeError: where the model is not a `flax.linen` module, or cannot be hashed.
 
     Example:
       >>> from jdss.models import LeNet
@@ -66,8 +75,9 @@ def init_state(
       61706
     """
     factories = tuple(optimizers.values())
-    shape = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), jnp.float32)
-    params, model_state, slots = _init(key, model, shape, factories)
+    model = check_model(model)
+    shapes, structure = jax.tree.flatten(input_shapes(inputs))
+    params, model_state, slots = _init(key, model, tuple(shapes), structure, factories)
     return TrainState(
         params=params,
         model_state=model_state,
@@ -75,17 +85,19 @@ def init_state(
         step=jnp.zeros((), jnp.int32),
         model=model,
         optimizers=factories,
+        loss=make_loss(loss),
     )
 
 
-@partial(jit_for_few_runs, static_argnames=("model", "shape", "factories"))
+@partial(jit_for_few_runs, static_argnames=("model", "shapes", "structure", "factories"))
 def _init(
     key: jax.Array,
     model: nn.Module,
-    shape: jax.ShapeDtypeStruct,
+    shapes: tuple[jax.ShapeDtypeStruct, ...],
+    structure: Any,
     factories: tuple[OptimizerFactory, ...],
 ) -> tuple[Any, Any, Slots]:
-    zeros = jnp.zeros(shape.shape, shape.dtype)
-    variables = dict(model.init(key, zeros, **mode_arguments(model, train=False)))
+    zeros = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
+    variables = init_model(model, key, jax.tree.unflatten(structure, zeros))
     params = variables.pop("params")
     return params, variables, init_slots(factories, params, hyperparameters())

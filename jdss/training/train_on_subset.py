@@ -5,6 +5,7 @@ the hyper-parameters, the number of steps, the subset and, since its places of w
 visited, also the subset's size. Only the batch size, a shape, compiles anew.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -17,11 +18,11 @@ import optax
 
 from jdss import _checks, parallel
 from jdss.data.examples import Examples, training_batch
+from jdss.data.host import HostExamples
 from jdss.models.batch_norm import whole_batch_statistics
-from jdss.models.last_layer import mode_arguments
+from jdss.models.calling import apply_model
 from jdss.subset import Subset
 from jdss.training.hyperparameters import LEARNING_RATE_SCHEDULES, Hyperparameters
-from jdss.training.loss import cross_entropy
 from jdss.training.optimizers import apply_gradients
 from jdss.training.shuffle import shuffled
 from jdss.training.state import TrainState
@@ -51,7 +52,7 @@ def steps_per_epoch(size: Any, batch_size: int) -> Any:
 
 def train_on_subset(
     state: TrainState,
-    data: Examples,
+    data: Examples | HostExamples,
     subset: Subset,
     hyperparameters: Hyperparameters,
     key: jax.Array,
@@ -62,9 +63,10 @@ def train_on_subset(
 ) -> tuple[TrainState, TrainMetrics]:
     """Trains on a fixed weighted subset: pure, `pmap`ped, compiled once for each batch size.
 
-    The loss of a batch B is the weighted mean `Σ_{i∈B} w_i ℓ_i / Σ_{i∈B} w_i` of the softmax
-    cross-entropy. So only the proportions of the weights count, not their size; gradients that
-    GRAD-MATCH chooses are larger than the average, and so are the steps taken on them.
+    The loss of a batch B is the weighted mean `Σ_{i∈B} w_i ℓ_i / Σ_{i∈B} w_i` of the state's loss,
+    the softmax cross-entropy if nothing else was asked for. So only the proportions of the weights
+    count, not their size; gradients that GRAD-MATCH chooses are larger than the average, and so are
+    the steps taken on them.
 
     An epoch visits every place of positive weight once, in a new random order, in
     ceil(size / batch_size) batches. With several devices, of one process or of several, every
@@ -75,7 +77,8 @@ def train_on_subset(
 
     Args:
       state: the state of training; its memory is given up (donated).
-      data: the stored examples.
+      data: the stored examples. Those that stay on the host are sent by blocks of steps, to the
+        same result (see `jdss.training.streaming`).
       subset: indices int32[k] into them and weights float32[k]. Places of weight 0 are not
         visited, so subsets of different sizes, padded to one k, share a compilation.
       hyperparameters: see `jdss.Hyperparameters`; `epochs` is not used here.
@@ -132,6 +135,12 @@ def train_on_subset(
     if _checks.is_concrete(subset):
         with jax.ensure_compile_time_eval():
             _check_subset(subset, len(data))
+    if isinstance(data, HostExamples):
+        from jdss.training.streaming import train_by_blocks
+
+        return train_by_blocks(
+            state, data, subset, hyperparameters, key, num_steps, total_steps, first_step
+        )
     return _train(state, data, subset, hyperparameters, key, num_steps, total_steps, first_step)
 
 
@@ -146,11 +155,22 @@ def _check_subset(subset: Subset, num_examples: int) -> None:
         raise ValueError("subset.weights must have a positive weight: there is nothing to visit")
 
 
-class _Loop(NamedTuple):
+class Loop(NamedTuple):
+    """Where a stretch of training is."""
+
     state: TrainState
     taken: jax.Array  # int32[], steps made of the stretch
     loss: jax.Array  # float32[], of the last step
     total: jax.Array  # float32[], sum of the steps' losses
+
+
+class Share(NamedTuple):
+    """A device's share of a batch."""
+
+    indices: jax.Array  # int32[b], into the stored examples
+    weights: jax.Array  # float32[b], 0 for what fills up the batch
+    places: jax.Array  # int32[b], in the batch; from batch_size on, they are none
+    device: jax.Array  # int32[]
 
 
 def _run(
@@ -165,33 +185,15 @@ def _run(
     first_step: jax.Array,
 ) -> tuple[TrainState, TrainMetrics]:
     last_step = jnp.where(total_steps > 0, total_steps, state.step + num_steps)
-    capacity = len(subset.indices)
-    visited = subset.weights > 0
-    # At least 1: with no weight at all, which only traced weights can have, the loss is NaN.
-    size = jnp.maximum(visited.sum(dtype=jnp.int32), 1)
-    places = jnp.flatnonzero(visited, size=capacity, fill_value=0)
-    epoch_steps = steps_per_epoch(size, hyper.batch_size)
-    share_size = -(-hyper.batch_size // jax.lax.axis_size(parallel.AXIS))
-    in_batch = device * share_size + jnp.arange(share_size)
+    visit = visits(subset, hyper.batch_size, key)
+    in_batch = own_places(device, hyper.batch_size)
 
-    def step(loop: _Loop) -> _Loop:
-        epoch, batch = loop.taken // epoch_steps, loop.taken % epoch_steps
-        position = batch * hyper.batch_size + in_batch
-        counts = (in_batch < hyper.batch_size) & (position < size)
-        # Positions past the end wrap around, at weight 0, so that BatchNorm sees real examples.
-        order = shuffled(position % size, size, jax.random.fold_in(key, epoch))
-        chosen = places[order]
-        weights = jnp.where(counts, subset.weights[chosen], 0.0)
-        share = _Share(subset.indices[chosen], weights, in_batch, device)
-        step_key = jax.random.fold_in(key, -1 - loop.taken)
-        state, loss = _update(loop.state, data, share, hyper, step_key, last_step)
-        return _Loop(state, loop.taken + 1, loss, loop.total + loss)
-
-    def goes_on(loop: _Loop) -> jax.Array:
-        return (loop.taken < first_step + num_steps) & jnp.isfinite(loop.loss)
+    def step(loop: Loop) -> Loop:
+        share = Share(*visit(loop.taken, in_batch), in_batch, device)
+        return advance(loop, data, share, hyper, key, last_step)
 
     zero = jnp.zeros((), jnp.float32)
-    loop = jax.lax.while_loop(goes_on, step, _Loop(state, first_step, zero, zero))
+    loop = run_steps(step, Loop(state, first_step, zero, zero), first_step + num_steps)
     taken = loop.taken - first_step
     return loop.state, TrainMetrics(
         loss=loop.total / taken,
@@ -200,19 +202,66 @@ def _run(
     )
 
 
-class _Share(NamedTuple):
-    """A device's share of a batch."""
+def own_places(device: jax.Array, batch_size: int) -> jax.Array:
+    """The places int32[b] of a batch that a device works on; those past its end are none."""
+    share_size = -(-batch_size // jax.lax.axis_size(parallel.AXIS))
+    return device * share_size + jnp.arange(share_size)
 
-    indices: jax.Array  # int32[b], into the stored examples
-    weights: jax.Array  # float32[b], 0 for what fills up the batch
-    places: jax.Array  # int32[b], in the batch; from batch_size on, they are none
-    device: jax.Array  # int32[]
+
+def visits(
+    subset: Subset, batch_size: int, key: jax.Array
+) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """The order in which a stretch of training visits a subset.
+
+    Returns:
+      A function of a step int32[], counted from the stretch's beginning, and of places int32[b] in
+      its batch, to the examples' indices int32[b] and weights float32[b].
+    """
+    visited = subset.weights > 0
+    # At least 1: with no weight at all, which only traced weights can have, the loss is NaN.
+    size = jnp.maximum(visited.sum(dtype=jnp.int32), 1)
+    places = jnp.flatnonzero(visited, size=len(subset.indices), fill_value=0)
+    epoch_steps = steps_per_epoch(size, batch_size)
+
+    def visit(step: jax.Array, in_batch: jax.Array) -> tuple[jax.Array, jax.Array]:
+        epoch, batch = step // epoch_steps, step % epoch_steps
+        position = batch * batch_size + in_batch
+        counts = (in_batch < batch_size) & (position < size)
+        # Positions past the end wrap around, at weight 0, so that BatchNorm sees real examples.
+        order = shuffled(position % size, size, jax.random.fold_in(key, epoch))
+        chosen = places[order]
+        return subset.indices[chosen], jnp.where(counts, subset.weights[chosen], 0.0)
+
+    return visit
+
+
+def run_steps(step: Callable[[Loop], Loop], start: Loop, end: jax.Array) -> Loop:
+    """Steps until `end` are made, or a loss is not finite."""
+
+    def goes_on(loop: Loop) -> jax.Array:
+        return (loop.taken < end) & jnp.isfinite(loop.loss)
+
+    return jax.lax.while_loop(goes_on, step, start)
+
+
+def advance(
+    loop: Loop,
+    data: Examples,
+    share: Share,
+    hyper: Hyperparameters,
+    key: jax.Array,
+    last_step: jax.Array,
+) -> Loop:
+    """One step of the loop, on this device's share of its batch."""
+    step_key = jax.random.fold_in(key, -1 - loop.taken)
+    state, loss = _update(loop.state, data, share, hyper, step_key, last_step)
+    return Loop(state, loop.taken + 1, loss, loop.total + loss)
 
 
 def _update(
     state: TrainState,
     data: Examples,
-    share: _Share,
+    share: Share,
     hyper: Hyperparameters,
     key: jax.Array,
     last_step: jax.Array,
@@ -236,15 +285,16 @@ def _update(
 
     def weighted_loss(params: Any) -> tuple[jax.Array, Any]:
         with statistics():
-            logits, model_state = state.model.apply(
+            outputs, model_state = apply_model(
+                state.model,
                 {"params": params, **state.model_state},
                 inputs,
-                **mode_arguments(state.model, train=True),
-                rngs={"dropout": jax.random.fold_in(dropout_key, share.device)},
+                train=True,
+                key=jax.random.fold_in(dropout_key, share.device),
                 mutable=list(state.model_state),
             )
-        chex.assert_shape(logits, (len(labels), None))
-        losses = cross_entropy(logits, labels, hyper.label_smoothing)
+        losses = state.loss.values(outputs, labels, hyper.label_smoothing)
+        chex.assert_shape(losses, (len(labels),))
         return jnp.sum(share.weights * losses) / total_weight, model_state
 
     (loss, model_state), gradients = jax.value_and_grad(weighted_loss, has_aux=True)(state.params)

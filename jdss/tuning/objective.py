@@ -12,8 +12,11 @@ from typing import Any
 import jax
 import optuna
 from flax import linen as nn
+from flax import nnx
 
-from jdss.data.datasets import Dataset, load_dataset
+from jdss.data.datasets import load_dataset
+from jdss.losses import CROSS_ENTROPY, Loss, MetricFunction, make_loss
+from jdss.models.calling import check_model
 from jdss.reporting.energy import EnergyMeter
 from jdss.reporting.ledger import Ledger
 from jdss.subset import Select
@@ -21,15 +24,15 @@ from jdss.training.divergence import TrainingDivergedError
 from jdss.training.fit import OnEpoch, train_adaptively
 from jdss.training.hyperparameters import DEFAULTS, hyperparameters
 from jdss.training.memory import OutOfMemoryError, is_out_of_memory, shortage
-from jdss.training.metrics import METRICS, Metric, MetricFunction, make_metric
+from jdss.training.metrics import METRICS, Metric, make_metric
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
-from jdss.training.problem import Problem, make_problem
-from jdss.training.schedule import Schedule, make_schedule
+from jdss.training.problem import Data, Examined, Problem, make_problem
+from jdss.training.schedule import Schedule, for_labels, make_schedule
 from jdss.training.trial_checkpoint import TrialCheckpoint
 from jdss.tuning.pruning import check_rungs, rungs
 from jdss.tuning.resuming import FAILURE, HYPERPARAMETERS, SEARCH, WORKER, this_worker
 from jdss.tuning.sampling import INTERRUPTED, trial_index
-from jdss.tuning.space import Space, check_space, default_space, suggest
+from jdss.tuning.space import Space, check_space, own_default_space, suggest
 from jdss.tuning.storage import telling
 
 ModelFactory = Callable[..., nn.Module]
@@ -63,6 +66,7 @@ class Objective:
       reduction_factor: η: each rung is η times the one before.
       checkpoints: the directory for checkpoints inside trials; None for none.
       checkpoint_every: seconds between two of them.
+      loss: what is trained on.
 
     Made by `jdss.objective`.
     """
@@ -80,6 +84,7 @@ class Objective:
     reduction_factor: int = 3
     checkpoints: str | os.PathLike[str] | None = None
     checkpoint_every: float = 60.0
+    loss: Loss = CROSS_ENTROPY
 
     def __call__(self, trial: optuna.Trial) -> float:
         """Runs a trial and returns its score on the validation set.
@@ -106,6 +111,7 @@ class Objective:
                     self.trial_key(trial_index(trial.study, trial)),
                     ledger=ledger,
                     optimizers=self.optimizers,
+                    loss=self.loss,
                     on_epoch=self.on_epoch,
                     metric=self.metric,
                     rungs=self.rungs(trial.study, values),
@@ -187,10 +193,10 @@ class Objective:
 
 def objective(
     model: nn.Module | ModelFactory,
-    data: Dataset | tuple[Any, Any] | str,
+    data: Data,
     *,
     space: Space | None = None,
-    validation: tuple[Any, Any] | float = 0.1,
+    validation: Examined | float = 0.1,
     selection: str | Select = "grad_match",
     fraction: float = 0.05,
     select_every: int = 10,
@@ -203,10 +209,12 @@ def objective(
     candidates: float = 1.0,
     augmentation: str = "none",
     optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
-    metric: str | MetricFunction = "accuracy",
+    loss: str | Loss = "cross_entropy",
+    metric: str | MetricFunction | None = None,
     direction: str | None = None,
     first_rung: int = 1,
     reduction_factor: int = 3,
+    data_on: str | None = None,
     data_dir: str | None = None,
     seed: int = 0,
 ) -> Objective:
@@ -218,14 +226,18 @@ def objective(
     Args:
       model: a Flax module; or a function `model(**architecture)` of those hyper-parameters of
         the space that are not training's own.
-      data: a `Dataset`, (inputs, labels), or the name of a data set.
+      data: a `Dataset` or the name of one, (inputs, labels), or examples that are indexed by
+        `len(data)` and `data[i]`; see docs/own_data.md.
       space: a mapping from names to Optuna distributions, or a function of a trial; None means
         `jdss.default_space()`.
       validation: the fraction held out to score trials, or (inputs, labels).
-      selection, fraction, select_every, warm_start, candidates, lifting: as in `jdss.fit`.
-      options, outer, gradients, projection_dimension, augmentation, optimizers: as in `jdss.fit`.
-      metric: "accuracy", "loss", or a function of logits [m, c] and labels [m] to a number.
-      direction: "maximize" or "minimize", for a metric of your own: the study's.
+      selection, fraction, select_every, warm_start, lifting, options: as in `jdss.fit`.
+      outer, gradients, projection_dimension, candidates: as in `jdss.fit`.
+      augmentation, optimizers, loss, data_on: as in `jdss.fit`.
+      metric: "accuracy", "loss", "r2", "mean_squared_error", or a function of outputs [m, c] and
+        labels [m] to a number, or to one an example; None means the loss's own.
+      direction: "maximize" or "minimize", the study's; None means the metric's own, and "maximize"
+        for a function.
       first_rung: the epoch at which trials first report to the study's pruner.
       reduction_factor: how many times later than the one before the next rung is.
       data_dir: where `tensorflow_datasets` keeps its data, for data given by name.
@@ -250,7 +262,8 @@ def objective(
       >>> 0 <= study.best_value <= 1
       True
     """
-    space = check_space(default_space() if space is None else space, optimizers)
+    check_model_or_factory(model)
+    space = check_space(own_default_space(optimizers) if space is None else space, optimizers)
     schedule = make_schedule(
         selection,
         fraction=fraction,
@@ -263,13 +276,22 @@ def objective(
         projection_dimension=projection_dimension,
         candidates=candidates,
     )
-    scored_by = make_metric(metric, direction)
+    loss = make_loss(loss)
+    scored_by = make_metric(metric, direction, loss)
     check_rungs(first_rung, reduction_factor)
     if validation is None:
         raise TypeError("validation must be a fraction or (inputs, labels): it scores the trials")
     if isinstance(data, str):
         data = load_dataset(data, data_dir=data_dir)
-    problem = make_problem(data, validation=validation, augmentation=augmentation, seed=seed)
+    problem = make_problem(
+        data,
+        validation=validation,
+        augmentation=augmentation,
+        classes=loss.classes,
+        data_on=data_on,
+        seed=seed,
+    )
+    schedule = for_labels(schedule, lifting, problem.num_classes)
     return Objective(
         problem,
         model,
@@ -280,6 +302,7 @@ def objective(
         metric=scored_by,
         first_rung=first_rung,
         reduction_factor=reduction_factor,
+        loss=loss,
     )
 
 
@@ -322,6 +345,15 @@ def watched(ledger: Ledger, selections: list[dict[str, Any]]) -> dict[str, Any]:
     return shown
 
 
+def check_model_or_factory(model: Any) -> None:
+    """Raises TypeError where a model is neither a `flax.linen` module nor a function to one."""
+    is_nnx = isinstance(model, nnx.Module) or (
+        isinstance(model, type) and issubclass(model, nnx.Module)
+    )
+    if isinstance(model, nn.Module) or is_nnx or not callable(model):
+        check_model(model)
+
+
 def build_model(model: nn.Module | ModelFactory, values: Mapping[str, Any]) -> nn.Module:
     """The module of a trial: as given, or made of the architectural hyper-parameters."""
     architecture = {name: value for name, value in values.items() if name not in DEFAULTS}
@@ -331,8 +363,8 @@ def build_model(model: nn.Module | ModelFactory, values: Mapping[str, Any]) -> n
                 f"space has hyper-parameters that training does not know, "
                 f"{', '.join(map(repr, architecture))}: give model as a function of them"
             )
-        return model
-    return model(**architecture)
+        return check_model(model)
+    return check_model(model(**architecture))
 
 
 def training_hyperparameters(

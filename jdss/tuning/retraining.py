@@ -11,13 +11,14 @@ import numpy as np
 
 from jdss import _checks
 from jdss.data.examples import Examples, make_examples
+from jdss.data.host import ArrayRows, HostExamples, make_host_examples
 from jdss.progress import progress_bar
 from jdss.reporting.ledger import Ledger
 from jdss.training.checkpoint import save_model
 from jdss.training.divergence import TrainingDivergedError
 from jdss.training.fit import FitResult, train_adaptively
-from jdss.training.forward import compute_accuracy
 from jdss.training.memory import is_out_of_memory, shortage
+from jdss.training.metrics import Metric, measure
 from jdss.training.problem import Problem, check_like
 from jdss.training.schedule import make_schedule
 from jdss.training.state import TrainState
@@ -32,9 +33,10 @@ class Retraining:
 
     Attributes:
       state: the trained state; `state.variables` is what `model.apply` takes.
-      test_accuracy: as a fraction; None where there is no test set.
+      test_accuracy: as a fraction; None where there is no test set, or there are no classes.
       history: as in `FitResult`.
       ledger: where its seconds went.
+      test_score: the search's metric on the test set; None where there is none.
 
     Made by `jdss.tune`.
     """
@@ -43,12 +45,13 @@ class Retraining:
     test_accuracy: float | None
     history: list[dict[str, Any]]
     ledger: Ledger
+    test_score: float | None = None
 
 
 def retrain_and_save(
     objective: Objective,
     values: Mapping[str, Any],
-    test: Examples | None,
+    test: Examples | HostExamples | None,
     save_to: str | os.PathLike[str] | None,
     ledger: Ledger,
     *,
@@ -83,7 +86,7 @@ def retrain_and_save(
 def retrain(
     objective: Objective,
     values: Mapping[str, Any],
-    test: Examples | None,
+    test: Examples | HostExamples | None,
     *,
     progress: bool,
 ) -> Retraining:
@@ -104,25 +107,39 @@ def retrain(
             objective.trial_key(_RETRAINING_KEY),
             ledger=ledger,
             optimizers=objective.optimizers,
+            loss=objective.loss,
+            metric=objective.metric,
             on_epoch=lambda entry: bar.advance(entry["epoch"], loss=entry["loss"]),
         )
-        accuracy = None if test is None else _test(result, everything, test, ledger)
+        accuracy, score = None, None
+        if test is not None:
+            accuracy, score = _test(result, everything, test, objective.metric, ledger)
     end = objective.meter.read() if objective.meter else None
     ledger.joules = end.joules - start.joules if start and end else None
-    return Retraining(result.state, accuracy, result.history, ledger)
+    return Retraining(result.state, accuracy, result.history, ledger, score)
 
 
-def check_test(test: tuple[Any, Any], problem: Problem) -> Examples:
+def check_test(test: Any, problem: Problem) -> Examples | HostExamples:
     """The test set, checked before the search, and looked at after it."""
-    inputs, labels = check_like("test", test, problem.examples.inputs)
-    _checks.check_labels(labels, num_examples=len(labels), num_classes=problem.num_classes)
-    return make_examples(inputs, labels)
+    examples = problem.examples
+    place = "host" if isinstance(examples, HostExamples) else "device"
+    rows, labels = check_like("test", test, examples.inputs, examples.labels, place=place)
+    if problem.num_classes is not None:
+        _checks.check_labels(labels, num_examples=len(labels), num_classes=problem.num_classes)
+    if place == "host":
+        return make_host_examples(rows, labels)
+    assert isinstance(rows, ArrayRows)
+    return make_examples(rows.inputs, labels, classes=problem.num_classes is not None)
 
 
-def _test(result: FitResult, problem: Problem, test: Examples, ledger: Ledger) -> float:
-    """Accuracy on the test set, normalised as the training set was."""
+def _test(
+    result: FitResult,
+    problem: Problem,
+    test: Examples | HostExamples,
+    metric: Metric,
+    ledger: Ledger,
+) -> tuple[float | None, float]:
+    """Accuracy and score on the test set, normalised as the training set was."""
     with ledger.measure("evaluating"):
         examples = replace(test, normalization=problem.examples.normalization)
-        return compute_accuracy(
-            result.state, examples, np.arange(len(test)), chunk_size=problem.chunk_size
-        )
+        return measure(result.state, examples, np.arange(len(test)), metric, problem)

@@ -39,6 +39,11 @@ def default_space(
     }
 
 
+def own_default_space(optimizers: Iterable[str]) -> dict[str, BaseDistribution]:
+    """The default space, with the optimizers of a family."""
+    return {**default_space(), "optimizer": CategoricalDistribution(tuple(optimizers))}
+
+
 def check_space(space: Any, optimizers: Iterable[str]) -> Space:
     """Checks that a search space is a mapping to distributions, or a function of a trial.
 

@@ -11,14 +11,21 @@ from flax import linen as nn
 
 from jdss import _checks
 from jdss.data.datasets import Dataset, load_dataset
+from jdss.losses import CROSS_ENTROPY, Loss, MetricFunction, make_loss
 from jdss.reporting.energy import Energy, EnergyMeter
 from jdss.reporting.ledger import Ledger
 from jdss.subset import Select
-from jdss.training.metrics import MetricFunction, make_metric
+from jdss.training.metrics import make_metric
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
-from jdss.training.problem import make_problem
-from jdss.training.schedule import make_schedule
-from jdss.tuning.objective import LEDGER, SELECTIONS, ModelFactory, Objective
+from jdss.training.problem import Data, Examined, make_problem
+from jdss.training.schedule import for_labels, make_schedule
+from jdss.tuning.objective import (
+    LEDGER,
+    SELECTIONS,
+    ModelFactory,
+    Objective,
+    check_model_or_factory,
+)
 from jdss.tuning.pruning import make_pruner
 from jdss.tuning.resuming import (
     HYPERPARAMETERS,
@@ -28,7 +35,13 @@ from jdss.tuning.resuming import (
 )
 from jdss.tuning.retraining import Retraining, check_test, retrain_and_save
 from jdss.tuning.sampling import STARTUP_SAMPLERS, make_sampler
-from jdss.tuning.space import Space, check_enqueued, check_space, default_space, describe_space
+from jdss.tuning.space import (
+    Space,
+    check_enqueued,
+    check_space,
+    describe_space,
+    own_default_space,
+)
 from jdss.tuning.storage import RANK
 from jdss.tuning.study import (
     Callback,
@@ -92,6 +105,7 @@ class TuneResult:
             retraining = {
                 "hyperparameters": self.best_hyperparameters,
                 "test_accuracy": self.retraining.test_accuracy,
+                "test_score": self.retraining.test_score,
                 "ledger": self.retraining.ledger.as_dict(),
             }
         return {
@@ -107,7 +121,7 @@ class TuneResult:
 @one_cache_warning()
 def tune(
     model: nn.Module | ModelFactory,
-    data: Dataset | tuple[Any, Any] | str,
+    data: Data,
     *,
     space: Space | None = None,
     selection: str | Select = "grad_match",
@@ -123,12 +137,13 @@ def tune(
     enqueue: Sequence[Mapping[str, Any]] = (),
     timeout: float | None = None,
     callbacks: Sequence[Callback] = (),
-    metric: str | MetricFunction = "accuracy",
+    loss: str | Loss = "cross_entropy",
+    metric: str | MetricFunction | None = None,
     direction: str | None = None,
     storage: str | optuna.storages.BaseStorage | None = None,
     study_name: str | None = None,
-    validation: tuple[Any, Any] | float = 0.1,
-    test: tuple[Any, Any] | None = None,
+    validation: Examined | float = 0.1,
+    test: Examined | None = None,
     select_every: int = 10,
     warm_start: float = 0.5,
     lifting: str | None = None,
@@ -144,6 +159,7 @@ def tune(
     checkpoint_every: float = 60.0,
     retrain: bool = True,
     save_to: str | os.PathLike[str] | None = None,
+    data_on: str | None = None,
     data_dir: str | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -159,7 +175,8 @@ def tune(
     Args:
       model: a Flax module; or a function `model(**architecture)` of those hyper-parameters of
         the space that are not training's own.
-      data: a `Dataset`, (inputs, labels), or the name of a data set.
+      data: a `Dataset` or the name of one, (inputs, labels), or examples that are indexed by
+        `len(data)` and `data[i]`; see docs/own_data.md.
       space: a mapping from names to Optuna distributions, or a function of a trial; None means
         `jdss.default_space()`.
       selection: "grad_match", "craig", "glister", "uniform", "stratified", "full", or a function
@@ -179,17 +196,21 @@ def tune(
       enqueue: hyper-parameters to be tried first, each a mapping; what one leaves open is sampled.
       timeout: seconds after which this call begins no further trial; None means no limit.
       callbacks: called after each trial with the study and the frozen trial, as by Optuna.
-      metric: what a trial is scored by: "accuracy", "loss" (mean cross-entropy), or a function of
-        logits float32[m, c] and labels int32[m] to a number.
-      direction: "maximize" or "minimize", for a metric of your own.
+      loss: "cross_entropy", "squared_error", or a `jdss.Loss` of your own; see `jdss.fit`.
+      metric: what a trial is scored by: "accuracy", "loss" (the mean of what is trained on), "r2",
+        "mean_squared_error", or a function of outputs float32[m, c] and labels int32[m] to a
+        number, or to one an example; None means the loss's own.
+      direction: "maximize" or "minimize"; None means the metric's own, and "maximize" for a
+        function.
       storage: where the study is kept: "sqlite:///search.db", "postgresql://user@host/database",
         "search.log" for a journal file, or an Optuna storage (see `jdss.open_storage`); None keeps
         it in memory.
       study_name: the study's name in the storage.
       validation: the fraction held out to score trials (stratified), or (inputs, labels).
       test: (inputs, labels), looked at once, after retraining; None means the `Dataset`'s own.
-      select_every, warm_start, candidates, lifting, options: as in `jdss.fit`.
-      outer, gradients, projection_dimension, augmentation, optimizers: as in `jdss.fit`.
+      select_every, warm_start, lifting, options: as in `jdss.fit`.
+      outer, gradients, projection_dimension, candidates: as in `jdss.fit`.
+      augmentation, optimizers, data_on: as in `jdss.fit`.
         The split that scores trials decides on no subset unless `outer` is "validation".
       workers: how many processes run trials; they need a storage that they can share. Machines
         share a study by the same call on each. See docs/workers.md for when it pays.
@@ -225,7 +246,8 @@ def tune(
     """
     arguments = dict(locals())
     workers = check_workers(workers, storage)
-    space = check_space(default_space() if space is None else space, optimizers)
+    check_model_or_factory(model)
+    space = check_space(own_default_space(optimizers) if space is None else space, optimizers)
     trials = _checks.check_positive_int("trials", trials)
     schedule = make_schedule(
         selection,
@@ -240,7 +262,8 @@ def tune(
         candidates=candidates,
     )
     # Made here to refuse bad ones before anything is loaded.
-    scored_by = make_metric(metric, direction)
+    loss = make_loss(loss)
+    scored_by = make_metric(metric, direction, loss)
     rungs = {"first_rung": first_rung, "reduction_factor": reduction_factor}
     found_pruner = make_pruner(pruner, space=space, options=pruner_options, **rungs)
     sampling: dict[str, Any] = {"seed": seed, "space": space, "options": sampler_options}
@@ -258,25 +281,36 @@ def tune(
             data = load_dataset(data, data_dir=data_dir)
         if test is None and isinstance(data, Dataset):
             test = (data.test_images, data.test_labels)
-        problem = make_problem(data, validation=validation, augmentation=augmentation, seed=seed)
+        problem = make_problem(
+            data,
+            validation=validation,
+            augmentation=augmentation,
+            classes=loss.classes,
+            data_on=data_on,
+            seed=seed,
+        )
+        schedule = for_labels(schedule, lifting, problem.num_classes)
         test_examples = None if test is None else check_test(test, problem)
-        described = {
-            "strategy": schedule.describe(),
-            "sampler": sampler if isinstance(sampler, str) else type(sampler).__name__,
-            "n_startup_trials": n_startup_trials if sampler in STARTUP_SAMPLERS else None,
-            "sampler_options": _described(sampler_options),
-            "pruner": _described_pruner(pruner, pruner_options, rungs),
-            "metric": scored_by.name,
-            "direction": scored_by.direction,
-            "space": describe_space(space),
-            "seed": seed,
-            "model": repr(model) if isinstance(model, nn.Module) else _name(model),
-            "optimizers": list(optimizers),
-            "augmentation": augmentation,
-            "examples": [len(problem.train), len(problem.validation)],
-            "fingerprint": problem.fingerprint(),
-        }
-        search = without_addresses(described)
+        search = without_addresses(
+            {
+                "strategy": schedule.describe(),
+                "sampler": sampler if isinstance(sampler, str) else type(sampler).__name__,
+                "n_startup_trials": n_startup_trials if sampler in STARTUP_SAMPLERS else None,
+                "sampler_options": _described(sampler_options),
+                "pruner": _described_pruner(pruner, pruner_options, rungs),
+                "metric": scored_by.name,
+                "direction": scored_by.direction,
+                "space": describe_space(space),
+                "seed": seed,
+                "model": repr(model) if isinstance(model, nn.Module) else _name(model),
+                "optimizers": list(optimizers),
+                "augmentation": augmentation,
+                "examples": [len(problem.train), len(problem.validation)],
+                "fingerprint": problem.fingerprint(),
+                # Studies from before there were other losses go on.
+                **({} if loss is CROSS_ENTROPY else {"loss": loss.name}),
+            }
+        )
 
     with EnergyMeter() as meter:
         # A meter counts the whole machine: of several workers, none can tell its own trials' share.
@@ -294,6 +328,7 @@ def tune(
             reduction_factor=reduction_factor,
             checkpoints=checkpoints,
             checkpoint_every=checkpoint_every,
+            loss=loss,
         )
         with quiet_optuna() if progress else nullcontext():
             study = open_study(storage, study_name, search, trials, enqueue)

@@ -1,0 +1,283 @@
+"""Data of one's own: sequences of examples, data sets by name, more than a device holds."""
+
+from types import SimpleNamespace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jdss
+from jdss.data import host
+from jdss.data.datasets import is_prepared
+from jdss.data.host import ArrayRows, HostExamples, JoinedRows, choose_place
+from jdss.data.sequences import SequenceRows
+from jdss.training import streaming
+from jdss.training.problem import make_problem
+
+N, C = 40, 4
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (N, 6, 6, 1), np.uint8)
+LABELS = np.arange(N) % C
+IMAGES[np.arange(N), LABELS] //= 3
+ONLY_SGD = {"sgd": jdss.OPTIMIZERS["sgd"]}
+
+
+class Net(nn.Module):
+    """Small, with statistics and noise of its own: all that a batch's order could change."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.tanh(nn.Dense(8)(x.reshape(len(x), -1)))
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        return nn.Dense(C)(nn.Dropout(0.2, deterministic=not train)(x))
+
+
+class Records:
+    """Indexed as PyTorch's, Hugging Face's and Grain's data sets are."""
+
+    def __init__(self, make, size=N):
+        self.make, self.size, self.asked = make, size, 0
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        assert type(index) is int
+        self.asked += 1
+        return self.make(index)
+
+
+class Batched(Records):
+    """One that can be asked for several at once."""
+
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+    __slots__ = ()
+
+
+# Sequences ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda i: (IMAGES[i], LABELS[i]),
+        lambda i: {"id": f"a{i}", "label": int(LABELS[i]), "image": IMAGES[i].tolist()},
+        lambda i: [jnp.asarray(IMAGES[i]), np.int64(LABELS[i])],
+        lambda i: {"pixels": IMAGES[i], "target": LABELS[i]},
+    ],
+    ids=["pairs", "mappings", "lists of tensors", "names of one's own"],
+)
+def test_a_sequence_is_read_as_the_arrays_that_it_holds(make, monkeypatch):
+    monkeypatch.setattr("jdss.data.sequences._AT_ONCE", 16)  # in three parts, the last one short
+    for kind in (Records, Batched):
+        images, labels = jdss.read_sequence(kind(make))
+        np.testing.assert_array_equal(images, IMAGES)
+        np.testing.assert_array_equal(labels, LABELS)
+
+
+def test_torch_data_sets_and_images_of_one_channel_are_read():
+    torch = pytest.importorskip("torch")
+    tensors = torch.utils.data.TensorDataset(torch.as_tensor(IMAGES), torch.as_tensor(LABELS))
+    images, labels = jdss.read_sequence(torch.utils.data.Subset(tensors, [3, 1]))
+    np.testing.assert_array_equal(images, IMAGES[[3, 1]])
+    np.testing.assert_array_equal(labels, LABELS[[3, 1]])
+
+
+def test_images_of_pillow_of_one_channel_have_an_axis_for_it():
+    pillow = pytest.importorskip("PIL.Image")
+    images, _ = jdss.read_sequence(
+        Records(lambda i: (pillow.fromarray(IMAGES[i, ..., 0]), LABELS[i]))
+    )
+    np.testing.assert_array_equal(images, IMAGES)
+
+
+def test_several_inputs_are_named_or_all_that_is_not_the_label():
+    records = Records(lambda i: {"a": IMAGES[i], "b": np.float32(i), "y": LABELS[i], "id": i})
+    inputs, _ = jdss.read_sequence(records, inputs=("a", "b"))
+    np.testing.assert_array_equal(inputs["b"], np.arange(N))
+    assert list(inputs) == ["a", "b"]
+    assert list(jdss.read_sequence(records, labels="y")[0]) == ["a", "b", "id"]
+    pairs = jdss.read_sequence(Records(lambda i: ((IMAGES[i], np.ones(2)), LABELS[i])))[0]
+    assert [part.shape for part in pairs] == [IMAGES.shape, (N, 2)]
+
+
+@pytest.mark.parametrize(
+    ("make", "size", "error", "match"),
+    [
+        (lambda i: IMAGES[i], N, TypeError, r"examples \(input, label\).*example 0 is a ndarray"),
+        (
+            lambda i: {"image": 1, "name": 2},
+            N,
+            ValueError,
+            "'image', 'name', in which no input and",
+        ),
+        (lambda i: (np.ones(1 + (i == 7)), 0), N, ValueError, r"example 7 has \[\(2,\)\]"),
+        (lambda i: (np.ones(1 + (i > 2)), 0), N, ValueError, r"one shape.*example 3 has"),
+        (lambda i: (1.0, 0), 0, ValueError, "number of examples in data must be at least 1"),
+    ],
+)
+def test_examples_that_are_none_are_refused_by_their_index(make, size, error, match):
+    with pytest.raises(error, match=match):
+        jdss.read_sequence(Records(make, size))
+
+
+def test_a_change_of_shape_between_two_parts_is_noticed(monkeypatch):
+    monkeypatch.setattr("jdss.data.sequences._AT_ONCE", 4)
+    with pytest.raises(ValueError, match=r"example 0 has float64\[1\], example 4 or one after"):
+        jdss.read_sequence(Records(lambda i: (np.ones(1 + (i > 3)), 0)))
+
+
+# Data sets by name ----------------------------------------------------------------------------
+
+
+def test_any_data_set_that_tfds_has_prepared_is_loaded_by_its_name(tmp_path, monkeypatch):
+    sources = {"train": Batched(lambda i: {"picture": IMAGES[i], "kind": LABELS[i], "id": i})}
+    features = {"kind": SimpleNamespace(num_classes=C)}
+    info = SimpleNamespace(supervised_keys=("picture", "kind"), splits=sources, features=features)
+    builder = SimpleNamespace(info=info, as_data_source=lambda split: sources[split])
+    monkeypatch.setattr("tensorflow_datasets.builder", lambda name, data_dir: builder)
+    (tmp_path / "flowers" / "1.0.0").mkdir(parents=True)
+    assert not is_prepared("flowers", tmp_path)
+    (tmp_path / "flowers" / "1.0.0" / "dataset_info.json").write_text("{}")
+    assert is_prepared("flowers", tmp_path)
+    assert not is_prepared("../" + tmp_path.name + "/flowers", tmp_path)
+
+    found = jdss.load_dataset("flowers", data_dir=tmp_path)
+    assert (found.name, found.num_classes) == ("flowers", C)
+    assert (len(found.labels), len(found.test_labels)) == (32, 8)  # there is no test set
+    assert np.bincount(found.test_labels).tolist() == [2] * C
+    sources["test"] = Batched(sources["train"].make, 12)
+    np.testing.assert_array_equal(
+        jdss.load_dataset("flowers", data_dir=tmp_path).test_images, IMAGES[:12]
+    )
+
+
+# More than a device holds ---------------------------------------------------------------------
+
+
+def memory_map(path):
+    np.save(path, IMAGES)
+    return np.load(path, mmap_mode="r")
+
+
+def leaves_of(result):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves((result.state.params, result.state.step))]
+
+
+@pytest.mark.parametrize("selection", ["grad_match", "full"])
+def test_training_from_the_host_ends_where_training_on_the_device_does(
+    selection, tmp_path, monkeypatch
+):
+    # Blocks of two steps, of a batch that the examples do not divide by; the second way, subsets
+    # are not put on the device either.
+    monkeypatch.setattr(streaming, "BLOCK_BYTES", 2 * 9 * 36)
+    options = {
+        "hyperparameters": {"epochs": 5, "batch_size": 9, "learning_rate_schedule": "cosine"},
+        "fraction": 0.4,
+        "select_every": 2,
+        "validation": (IMAGES[:10], LABELS[:10]),
+        "augmentation": "crop_flip",
+        "selection": selection,
+        "optimizers": ONLY_SGD,
+        "progress": False,
+    }
+    expected = jdss.fit(Net(), (IMAGES, LABELS), **options)
+    data = (memory_map(tmp_path / "images.npy"), LABELS)
+    found = [jdss.fit(Net(), data, data_on="host", **options)]
+    if selection != "full":
+        monkeypatch.setattr(streaming, "SUBSET_SHARE", 0.0)
+        sequence = Records(lambda i: {"image": IMAGES[i], "label": LABELS[i]})
+        found.append(jdss.fit(Net(), sequence, data_on="host", **options))
+    for result in found:
+        for one, other in zip(leaves_of(result), leaves_of(expected), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+        losses = [entry["loss"] for entry in result.history]
+        np.testing.assert_allclose(losses, [entry["loss"] for entry in expected.history], rtol=1e-4)
+        assert result.validation_score == pytest.approx(expected.validation_score)
+        if selection != "full":
+            np.testing.assert_array_equal(result.subset.indices, expected.subset.indices)
+
+
+def test_a_search_from_the_host_is_that_on_the_device():
+    def search(data, test, **options):
+        return jdss.tune(
+            Net(),
+            data,
+            test=test,
+            space={"learning_rate": jdss.default_space()["learning_rate"]},
+            trials=1,
+            fraction=0.3,
+            selection="uniform",
+            optimizers=ONLY_SGD,
+            progress=False,
+            **options,
+        )
+
+    def records(chosen):
+        return Records(lambda i: (IMAGES[chosen[i]], LABELS[chosen[i]]), len(chosen))
+
+    test = np.arange(12)
+    expected = search((IMAGES, LABELS), (IMAGES[test], LABELS[test]))
+    found = search(records(np.arange(N)), records(test), data_on="host")
+    assert found.search == expected.search  # the digest of the data is in it
+    assert found.best_value == expected.best_value
+    assert found.retraining.test_accuracy == expected.retraining.test_accuracy
+
+
+def test_a_loss_that_becomes_infinite_stops_the_blocks_where_it_stops_the_loop(monkeypatch):
+    monkeypatch.setattr(streaming, "BLOCK_BYTES", 2 * 8 * 36)
+    problem = make_problem((IMAGES, LABELS), data_on="host")
+    on_device = make_problem((IMAGES, LABELS)).examples
+    hyper = jdss.hyperparameters(batch_size=8, learning_rate=1e30, optimizers=tuple(ONLY_SGD))
+    subset = jdss.Subset(jnp.arange(N), jnp.ones(N), N)
+    found = []
+    for data in (problem.examples, on_device):
+        state = jdss.init_state(Net(), data.inputs, jax.random.key(0), optimizers=ONLY_SGD)
+        found.append(jdss.train_on_subset(state, data, subset, hyper, jax.random.key(1))[1])
+    assert bool(found[0].diverged)
+    assert bool(found[1].diverged)
+    assert int(found[0].num_steps) == int(found[1].num_steps) < 5
+
+
+def test_where_data_is_kept_follows_its_size(monkeypatch):
+    arrays, sequence = ArrayRows(IMAGES), SequenceRows(Records(lambda i: (IMAGES[i], LABELS[i])))
+    assert choose_place(None, arrays) == choose_place(None, sequence) == "device"
+    for memory, place in ((2 * IMAGES.nbytes, "device"), (2 * IMAGES.nbytes - 2, "host")):
+        monkeypatch.setattr(host, "device_memory", lambda memory=memory: memory)
+        assert choose_place(None, arrays) == choose_place(None, sequence) == place
+        kept = make_problem((IMAGES, LABELS)).examples
+        assert isinstance(kept, HostExamples) == (place == "host")
+    assert choose_place("device", arrays) == "device"
+    with pytest.raises(ValueError, match="data_on must be one of 'device', 'host'; got 'disk'"):
+        jdss.fit(Net(), (IMAGES, LABELS), data_on="disk")
+
+
+def test_doubles_and_several_inputs_are_taken_from_the_host_as_they_are_stored():
+    rows = JoinedRows(
+        ArrayRows({"a": IMAGES, "b": np.arange(N) / 2}), ArrayRows({"a": IMAGES, "b": np.zeros(N)})
+    )
+    examples = HostExamples(rows, np.zeros(2 * N, np.int32), None)
+    inputs, labels = examples.take([1, N + 3, 5])
+    np.testing.assert_array_equal(inputs["a"], IMAGES[[1, 3, 5]])
+    np.testing.assert_array_equal(inputs["b"], [0.5, 0.0, 2.5])
+    assert inputs["b"].dtype == examples.inputs["b"].dtype == np.float32
+    assert len(labels) == 3
+    assert examples.bytes_each == 36 + 4
+
+
+@pytest.mark.parametrize(
+    ("inputs", "labels", "error", "match"),
+    [
+        (np.full((N, 2), np.nan), LABELS, ValueError, "inputs must be finite"),
+        (IMAGES, LABELS[1:], ValueError, "inputs has 40, labels has 39"),
+        (IMAGES, LABELS / 2, TypeError, "labels must be integers"),
+        (IMAGES[:0], LABELS[:0], ValueError, "data must have at least one example"),
+    ],
+)
+def test_bad_data_on_the_host_is_refused_as_it_is_on_the_device(inputs, labels, error, match):
+    with pytest.raises(error, match=match):
+        make_problem((inputs, labels), data_on="host")
