@@ -51,7 +51,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def _with_included(markdown: str, src_uri: str) -> str:
-    """Puts a file of the root, or its section of a heading, where `<!-- include FILE HEADING -->` is.
+    """Puts a file of the root, or a section of it, where `<!-- include FILE HEADING -->` stands.
 
     The section ends before the next heading of its level or above. Links are made relative to the
     page.
