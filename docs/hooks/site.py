@@ -38,6 +38,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return match[0]
         if not (ROOT / place).exists():
             log.warning("%s links to %s, which does not exist", page.file.src_uri, place)
+            return match[0]
         if mark:
             uri = f"from_repository/{place}"
             if files.get_file_from_path(uri) is None:
