@@ -22,6 +22,7 @@ from jdss.training.hyperparameters import DEFAULTS
 from jdss.training.problem import make_problem
 from jdss.training.schedule import make_schedule
 from jdss.tuning.objective import ModelFactory, build_model
+from jdss.tuning.space import describe_space
 
 
 def compilation_cache() -> Path:
@@ -118,6 +119,7 @@ def compare(
                 settings = {
                     "scale": dict(scale),
                     "trials": trials,
+                    "space": describe_space(space),
                     "strategy": make_schedule(
                         strategy,
                         fraction=fraction,
@@ -161,14 +163,20 @@ def compare(
 def _finished(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """A result file of an earlier run, unless it is of another experiment."""
     result: dict[str, Any] = json.loads(path.read_text())
-    theirs = {**result, "trials": len(result["trials"])}
+    search = result["search"]
+    theirs = {**result, "trials": len(result["trials"]), "space": search["space"]}
     for name, value in settings.items():
-        if theirs[name] != value:
+        if theirs[name] != _as_read(value):
             raise ValueError(
                 f"{path.name} is of an experiment with another {name}, {theirs[name]} instead of "
                 f"{value}: take another --out"
             )
     return result
+
+
+def _as_read(value: Any) -> Any:
+    """A value as it reads back from a file."""
+    return json.loads(json.dumps(value))
 
 
 def retrain_again(
@@ -196,7 +204,7 @@ def retrain_again(
     strategy, search_seed = result["strategy"]["name"], result["seeds"]["search"]
     with progress_bar(len(left), f"{strategy}-seed{search_seed}, retraining again") as bar:
         for seed in left:
-            one = _of_another_search(out, values, seed)
+            one = _of_another_search(out, result, seed)
             if one is None:
                 trained = {name: value for name, value in values.items() if name in DEFAULTS}
                 way = trainings.Way("full", "full data", {"selection": "full"})
@@ -207,10 +215,13 @@ def retrain_again(
             bar.advance(len(done))
 
 
-def _of_another_search(out: Path, values: Mapping[str, Any], seed: int) -> dict[str, Any] | None:
+def _of_another_search(out: Path, result: Mapping[str, Any], seed: int) -> dict[str, Any] | None:
     """The same retraining, where another search of the directory has it."""
+    same = ("model", "scale", "dataset", "commit")
     for other in reporting.read_results(out):
-        if other["best"]["hyperparameters"] == values:
+        if other["best"]["hyperparameters"] == result["best"]["hyperparameters"] and all(
+            other[name] == result[name] for name in same
+        ):
             for one in other.get("retrainings", ()):
                 if one["seed"] == seed:
                     return dict(one)

@@ -5,15 +5,17 @@ on all the data and on each kind of subset. What is asked of a subset is not a g
 the configuration that looks best on it is one of the best on all the data. This is what the method
 lives on, and unlike a search it does not depend on what TPE happened to draw.
 
-Two ways show what the answers are worth. "full data, another seed" is how well full training
-agrees with itself. "cut short" is what a sceptic would do instead: training on all the data for as
-many steps as a trial on subsets takes, or for twice as many, which is about what a trial costs
-whose subsets are selected.
+Two ways show what the answers are worth. "full data" is how well full training agrees with itself:
+what all ways are compared with is full training with another seed, so that none shares its initial
+weights or its order of examples with what it is measured by. "cut short" is what a sceptic would do
+instead: training on all the data for as many steps as a trial on subsets takes, or for twice as
+many, which is about what a trial costs whose subsets are selected.
 
 `--report` makes the table and the figure anew from the files.
 """
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from experiments.trainings import Way
 from jdss import reporting
 from jdss.compilation import use_compilation_cache
 from jdss.reporting.summary import percent
+from jdss.selection.strategies import STRATEGIES
 from jdss.training.hyperparameters import DEFAULTS
 
 CONFIGURATIONS = {"smoke": 3, "laptop": 24, "paper": 24}
@@ -43,13 +46,14 @@ SELECTED = {
     "glister": "GLISTER",
     "grad_match": "GRAD-MATCH",
 }
-REFERENCE, AGAIN = Way("full", "full data", {"selection": "full"}), "full-again"
+FULL = Way("full", "full data", {"selection": "full"})
+REFERENCE = Way("full-again", "full data, another seed", FULL.schedule)
 RESAMPLES = 10_000  # of the bootstrap
 
 
 def ways(fractions: Sequence[float]) -> list[Way]:
     """Every way of training, by fraction; full data first."""
-    found = [REFERENCE]
+    found = [REFERENCE, FULL]
     for fraction in fractions:
         found += [
             Way(
@@ -74,7 +78,6 @@ def ways(fractions: Sequence[float]) -> list[Way]:
             for share in (fraction, 2 * fraction)
             if share < 1
         ]
-    found += [Way(AGAIN, "full data, another seed", REFERENCE.schedule)]
     return list({way.name: way for way in found}.values())
 
 
@@ -89,45 +92,57 @@ def configurations(scale: str) -> list[dict[str, Any]]:
 def agreement(
     reference: Sequence[Mapping[str, Any]],
     other: Sequence[Mapping[str, Any]],
-    fraction: float = 1.0,
-) -> dict:
+    strategy: Mapping[str, Any],
+    random: Sequence[Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
     """How well the scores of one way of training stand for those of full training.
 
     Args:
       reference: trainings on full data.
       other: trainings of the same configurations, in the same order.
-      fraction: of the data or of the steps that these are trained on.
+      strategy: how the other trainings chose their data.
+      random: trainings of the same on random subsets of the same size.
 
     Returns:
       spearman: the correlation of the ranks of the validation accuracies, and its 95% interval
         (bootstrap over configurations).
+      over_random: by how much it is above that of random subsets, with its interval, by the same
+        draws; None without these.
       regret: by how much the configuration that `other` scores best is worse than the best one,
-        both trained on full data: in validation accuracy, as a fraction.
-      test_regret: the same in test accuracy, against the configuration that full training itself
+        both trained on full data: in validation accuracy, as a fraction. Where several are scored
+        best, the mean over them.
+      test_regret: the same in test accuracy, against the configuration that the reference itself
         would choose; negative where the choice of `other` happens to be better.
-      rank: of that configuration among all, by full training; 1 is the best.
+      rank: of that configuration among all, by the reference; 1 is the best.
       cost_ratio: epochs on all the data that full training takes, over those of `other`: a forward
-        pass, which a selection needs, counted as a third of an epoch, solving not counted. Unlike
-        seconds it does not depend on what else the machine did.
+        pass, which a selection by gradients needs, counted as a third of an epoch, solving not
+        counted. Unlike seconds it does not depend on what else the machine did.
     """
-    truth, scores = (_scores(trials) for trials in (reference, other))
-    chosen, best = int(np.argmax(scores)), int(np.argmax(truth))
-    tests = [trial["test_accuracy"] or 0.0 for trial in reference]
+    truth, scores = _scores(reference), _scores(other)
+    tests = np.array([trial["test_accuracy"] or 0.0 for trial in reference])
+    chosen, best = scores == scores.max(), truth == truth.max()
+    over_random = None
+    if random is not None:
+        draws = _correlations(truth, scores) - _correlations(truth, _scores(random))
+        difference = _spearman(truth, scores) - _spearman(truth, _scores(random))
+        over_random = (difference, *_interval(draws))
     return {
-        "spearman": float(stats.spearmanr(truth, scores).statistic),
-        "interval": _bootstrap(truth, scores),
-        "regret": float(truth.max() - truth[chosen]),
-        "test_regret": tests[best] - tests[chosen],
-        "rank": int((truth > truth[chosen]).sum()) + 1,
-        "cost_ratio": sum(_epochs(trial, 1.0) for trial in reference)
-        / sum(_epochs(trial, fraction) for trial in other),
+        "spearman": _spearman(truth, scores),
+        "interval": _interval(_correlations(truth, scores)),
+        "over_random": over_random,
+        "regret": float(truth.max() - truth[chosen].mean()),
+        "test_regret": float(tests[best].mean() - tests[chosen].mean()),
+        "rank": float(np.mean([(truth > one).sum() + 1 for one in truth[chosen]])),
+        "cost_ratio": sum(_epochs(trial, {"name": "full", "fraction": 1}) for trial in reference)
+        / sum(_epochs(trial, strategy) for trial in other),
     }
 
 
-def _epochs(trial: Mapping[str, Any], fraction: float) -> float:
+def _epochs(trial: Mapping[str, Any], strategy: Mapping[str, Any]) -> float:
     """What a training costs, in epochs on all the data."""
     epochs = trial["hyperparameters"].get("epochs", DEFAULTS["epochs"])
-    return float(fraction * epochs + len(trial["selections"]) / 3)
+    reads = STRATEGIES[strategy["name"]].needs_gradients
+    return float(strategy["fraction"] * epochs + reads * len(trial["selections"]) / 3)
 
 
 def _scores(trials: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -135,40 +150,74 @@ def _scores(trials: Sequence[Mapping[str, Any]]) -> np.ndarray:
     return np.array([trial["validation_accuracy"] or 0.0 for trial in trials])
 
 
-def _bootstrap(truth: np.ndarray, scores: np.ndarray) -> tuple[float, float] | None:
-    """The 95% interval of Spearman's correlation when configurations are drawn anew."""
+def _spearman(truth: np.ndarray, scores: np.ndarray) -> float:
+    return float(stats.spearmanr(truth, scores).statistic)
+
+
+def _correlations(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Spearman's correlation when configurations are drawn anew; the same draws for all ways."""
     generator = np.random.default_rng(0)
     draws = generator.integers(0, len(truth), (RESAMPLES, len(truth)))
     ranks = [stats.rankdata(values[draws], axis=1) for values in (truth, scores)]
     ranks = [one - one.mean(axis=1, keepdims=True) for one in ranks]
     norms = np.sqrt((ranks[0] ** 2).sum(axis=1) * (ranks[1] ** 2).sum(axis=1))
-    known = norms > 0
-    found = (ranks[0] * ranks[1]).sum(axis=1)[known] / norms[known]
-    if not len(found):
-        return None
-    low, high = np.quantile(found, (0.025, 0.975))
+    found = np.full(RESAMPLES, np.nan)  # where all that was drawn is equal
+    np.divide((ranks[0] * ranks[1]).sum(axis=1), norms, out=found, where=norms > 0)
+    return found
+
+
+def _interval(draws: np.ndarray) -> tuple[float, float]:
+    """The 95% interval (percentiles)."""
+    low, high = np.nanquantile(draws, (0.025, 0.975))
     return float(low), float(high)
 
 
-def compared(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any], dict]]:
-    """(label, result, agreement with full training) of all ways that finished what full did."""
+def compared(
+    results: Sequence[Mapping[str, Any]],
+) -> list[tuple[str, Mapping[str, Any], dict[str, Any]]]:
+    """(label, result, agreement with full training) of all ways that finished what full did.
+
+    Raises:
+      ValueError: without the reference.
+    """
     by_name = {result["strategy"]["way"]: result for result in results}
     if REFERENCE.name not in by_name:
-        raise ValueError("results must hold full training, the way 'full'")
-    reference = by_name[REFERENCE.name]["trials"]
-    found: list[tuple[str, Mapping[str, Any], dict]] = []
-    for name, result in by_name.items():
-        if name == REFERENCE.name or len(result["trials"]) != len(reference):
-            continue
-        strategy = result["strategy"]
-        trials, fraction = result["trials"], strategy["fraction"]
-        found.append((strategy["label"], result, agreement(reference, trials, fraction)))
+        raise ValueError(f"results must hold the way {REFERENCE.name!r}, the reference")
+    reference = by_name.pop(REFERENCE.name)["trials"]
 
-    def order(one: tuple[str, Mapping[str, Any], Any]) -> tuple[Any, ...]:
+    def in_order(result: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
+        """Its trainings of the reference's configurations; None where one is missing."""
+        found = {_configuration(trial): trial for trial in result["trials"]}
+        trials = [found.get(_configuration(trial)) for trial in reference]
+        return None if None in trials else [trial for trial in trials if trial is not None]
+
+    found = []
+    for result in by_name.values():
+        strategy, trials = result["strategy"], in_order(result)
+        if trials is None:
+            continue
+        random = by_name.get(f"uniform-{strategy['fraction']:g}")
+        if strategy["name"] in ("uniform", "full"):
+            random = None
+        found.append(
+            (
+                strategy["label"],
+                result,
+                agreement(
+                    reference, trials, strategy, None if random is None else in_order(random)
+                ),
+            )
+        )
+
+    def order(one: tuple[str, Mapping[str, Any], dict[str, Any]]) -> tuple[Any, ...]:
         strategy = one[1]["strategy"]
-        return strategy["way"] != AGAIN, strategy["fraction"], -one[2]["spearman"]
+        return strategy["way"] != FULL.name, strategy["fraction"], -one[2]["spearman"]
 
     return sorted(found, key=order)
+
+
+def _configuration(trial: Mapping[str, Any]) -> str:
+    return json.dumps(trial["hyperparameters"], sort_keys=True)
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> Table:
@@ -183,6 +232,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
     shown.add_column("trained on", no_wrap=True)
     for header in (
         "rank correlation (95% interval)",
+        "over random",
         "rank of its choice",
         "regret, validation (points)",
         "regret, test (points)",
@@ -190,12 +240,13 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
     ):
         shown.add_column(header, justify="right")
     for label, _, one in found:
-        interval = one["interval"]
+        low, high = one["interval"]
+        over = one["over_random"]
         shown.add_row(
             label,
-            f"{one['spearman']:.2f}"
-            + ("" if interval is None else f" ({interval[0]:.2f} to {interval[1]:.2f})"),
-            str(one["rank"]),
+            f"{one['spearman']:.2f} ({low:.2f} to {high:.2f})",
+            "" if over is None else "{:+.2f} ({:+.2f} to {:+.2f})".format(*over),
+            f"{one['rank']:.3g}",
             f"{100 * one['regret']:.2f}",
             f"{100 * one['test_regret']:+.2f}",
             f"{one['cost_ratio']:.1f}×",
@@ -263,7 +314,7 @@ def train_all(arguments: argparse.Namespace, out: Path) -> None:
     for name in arguments.ways or known:
         if name not in known:
             raise SystemExit(f"--ways takes {', '.join(known)}; got {name}")
-        seed = 1 if name == AGAIN else 0
+        seed = 1 if name == REFERENCE.name else 0
         trainings.run(
             out / f"{name}.json",
             problem,

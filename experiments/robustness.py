@@ -6,6 +6,7 @@ differs; several seeds. What is compared is the model that is trained on the sub
 - `clean`: the data as it is.
 - `label_noise`: a fifth of the training labels are replaced by another class at random.
 - `imbalance`: five of the ten classes keep a tenth of their training examples.
+  Ways that select class by class keep the training set's shares of classes, whatever they choose.
 - `schedule`: clean data, other fractions, selection intervals R and warm starts κ.
 
 Validation and test sets stay as they are. GLISTER and GRAD-MATCH can be asked to choose for the
@@ -44,6 +45,10 @@ IMAGES = {"smoke": 1_000, "laptop": 20_000, "paper": None}
 EPOCHS = {"smoke": 2, "laptop": 20, "paper": 20}
 FRACTION, SELECT_EVERY, WARM_START = 0.05, 5, 0.5
 NOISE, RARE_CLASSES, RARE_SHARE = 0.2, 5, 0.1
+CORRUPTION = {
+    "label_noise": {"wrong_labels": NOISE},
+    "imbalance": {"rare_classes": RARE_CLASSES, "kept_of_each": RARE_SHARE},
+}
 
 
 def subsets(name: str, label: str, **changes: Any) -> Way:
@@ -58,6 +63,7 @@ WAYS = (
     subsets("stratified", "random, by class"),
     subsets("craig", "CRAIG"),
     subsets("glister", "GLISTER"),
+    subsets("glister-all", "GLISTER, all classes together", lifting="all"),
     subsets("glister-validation", "GLISTER for the validation set", outer="validation"),
     subsets("grad_match", "GRAD-MATCH"),
     subsets("grad_match-validation", "GRAD-MATCH for the validation set", outer="validation"),
@@ -169,6 +175,7 @@ def train_all(arguments: argparse.Namespace, out: Path) -> None:
                         "dataset": {
                             "name": mnist.name,
                             "condition": condition,
+                            "corruption": CORRUPTION.get(condition),
                             "train": len(corrupted.problem.train),
                             "validation": len(corrupted.problem.validation),
                             "test": len(corrupted.test),
@@ -187,14 +194,15 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
     for result in results:
         trial = result["trials"][0]
         found.setdefault(result["strategy"]["way"], {})[trial["seed"]] = {**result, "trial": trial}
-    count = max(map(len, found.values()))
-    title = f"MNIST, LeNet, {condition.replace('_', ' ')}, {count} seeds, " + (
-        f"{results[0]['scale']['name']} scale (reduced: {results[0]['scale']['description']})"
+    scale = results[0]["scale"]
+    title = f"MNIST, LeNet, {condition.replace('_', ' ')}, {scale['name']} scale" + (
+        f" (reduced: {scale['description']})" if scale["reduced"] else ""
     )
     shown = Table(title=title, box=box.SIMPLE_HEAD)
     shown.add_column("trained on", no_wrap=True)
     extra = {"label_noise": "wrong_share", "imbalance": "rare_share"}.get(condition)
     for header in (
+        "seeds",
         "test accuracy",
         "over random (95% interval)",
         *([extra.replace("_", " ")] if extra else []),
@@ -204,7 +212,12 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
         shown.add_column(header, justify="right")
     for name in (name for name in ways if name in found):
         runs = found[name]
-        accuracies = [100 * (run["trial"]["test_accuracy"] or 0.0) for run in runs.values()]
+        accuracies = [
+            100 * run["trial"]["test_accuracy"]
+            for run in runs.values()
+            if run["trial"]["test_accuracy"] is not None
+        ]
+        diverged = len(runs) - len(accuracies)
         seconds = [trainings.seconds(run["trial"]) for run in runs.values()]
         selecting = [
             run["ledger"]["seconds"]["gradients"] + run["ledger"]["seconds"]["solving"]
@@ -213,7 +226,8 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
         shares = [run["trial"].get(extra, 0.0) for run in runs.values()] if extra else []
         shown.add_row(
             ways[name].label,
-            f"{statistics.fmean(accuracies):.2f}%" + _spread(accuracies),
+            f"{len(accuracies)}" + (f" + {diverged} diverged" if diverged else ""),
+            f"{statistics.fmean(accuracies):.2f}%" + _spread(accuracies) if accuracies else "–",
             _difference(runs, found.get(_random_like(name), {})),
             *([f"{statistics.fmean(shares):.1%}"] if extra else []),
             f"{statistics.median(seconds):.1f}",
@@ -225,6 +239,8 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
 def _random_like(name: str) -> str:
     """The random subsets that a way is compared with: of its fraction and its warm start."""
     setting = name.partition("-")[2]
+    if setting.startswith("R"):  # random subsets are drawn as often: R hardly matters to them
+        return f"uniform-f{FRACTION:g}"
     return f"uniform-{setting}" if setting[:1] in ("f", "k") else "uniform"
 
 

@@ -132,7 +132,12 @@ def run(
     """
     plan = list(plan)
     strategy = {"way": way.name, "label": way.label, **make_schedule(**way.schedule).describe()}
-    fixed = {"model": type(model).__name__, "strategy": strategy, **settings}
+    fixed = {
+        "model": type(model).__name__,
+        "network": repr(model),
+        "strategy": strategy,
+        **settings,
+    }
     # As they read back from a file.
     fixed = json.loads(json.dumps(fixed))
     trials: list[dict[str, Any]] = []
@@ -148,8 +153,8 @@ def run(
         for hyperparameters, seed in left:
             one = train_once(problem, test, model, way, hyperparameters, seed, describe)
             # A file may be the work of several runs.
-            commit = reporting.environment()["commit"]
-            trials = [*trials, {"number": len(trials), "commit": commit, **one}]
+            where = {name: reporting.environment()[name] for name in ("commit", "hardware")}
+            trials = [*trials, {"number": len(trials), **where, **one}]
             result = _result(fixed, trials)
             reporting.write_result(path, result)
             bar.advance(len(trials))

@@ -2,6 +2,7 @@
 
 A page's Python blocks run in order, in one namespace, in an empty directory. A block that cannot
 run here (a GPU, a server, data that is not there) stands behind `<!-- skip: next "the reason" -->`.
+What a block needs and a reader does not, is in `<!-- invisible-code-block: python … -->`.
 """
 
 import importlib.util
@@ -22,7 +23,7 @@ from jdss.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SLOW = {"docs/choosing.md"}
+SLOW = {"docs/choosing.md", "docs/ledger.md", "docs/own_data.md", "docs/own_model.md"}
 """Pages that are run with the slow tests only; the others take about a minute in all."""
 
 
@@ -135,7 +136,7 @@ def test_every_public_name_is_in_the_reference():
 def test_there_is_one_address_of_the_repository():
     """Badges, the site and the package's metadata agree, before it is known and after."""
     places = [*PAGES, ROOT / "pyproject.toml", ROOT / "mkdocs.yml", ROOT / "CITATION.cff"]
-    places += [*(ROOT / "notebooks").glob("*")]
+    places += [*(ROOT / "notebooks").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
     found = {
         owner
         for place in places

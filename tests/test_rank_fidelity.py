@@ -10,6 +10,8 @@ import jdss
 from experiments import rank_fidelity, robustness, trainings
 from jdss import reporting
 
+GRAD_MATCH = {"name": "grad_match", "fraction": 0.05}
+
 
 def trial(accuracy, *, test=None, epochs=20, selections=0, failed=False):
     return {
@@ -27,7 +29,7 @@ def test_agreement_is_spearmans_and_the_regret_of_the_other_ways_choice():
     other = [0.70, 0.60, 0.75, 0.10, 0.90]
     full = [trial(a, test=b) for a, b in zip(truth, tests, strict=True)]
     cheap = [trial(a, selections=3) for a in other]
-    found = rank_fidelity.agreement(full, cheap, 0.05)
+    found = rank_fidelity.agreement(full, cheap, GRAD_MATCH, random=full)
     assert found["spearman"] == pytest.approx(scipy.stats.spearmanr(truth, other).statistic)
     assert found["regret"] == pytest.approx(0.01)  # it takes the last, 0.96 instead of 0.97
     assert found["test_regret"] == pytest.approx(
@@ -37,19 +39,49 @@ def test_agreement_is_spearmans_and_the_regret_of_the_other_ways_choice():
     assert found["cost_ratio"] == pytest.approx(20 / (20 * 0.05 + 3 / 3))
     low, high = found["interval"]
     assert low < found["spearman"] <= high
+    assert found["over_random"][0] == pytest.approx(found["spearman"] - 1)
+    # Random subsets are chosen, too, but read no gradients.
+    found = rank_fidelity.agreement(full, cheap, {"name": "uniform", "fraction": 0.05})
+    assert found["cost_ratio"] == pytest.approx(20)
+
+
+def test_of_several_that_are_scored_best_the_mean_counts():
+    full = [trial(0.9), trial(0.8), trial(0.7)]
+    tied = [trial(0.5), trial(0.4), trial(0.5)]
+    found = rank_fidelity.agreement(full, tied, GRAD_MATCH)
+    assert found["regret"] == pytest.approx(0.1)
+    assert found["rank"] == 2
+
+
+def test_trainings_are_compared_by_configuration_and_an_unfinished_way_is_left_out():
+    full = [trial(0.9, epochs=10), trial(0.8, epochs=11), trial(0.7, epochs=12)]
+
+    def result(way, trials, name="uniform"):
+        strategy = {"way": way, "label": way, "name": name, "fraction": 0.05}
+        return {"strategy": strategy, "trials": trials}
+
+    results = [
+        result("full-again", full, "full"),
+        result("uniform-0.05", full[::-1]),
+        result("craig-0.05", full[:2], "craig"),
+    ]
+    ((label, _, found),) = rank_fidelity.compared(results)
+    assert label == "uniform-0.05"
+    assert found["spearman"] == pytest.approx(1)
 
 
 def test_a_training_that_diverged_is_the_worst_of_all():
     full = [trial(0.9), trial(0.5), trial(0.1, failed=True)]
-    assert rank_fidelity.agreement(full, full)["spearman"] == pytest.approx(1.0)
-    assert rank_fidelity.agreement(full, [trial(0.1, failed=True), *full[1:]])["rank"] == 2
+    worse = [trial(0.1, failed=True), *full[1:]]
+    assert rank_fidelity.agreement(full, full, GRAD_MATCH)["spearman"] == pytest.approx(1.0)
+    assert rank_fidelity.agreement(full, worse, GRAD_MATCH)["rank"] == 2
 
 
 def test_the_bootstrap_agrees_with_scipys():
     generator = np.random.default_rng(1)
     truth = generator.normal(size=24)
     scores = truth + generator.normal(size=24)
-    ours = rank_fidelity._bootstrap(truth, scores)
+    ours = rank_fidelity._interval(rank_fidelity._correlations(truth, scores))
     theirs = scipy.stats.bootstrap(
         (truth, scores),
         lambda a, b: scipy.stats.spearmanr(a, b).statistic,

@@ -13,8 +13,9 @@ from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
 from optuna.trial import TrialState
 
 from jdss.tuning import claiming, resuming
+from jdss.tuning.database import PatientStorage
 from jdss.tuning.sampling import PLACE
-from jdss.tuning.storage import PatientStorage, StorageError, open_storage
+from jdss.tuning.storage import StorageError, open_storage
 from tests import crew
 from tests.postgresql import postgresql  # noqa: F401
 
@@ -225,7 +226,7 @@ def test_a_trial_without_a_first_heartbeat_is_stale_unless_its_worker_is_seen(
     trial_id = study._storage.create_new_trial(study._study_id, trial)
     assert storage._get_stale_trial_ids(study._study_id) == []
     now = time.monotonic()
-    monkeypatch.setattr("jdss.tuning.storage.time.monotonic", lambda: now + 60)
+    monkeypatch.setattr("jdss.tuning.database.time.monotonic", lambda: now + 60)
     expected = [trial_id] if stale else []
     assert storage._get_stale_trial_ids(study._study_id) == expected
 
@@ -267,10 +268,10 @@ def lose_answers(monkeypatch, method):
             raise sqlalchemy_error("SQLITE_BUSY")
         return answer
 
-    from jdss.tuning import storage
+    from jdss.tuning import database
 
     call.__name__ = method
-    monkeypatch.setattr(PatientStorage, method, storage._patient(call))
+    monkeypatch.setattr(PatientStorage, method, database._patient(call))
     return lost
 
 
@@ -511,7 +512,7 @@ def test_a_process_that_is_there_and_silent_for_ten_grace_periods_has_left_its_t
     now = time.monotonic()
     found = []
     for later in (0, 4, 33, 35):
-        monkeypatch.setattr("jdss.tuning.storage.time.monotonic", lambda at=now + later: at)
+        monkeypatch.setattr("jdss.tuning.database.time.monotonic", lambda at=now + later: at)
         found.append(storage._get_stale_trial_ids(study._study_id))
     assert found == [[], [], [], [trial_id]]
 

@@ -38,6 +38,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return match[0]
         if not (ROOT / place).exists():
             log.warning("%s links to %s, which does not exist", page.file.src_uri, place)
+            return match[0]
         if mark:
             uri = f"from_repository/{place}"
             if files.get_file_from_path(uri) is None:
@@ -51,25 +52,26 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def _with_included(markdown: str, src_uri: str) -> str:
-    """Puts a part of a file of the root where `<!-- include FILE SECTION -->` stands.
+    """Puts a file of the root, or a section of it, where `<!-- include FILE HEADING -->` stands.
 
-    A section is what stands between `<!-- NAME: … -->` and `<!-- end of NAME -->`; without one the
-    whole file is meant. Its links are made relative to the page.
+    The section ends before the next heading of its level or above. Links are made relative to the
+    page.
     """
 
     def include(match: re.Match[str]) -> str:
-        name, section = match.groups()
+        name, heading = match.groups()
         text = (ROOT / name).read_text(encoding="utf-8")
-        if section:
+        if heading:
+            level = heading.partition(" ")[0]
             found = re.search(
-                rf"<!-- {re.escape(section)} -->\n(.*?)<!-- end of {section.partition(':')[0]} -->",
+                rf"^{re.escape(heading)}\n.*?(?=^#{{1,{len(level)}}} |\Z)",
                 text,
-                re.DOTALL,
+                re.DOTALL | re.MULTILINE,
             )
             if found is None:
-                log.warning("%s includes %s of %s, which is not there", src_uri, section, name)
+                log.warning("%s includes %s of %s, which is not there", src_uri, heading, name)
                 return ""
-            text = found[1]
+            text = found[0]
 
         def relative(link: re.Match[str]) -> str:
             mark, label, target, anchor = link.groups()

@@ -47,7 +47,7 @@ def accuracy_against_time(
 
     Example:
       ```python
-      results = jdss.reporting.read_results("experiments/results/mnist-laptop")
+      results = jdss.reporting.read_results("experiments/results/mnist-laptop-seeds")
       png, svg = jdss.reporting.accuracy_against_time(results, "figures/accuracy")
       ```
     """
@@ -109,7 +109,7 @@ def speedups(results: Iterable[Result], path: str | os.PathLike[str]) -> tuple[P
 
     Example:
       ```python
-      results = jdss.reporting.read_results("experiments/results/mnist-laptop")
+      results = jdss.reporting.read_results("experiments/results/mnist-laptop-seeds")
       png, svg = jdss.reporting.speedups(results, "figures/speedups")
       ```
     """

@@ -115,7 +115,7 @@ def read_results(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Example:
       ```python
-      results = jdss.reporting.read_results("experiments/results/mnist-laptop")
+      results = jdss.reporting.read_results("experiments/results/mnist-laptop-seeds")
       [result["strategy"]["name"] for result in results]
       ```
     """

@@ -158,7 +158,7 @@ def summarize(results: Iterable[Result]) -> list[Summary]:
 
     Example:
       ```python
-      results = jdss.reporting.read_results("experiments/results/mnist-laptop")
+      results = jdss.reporting.read_results("experiments/results/mnist-laptop-seeds")
       for summary in jdss.reporting.summarize(results):
           print(summary.label, summary.search_speedup)
       ```

@@ -38,7 +38,7 @@ def comparison_table(results: Iterable[Result], *, by_column: bool = False) -> T
 
     Example:
       ```python
-      results = jdss.reporting.read_results("experiments/results/mnist-laptop")
+      results = jdss.reporting.read_results("experiments/results/mnist-laptop-seeds")
       print(jdss.reporting.to_text(jdss.reporting.comparison_table(results, by_column=True)))
       ```
     """
@@ -86,7 +86,7 @@ def ledger_table(results: Iterable[Result]) -> Table:
 
     Example:
       ```python
-      results = jdss.reporting.read_results("experiments/results/mnist-laptop")
+      results = jdss.reporting.read_results("experiments/results/mnist-laptop-seeds")
       print(jdss.reporting.to_text(jdss.reporting.ledger_table(results)))
       ```
     """
