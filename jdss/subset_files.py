@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray, i
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is no .npz file of a subset: {error}") from error
     if missing := {"indices", "weights"} - set(arrays):
         raise ValueError(f"{path} must hold 'indices' and 'weights', it lacks {sorted(missing)}")
@@ -58,16 +59,21 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray, i
             f"{path} must hold indices that are integers and weights that are numbers, got "
             f"{indices.dtype} and {weights.dtype}"
         )
-    if indices.min() < 0 or indices.max() > np.iinfo(np.int32).max:
-        raise ValueError(f"{path} must hold indices from 0 on, got {indices.min()}")
+    most = np.iinfo(np.int32).max
+    if indices.min() < 0 or indices.max() > most:
+        raise ValueError(
+            f"{path} must hold indices in 0..{most}, got values in {indices.min()}..{indices.max()}"
+        )
+    with np.errstate(over="ignore"):
+        weights = weights.astype(np.float32)
     if not (np.isfinite(weights) & (weights >= 0)).all():
-        raise ValueError(f"{path} must hold weights that are finite and non-negative")
+        raise ValueError(f"{path} must hold weights that are finite and non-negative in float32")
     selected = arrays.get("num_selected", np.int32(len(indices)))
     if selected.ndim or selected.dtype.kind not in "iu" or not 0 <= selected <= len(indices):
         raise ValueError(
             f"{path} must hold num_selected as one integer in 0..{len(indices)}, got {selected}"
         )
-    return indices.astype(np.int32), weights.astype(np.float32), int(selected)
+    return indices.astype(np.int32), weights, int(selected)
 
 
 def _check_suffix(path: str | os.PathLike[str]) -> Path:

@@ -133,6 +133,32 @@ def test_a_change_of_shape_between_two_parts_is_noticed(monkeypatch):
         jdss.read_sequence(Records(lambda i: (np.ones(1 + (i > 3)), 0)))
 
 
+@pytest.mark.parametrize("at", [3, 6, 8])  # in the first part, in another, as its first
+def test_an_image_of_floats_among_bytes_is_refused_by_its_index(at, monkeypatch):
+    monkeypatch.setattr("jdss.data.sequences._AT_ONCE", 4)
+    # A part of floats alone is noticed as well, as is one of bytes after it.
+    ends = {8: 12}.get(at, at + 1)
+    for odd, others in ((np.float32, np.uint8), (np.uint8, np.float32)):
+        kinds = [odd if at <= i < ends else others for i in range(N)]
+        sequence = Records(lambda i, kinds=kinds: (IMAGES[i].astype(kinds[i]), LABELS[i]))
+        types = rf"example \d has {np.dtype(others)}, example {at} has {np.dtype(odd)}"
+        for place in ("device", "host"):
+            if at == 6:  # named beside the first of its part
+                types = types.replace(r"\d", "4")
+            with pytest.raises(ValueError, match=f"data must have inputs of one type; {types}"):
+                make_problem(sequence, data_on=place)
+
+
+def test_parts_of_other_widths_lose_nothing(monkeypatch):
+    monkeypatch.setattr("jdss.data.sequences._AT_ONCE", 4)
+    third = np.float32(1) / 3
+    floats = Records(lambda i: (np.full(2, third, np.float16 if i < 4 else np.float32), 0))
+    assert (jdss.read_sequence(floats)[0][4:] == third).all()
+    integers = Records(lambda i: (np.full(2, 7, np.int8 if i < 4 else np.int64), 0))
+    with pytest.raises(ValueError, match=r"0 has int8\[2\], example 4 or one after it has int64"):
+        jdss.read_sequence(integers)
+
+
 # Data sets by name ----------------------------------------------------------------------------
 
 
@@ -156,6 +182,11 @@ def test_any_data_set_that_tfds_has_prepared_is_loaded_by_its_name(tmp_path, mon
     np.testing.assert_array_equal(
         jdss.load_dataset("flowers", data_dir=tmp_path).test_images, IMAGES[:12]
     )
+    sources["validation"] = sources.pop("test")
+    assert len(jdss.load_dataset("flowers", data_dir=tmp_path).test_labels) == 12
+    sources["test"] = sources.pop("train")
+    with pytest.raises(ValueError, match=r"must have a split 'train' .* 'validation', 'test'"):
+        jdss.load_dataset("flowers", data_dir=tmp_path)
 
 
 # More than a device holds ---------------------------------------------------------------------
@@ -258,6 +289,16 @@ def test_where_data_is_kept_follows_its_size(monkeypatch):
         kept = make_problem((IMAGES, LABELS)).examples
         assert isinstance(kept, HostExamples) == (place == "host")
     assert choose_place("device", arrays) == "device"
+    monkeypatch.setattr(host, "device_memory", lambda: 2 * IMAGES.nbytes)
+    others = make_problem((IMAGES, LABELS), validation=(IMAGES[:1], LABELS[:1])).examples
+    assert isinstance(others, HostExamples)  # one example too many
+    monkeypatch.setattr(host, "device_memory", lambda: 8 * IMAGES.nbytes)
+    assert choose_place(None, arrays) == "device"
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    monkeypatch.setattr(jax, "local_device_count", lambda: 5)
+    assert choose_place(None, arrays) == "host"  # five devices of one memory
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert choose_place(None, arrays) == "device"
     with pytest.raises(ValueError, match="data_on must be one of 'device', 'host'; got 'disk'"):
         jdss.fit(Net(), (IMAGES, LABELS), data_on="disk")
 
@@ -273,6 +314,31 @@ def test_doubles_and_several_inputs_are_taken_from_the_host_as_they_are_stored()
     assert inputs["b"].dtype == examples.inputs["b"].dtype == np.float32
     assert len(labels) == 3
     assert examples.bytes_each == 36 + 4
+
+
+@pytest.mark.parametrize("place", ["host", "device"])
+def test_validation_inputs_of_another_width_keep_their_values(place):
+    for narrow, wide, value in (
+        (np.int8, np.int32, 300),
+        (np.float16, np.float32, np.float32(1) / 3),
+        (np.uint64, np.int64, 2**24 + 1),  # NumPy's common type is float64
+    ):
+        data = (np.ones((N, 2), narrow), LABELS)
+        given = (np.full((3, 2), value, wide), LABELS[:3])
+        examples = make_problem(data, validation=given, data_on=place).examples
+        taken = [0, N + 1]
+        found = examples.take(taken)[0] if place == "host" else examples.inputs[np.array(taken)]
+        np.testing.assert_array_equal(found, [[1, 1], [value, value]])
+    given = (np.full((3, 2), 2**40), LABELS[:3])
+    with pytest.raises(ValueError, match="integers that fit into int32"):
+        make_problem((np.ones((N, 2), np.int8), LABELS), validation=given, data_on=place)
+
+
+def test_a_test_set_on_the_host_is_looked_at_once():
+    problem = make_problem((IMAGES, LABELS), data_on="host")
+    test = Records(lambda i: (IMAGES[i], LABELS[i]))
+    check_test(test, problem)
+    assert test.asked <= N + 1  # one for its shape
 
 
 @pytest.mark.parametrize(

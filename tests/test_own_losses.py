@@ -273,3 +273,42 @@ def test_labels_and_outputs_of_different_numbers_are_refused():
         fit(Regressor(), (X, np.full((N, 2), np.nan)), loss="squared_error")
     with pytest.raises(TypeError, match="value must be a function, got str"):
         jdss.Loss("mine", "huber")
+
+
+def binary(outputs, targets):
+    return optax.sigmoid_binary_cross_entropy(outputs[:, 0], targets)
+
+
+def test_outputs_that_are_no_scores_of_classes_have_no_accuracy():
+    classes = (X[:, 0] > 0).astype(int)
+    options = {"validation": (X, classes), "selection": "full"}
+    loss = jdss.Loss("binary", binary, classes=True)
+    result = fit(Regressor(1), (X, classes), loss=loss, **options)
+    assert result.validation_accuracy is None
+    assert result.validation_score < np.log(2)  # the loss
+    with pytest.raises(ValueError, match=r"outputs \[n, c\] with c at least 2"):
+        jdss.compute_accuracy(result.state, jdss.make_examples(X, classes), np.arange(N))
+    for own, more in ((loss, {"metric": "accuracy"}), (replace(loss, metric="accuracy"), {})):
+        with pytest.raises(
+            ValueError, match=r"metric=…, where outputs \[1\] are no scores of the 2"
+        ):
+            fit(Regressor(1), (X, classes), loss=own, **options, **more)
+
+
+def test_a_loss_of_classes_has_an_output_for_each_or_one():
+    classes = np.arange(N) % 3
+    loss = jdss.Loss("own", LOSSES["cross_entropy"].value, classes=True)
+    for named in (loss, "cross_entropy"):
+        with pytest.raises(ValueError, match="output for each of the 3 classes, got 2 outputs"):
+            fit(Regressor(2), (X, classes), loss=named)
+
+
+def test_metrics_of_numbers_are_refused_where_there_are_none_before_training():
+    classes = np.arange(N) % 3
+    either = jdss.Loss("own", LOSSES["cross_entropy"].value)
+    for metric in ("r2", "mean_squared_error"):
+        for loss in LOSSES["cross_entropy"], replace(either, classes=True):
+            with pytest.raises(ValueError, match="metric must be 'accuracy', 'loss' or a function"):
+                make_metric(metric, loss=loss)
+        with pytest.raises(ValueError, match="takes a label for each output, got 1 and 3"):
+            fit(Regressor(3), (X, classes), loss=either, metric=metric)

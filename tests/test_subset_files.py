@@ -56,7 +56,9 @@ def test_a_file_of_indices_and_weights_alone_is_a_subset_that_was_all_selected(t
         ({"indices": [1, 2]}, r"must hold 'indices' and 'weights', it lacks \['weights'\]"),
         ({"indices": [1, 2], "weights": [1.0]}, "indices and weights of one shape"),
         ({"indices": [1.0, 2.0], "weights": [1.0, 1.0]}, "indices that are integers"),
-        ({"indices": [-1, 2], "weights": [1.0, 1.0]}, "indices from 0 on"),
+        ({"indices": [-1, 2], "weights": [1.0, 1.0]}, r"in 0\.\.2147483647, got values in -1\.\.2"),
+        ({"indices": [1, 2**40], "weights": [1.0, 1.0]}, r"got values in 1\.\.1099511627776"),
+        ({"indices": [1, 2], "weights": [1e300, 1.0]}, "finite and non-negative"),
         ({"indices": [1, 2], "weights": [np.nan, 1.0]}, "finite and non-negative"),
         ({"indices": [1, 2], "weights": [1.0, 1.0], "num_selected": 3}, r"in 0\.\.2, got 3"),
     ],
@@ -77,6 +79,13 @@ def test_files_that_are_missing_damaged_or_of_another_kind_are_refused(tmp_path)
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"no \.npz file of a subset"):
             jdss.Subset.load(path)
+    np.savez_compressed(path, indices=np.arange(1000) % 7, weights=np.ones(1000))
+    compressed = bytearray(path.read_bytes())
+    start = compressed.index(b"indices.npy") + 11
+    compressed[start + 20 : start + 60] = b"\xff" * 40
+    path.write_bytes(compressed)
+    with pytest.raises(ValueError, match=r"no \.npz file of a subset"):
+        jdss.Subset.load(path)
     np.save(tmp_path / "one.npy", np.arange(3))
     os.replace(tmp_path / "one.npy", path)
     with pytest.raises(ValueError, match=r"no \.npz file of a subset"):

@@ -80,13 +80,14 @@ def load_dataset(name: str, *, data_dir: str | os.PathLike[str] | None = None) -
       name: "digits", "mnist", "cifar10" or "cifar100", or any other that `tensorflow_datasets` has
         prepared in `data_dir`, of images of one shape and labels. The digits are scikit-learn's
         1,797 handwritten digits of 8 × 8 pixels, resized to 16 × 16 so that LeNet's two
-        convolutions fit. Where there is no test set, as for them, a fifth is held out (stratified,
-        always the same).
+        convolutions fit. The split "train" is trained on, "test" is the test set; "validation"
+        stands in for a missing "test". Where there is neither, as for the digits, a fifth is held
+        out (stratified, always the same).
       data_dir: where `tensorflow_datasets` keeps its prepared data. None means what it means
         there: the environment variable TFDS_DATA_DIR, or ~/tensorflow_datasets.
 
     Raises:
-      ValueError: for an unknown name.
+      ValueError: for an unknown name; for a data set without a split "train".
       DatasetNotPreparedError: where the data is not there; the message says what to run.
       ModuleNotFoundError: for the digits, where scikit-learn is not installed.
 
@@ -129,6 +130,9 @@ def _load_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
         raise DatasetNotPreparedError(sentence)
     try:
         builder = tfds.builder(name, data_dir=Path(place).expanduser())
+        if "train" not in builder.info.splits:
+            held = ", ".join(map(repr, builder.info.splits)) or "none"
+            raise ValueError(f"{name} must have a split 'train' to train on, it has {held}")
         inputs, target = _keys(builder.info.supervised_keys)
         splits = [
             split for split in ("train", "test", "validation") if split in builder.info.splits

@@ -83,6 +83,7 @@ class JoinedRows:
             return others
 
         def merge(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+            one, other = as_stored(one), as_stored(other)  # of one type, as `check_like` saw to
             merged = np.empty((len(indices), *one.shape[1:]), one.dtype)
             merged[of_first], merged[~of_first] = one, other
             return merged
@@ -201,8 +202,13 @@ def device_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def choose_place(data_on: str | None, rows: Rows) -> str:
+def choose_place(data_on: str | None, rows: Rows, num_more: int = 0) -> str:
     """Where examples are kept: as asked for, or by how much of a device's memory they would take.
+
+    Args:
+      data_on: a place, or None.
+      rows: the inputs.
+      num_more: how many others, of the same size, are put beside them.
 
     Raises:
       ValueError: for a place that there is not.
@@ -210,7 +216,10 @@ def choose_place(data_on: str | None, rows: Rows) -> str:
     if not len(rows):
         raise ValueError("data must have at least one example")
     if data_on is None:
-        too_large = len(rows) * bytes_each(rows) > DEVICE_SHARE * device_memory()
+        # The devices of a CPU share one memory, and each holds all examples.
+        copies = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+        size = copies * (len(rows) + num_more) * bytes_each(rows)
+        too_large = size > DEVICE_SHARE * device_memory()
         return "host" if too_large else "device"
     _checks.check_choice("data_on", data_on, PLACES)
     return data_on

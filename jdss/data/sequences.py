@@ -5,7 +5,7 @@ That is what PyTorch's and Hugging Face's data sets, Grain's sources and `MapDat
 {"image": …, "label": …}. Inputs may be whatever NumPy takes: arrays, tensors, images, numbers.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jdss import _checks
+from jdss.data.examples import stored_type
 
 LABELS = ("label", "labels", "target", "targets", "y")
 """The names under which a label is looked for in an example that is a mapping."""
@@ -67,6 +68,7 @@ class SequenceRows:
         indices = [int(index) for index in indices]
         examples = [self._split(*pair) for pair in zip(self._items(indices), indices, strict=True)]
         inputs, labels = zip(*examples, strict=True)
+        _check_types(inputs, indices)
         return _stack(inputs, indices), _stack(labels, indices)
 
     def take(self, indices: Any) -> Any:
@@ -140,7 +142,7 @@ def read_sequence(
     for start, part in parts(rows):
         if whole is None:
             whole = jax.tree.map(
-                lambda leaf: np.empty((len(rows), *leaf.shape[1:]), leaf.dtype), part
+                lambda leaf: np.empty((len(rows), *leaf.shape[1:]), _roomy(leaf.dtype)), part
             )
         for into, new in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
             into[start : start + len(new)] = new
@@ -158,9 +160,12 @@ def parts(rows: SequenceRows) -> Iterator[tuple[int, tuple[Any, np.ndarray]]]:
     for start in range(0, size, _AT_ONCE):
         part = rows.read(range(start, min(start + _AT_ONCE, size)))
         found = [(leaf.shape[1:], leaf.dtype) for leaf in jax.tree.leaves(part)]
-        kinds = kinds or found
+        if kinds is None:
+            kinds = found
+            none_of_first = jax.tree.map(lambda leaf: np.empty(0, leaf.dtype), part[0])
+        _check_types((none_of_first, part[0]), (0, start))
         for (shape, dtype), (first_shape, first) in zip(found, kinds, strict=True):
-            if shape != first_shape or not np.can_cast(dtype, first, "same_kind"):
+            if shape != first_shape or not _is_held(dtype, first):
                 raise ValueError(
                     f"data must have examples of one shape and type; example 0 has {first}"
                     f"{list(first_shape)}, example {start} or one after it has {dtype}{list(shape)}"
@@ -181,6 +186,31 @@ def _as_array(value: Any) -> np.ndarray:
     if array.ndim == 2 and hasattr(value, "getbands"):
         return array[..., None]  # an image of one channel, as all others have an axis for it
     return array
+
+
+def _roomy(dtype: np.dtype) -> np.dtype:
+    """A type that loses nothing of what is stored of any floats."""
+    return np.result_type(dtype, np.float32) if dtype.kind == "f" else dtype
+
+
+def _is_held(dtype: np.dtype, first: np.dtype) -> bool:
+    """Whether numbers of a type may stand among those of the first part's type."""
+    return dtype.kind == first.kind == "f" or np.can_cast(dtype, first, "safe")
+
+
+def _check_types(trees: Any, indices: Sequence[int]) -> None:
+    """Inputs are stored as one type each: among uint8, floats would count as of another scale."""
+    kinds = [[stored_type(leaf.dtype) for leaf in jax.tree.leaves(tree)] for tree in trees]
+    for place, kind in enumerate(kinds):
+        if kind != kinds[0] and len(kind) == len(kinds[0]):
+            first, other = (
+                ", ".join(str(leaf.dtype) for leaf in jax.tree.leaves(trees[at]))
+                for at in (0, place)
+            )
+            raise ValueError(
+                f"data must have inputs of one type; example {indices[0]} has {first}, example "
+                f"{indices[place]} has {other}"
+            )
 
 
 def _stack(trees: Any, indices: list[int]) -> Any:

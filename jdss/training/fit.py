@@ -5,6 +5,7 @@ spent, at the cost of subset epochs, on all the data: κT·k/n passes over it, c
 The other (1 - κ)T epochs train on a subset of k examples, which is selected anew every R epochs.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,7 +28,14 @@ from jdss.training.divergence import TrainingDivergedError, is_finite
 from jdss.training.forward import check_last_layer
 from jdss.training.hyperparameters import Hyperparameters
 from jdss.training.hyperparameters import hyperparameters as make_hyperparameters
-from jdss.training.metrics import METRICS, Metric, make_metric, validate
+from jdss.training.metrics import (
+    METRICS,
+    OF_NUMBERS,
+    Metric,
+    are_class_scores,
+    make_metric,
+    validate,
+)
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
 from jdss.training.problem import Data, Examined, Problem, make_problem
 from jdss.training.schedule import Schedule, for_labels, make_schedule
@@ -50,7 +58,8 @@ class FitResult:
       state: the trained state; `state.variables` is what `model.apply` takes.
       history: for each stretch of training, its phase ("warm_start", "subset" or "full"), epoch,
         epochs in all, steps and mean loss.
-      validation_accuracy: as a fraction, at the end; None without a validation set or classes.
+      validation_accuracy: as a fraction, at the end; None without a validation set or classes, or
+        where outputs are no scores [b, c] of all classes.
       validation_score: the metric's value at the end; None without a validation set.
       subset: the last subset, its indices into the training inputs as given; None for "full".
       ledger: where the seconds went.
@@ -339,19 +348,33 @@ def _check(
         state.variables,
         shapes,
     )
-    if loss == CROSS_ENTROPY and num_classes is not None:
-        if len(outputs.shape) != 2:
-            raise ValueError(
-                f"model must have outputs of shape [batch, classes] for loss 'cross_entropy', got "
-                f"{list(outputs.shape)} for one example"
-            )
-        if outputs.shape[1] < num_classes:
+    labels = problem.examples.labels
+    if loss == CROSS_ENTROPY and len(outputs.shape) != 2:
+        raise ValueError(
+            f"model must have outputs of shape [batch, classes] for loss 'cross_entropy', got "
+            f"{list(outputs.shape)} for one example"
+        )
+    if loss.classes and num_classes is not None and len(outputs.shape) == 2:
+        # One output may tell two classes apart, by a loss that takes it so.
+        fewest = num_classes if loss == CROSS_ENTROPY or outputs.shape[1] > 1 else 1
+        if outputs.shape[1] < fewest:
             raise ValueError(
                 f"model must have an output for each of the {num_classes} classes, "
                 f"got {outputs.shape[1]} outputs"
             )
-    labels = problem.examples.labels
+    if metric.function is None and not are_class_scores(outputs, num_classes):
+        raise ValueError(
+            f"metric must be 'loss' or a function of outputs and labels, metric=…, where outputs "
+            f"{list(outputs.shape[1:])} are no scores of the {num_classes} classes; got 'accuracy'"
+        )
     check_loss(loss, outputs, jax.ShapeDtypeStruct((1, *labels.shape[1:]), labels.dtype))
+    if metric.name in OF_NUMBERS and metric == METRICS[metric.name]:
+        wanted, got = math.prod(labels.shape[1:]), math.prod(outputs.shape[1:])
+        if wanted != got:
+            raise ValueError(
+                f"metric {metric.name!r} takes a label for each output, got {wanted} and {got} for "
+                "each example; 'loss' or a function of outputs and labels takes others"
+            )
     if schedule.strategy.needs_gradients and schedule.gradients == "last_layer":
         check_last_layer(state, problem.examples)
 

@@ -197,7 +197,8 @@ def compute_accuracy(
       chunk_size: how many pass through the model at once.
 
     Raises:
-      TypeError, ValueError: for indices as `compute_gradients`.
+      TypeError, ValueError: for indices as `compute_gradients`; where labels are no classes, or
+        outputs are no logits float32[n, c] of all of them.
 
     Example:
       >>> import jdss
@@ -207,10 +208,18 @@ def compute_accuracy(
       1.0
     """
     indices = _check_indices(indices, examples)
-    correct = [
-        _correct(outputs, labels)[-num_new:]
-        for outputs, _, labels, _, num_new in _passes(state, examples, indices, chunk_size)
-    ]
+    labels_of_all = np.asarray(examples.labels)[indices]
+    if labels_of_all.dtype.kind != "i":
+        raise ValueError("examples must have class indices as labels, got numbers")
+    num_classes = int(labels_of_all.max()) + 1
+    correct = []
+    for outputs, _, labels, _, num_new in _passes(state, examples, indices, chunk_size):
+        if outputs.ndim != 2 or outputs.shape[1] < num_classes:
+            raise ValueError(
+                f"model must have outputs [n, c] with c at least {num_classes}, the classes of the "
+                f"labels, for an accuracy; got shape {list(outputs.shape)}"
+            )
+        correct.append(_correct(outputs, labels)[-num_new:])
     return int(jnp.concatenate(correct).sum()) / len(indices)
 
 

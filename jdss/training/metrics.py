@@ -88,6 +88,9 @@ METRICS: Mapping[str, Metric] = {
 }
 """The metrics that `tune` knows by name; "loss" is the mean of what is trained on."""
 
+OF_NUMBERS = ("mean_squared_error", "r2")
+"""Those that compare every output with a number."""
+
 DIRECTIONS = ("maximize", "minimize")
 
 
@@ -107,7 +110,7 @@ def make_metric(
 
     Raises:
       ValueError: for an unknown name or direction; where a named metric comes with the wrong one,
-        or measures classes where there are none.
+        or measures classes where there are none, or numbers where there are classes.
       TypeError: where it is neither a name nor a function.
 
     Example:
@@ -135,15 +138,25 @@ def make_metric(
             f"metric must be 'r2', 'mean_squared_error', 'loss' or a function with loss "
             f"{loss.name!r}, which knows no classes; got 'accuracy'"
         )
+    if metric in OF_NUMBERS and loss.classes:
+        raise ValueError(
+            f"metric must be 'accuracy', 'loss' or a function with loss {loss.name!r}, which knows "
+            f"no numbers; got {metric!r}"
+        )
     if metric == "loss" and loss != CROSS_ENTROPY:
         return Metric("loss", known.direction, mean_loss(loss))
     return known
 
 
+def are_class_scores(outputs: Any, num_classes: int | None) -> bool:
+    """Whether outputs, or their shapes, are [m, c] with one column at least for each class."""
+    return num_classes is not None and len(outputs.shape) == 2 and outputs.shape[1] >= num_classes
+
+
 def validate(problem: Problem, state: TrainState, metric: Metric) -> tuple[float | None, float]:
     """One pass over the validation set: accuracy as a fraction, and the metric's score.
 
-    There is no accuracy where there are no classes.
+    There is no accuracy where there are no classes, or outputs are no scores of theirs.
     """
     return measure(state, problem.examples, problem.validation, metric, problem)
 
@@ -160,6 +173,6 @@ def measure(
     )
     labels = np.asarray(examples.labels)[indices]
     found: float | None = None
-    if problem.num_classes is not None and outputs.ndim == 2:
+    if are_class_scores(outputs, problem.num_classes):
         found = float((outputs.argmax(axis=1) == labels).mean())
     return found, metric.score(outputs, labels)

@@ -15,6 +15,7 @@ from jdss.data.examples import (
     Examples,
     as_arrays,
     as_stored,
+    check_inputs,
     check_targets,
     in_parts,
     make_examples,
@@ -131,7 +132,9 @@ def make_problem(
     """
     given = (data.images, data.labels) if isinstance(data, Dataset) else data
     found, known_labels = _rows("data", given)
-    place = choose_place(data_on, found)
+    has_others = validation is not None and not isinstance(validation, numbers.Real)
+    num_more = len(_rows("validation", validation)[0]) if has_others else 0
+    place = choose_place(data_on, found, num_more)
     rows: Rows
     rows, labels = _checked(found, known_labels, classes, place)
     classes = labels.dtype.kind == "i"
@@ -145,7 +148,7 @@ def make_problem(
             train, held_out = stratified_split(labels, share, seed=seed)
         else:
             train, held_out = random_split(size, share, seed=seed)
-    elif validation is not None:
+    elif has_others:
         more, more_labels = check_like(
             "validation", validation, first_of(rows), labels, place=place
         )
@@ -236,7 +239,17 @@ def _checked(
 
 
 def _joined(first: Any, second: Any) -> ArrayRows:
-    return ArrayRows(jax.tree.map(lambda *both: np.concatenate(both), first.inputs, second.inputs))
+    both = first.inputs, second.inputs
+    if _types(both[0]) != _types(both[1]):
+        # NumPy's common type may be another kind: of int64 and uint64 it is float64.
+        for inputs in both:
+            check_inputs(inputs)
+        both = jax.tree.map(as_stored, both)
+    return ArrayRows(jax.tree.map(lambda *leaves: np.concatenate(leaves), *both))
+
+
+def _types(inputs: Any) -> list[np.dtype]:
+    return [leaf.dtype for leaf in jax.tree.leaves(inputs)]
 
 
 def _kind(inputs: Any) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jdss import _checks
 from jdss.data.examples import Examples, make_examples
-from jdss.data.host import ArrayRows, HostExamples, make_host_examples
+from jdss.data.host import ArrayRows, HostExamples
 from jdss.progress import progress_bar
 from jdss.reporting.ledger import Ledger
 from jdss.training.checkpoint import save_model
@@ -126,10 +126,12 @@ def check_test(test: Any, problem: Problem) -> Examples | HostExamples:
     rows, labels = check_like("test", test, examples.inputs, examples.labels, place=place)
     if problem.num_classes is not None:
         _checks.check_labels(labels, num_examples=len(labels), num_classes=problem.num_classes)
-    if place == "host":
-        return make_host_examples(rows, labels)
+    # Their own statistics are never used: `_test` puts in those of all that was trained on.
+    if isinstance(examples, HostExamples):
+        return HostExamples(rows, labels, examples.normalization)
     assert isinstance(rows, ArrayRows)
-    return make_examples(rows.inputs, labels, classes=problem.num_classes is not None)
+    classes = problem.num_classes is not None
+    return make_examples(rows.inputs, labels, classes=classes, statistics_of=np.zeros(1, int))
 
 
 def _test(
