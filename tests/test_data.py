@@ -73,7 +73,7 @@ def test_missing_data_says_in_one_sentence_what_to_run(name, tmp_path, monkeypat
         load_dataset(name, data_dir=tmp_path)
     message = str(error.value)
     assert message.startswith(f"{name} is not prepared in {tmp_path}: run ")
-    assert "pip install 'jdss[prepare]'" in message
+    assert "pip install tensorflow" in message
     assert f"tfds.builder('{name}'" in message
     assert "download_and_prepare()" in message
     assert "\n" not in message

@@ -23,7 +23,13 @@ from jdss.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SLOW = {"docs/choosing.md", "docs/ledger.md", "docs/own_data.md", "docs/own_model.md"}
+SLOW = {
+    "docs/search.md",
+    "docs/choosing.md",
+    "docs/ledger.md",
+    "docs/own_data.md",
+    "docs/own_model.md",
+}
 """Pages that are run with the slow tests only; the others take about a minute in all."""
 
 

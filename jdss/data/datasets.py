@@ -120,7 +120,7 @@ def _load_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
 
     place = _data_dir(data_dir)
     sentence = (
-        f"{name} is not prepared in {place}: run `pip install 'jdss[prepare]'` and then "
+        f"{name} is not prepared in {place}: run `pip install tensorflow` and then "
         f"`python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', "
         f"data_dir='{place}', file_format='array_record').download_and_prepare()\"`, or name the "
         "directory that holds it by data_dir or TFDS_DATA_DIR"

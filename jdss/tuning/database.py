@@ -204,7 +204,7 @@ def open_database(
         except ImportError as error:
             raise ImportError(
                 f"the driver of the storage {hide_passwords(url)} is not installed: "
-                f"pip install 'jdss[postgresql]' ({error.__cause__ or error})"
+                f"pip install 'psycopg[binary]' ({error.__cause__ or error})"
             ) from error
         except sqlalchemy.exc.NoSuchModuleError:
             raise ValueError(
