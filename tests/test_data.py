@@ -194,7 +194,7 @@ def all_inputs(examples):
     return np.asarray(jax.jit(training_batch)(examples, indices, jax.random.key(0)))
 
 
-@pytest.mark.parametrize("shape", [(20, 5, 6, 3), (20, 5, 6), (20, 7)])
+@pytest.mark.parametrize("shape", [(20, 5, 6, 3), (20, 7)])
 def test_uint8_is_normalised_by_its_own_statistics_as_numpy_does(shape):
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     if len(shape) == 4:

@@ -353,3 +353,11 @@ def test_a_test_set_on_the_host_is_looked_at_once():
 def test_bad_data_on_the_host_is_refused_as_it_is_on_the_device(inputs, labels, error, match):
     with pytest.raises(error, match=match):
         make_problem((inputs, labels), data_on="host")
+
+
+def test_grey_images_without_an_axis_for_their_channel_are_refused():
+    images = np.zeros((6, 8, 8), np.uint8)
+    with pytest.raises(
+        ValueError, match=r"inputs of uint8 must be images .* images\[\.\.\., None\]"
+    ):
+        jdss.make_examples(images, np.arange(6) % 2)

@@ -139,6 +139,11 @@ def check_inputs(inputs: Any) -> int:
         # One number an example is enough where there are other inputs.
         if leaf.ndim < (2 if len(leaves) == 1 else 1) or not len(leaf):
             raise ValueError(f"{name} must have shape [n, …] with n at least 1, got {leaf.shape}")
+        if leaf.dtype == np.uint8 and leaf.ndim == 3:  # a convolution would take n for a height
+            raise ValueError(
+                f"{name} of uint8 must be images [n, h, w, channels] or [n, d], got {leaf.shape}; "
+                "for grey images give images[..., None], for other numbers another type"
+            )
         if leaf.dtype.kind == "f":
             for rows in in_parts(leaf):
                 if not np.isfinite(as_stored(rows)).all():
