@@ -166,17 +166,12 @@ def _finished(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     search = result["search"]
     theirs = {**result, "trials": len(result["trials"]), "space": search["space"]}
     for name, value in settings.items():
-        if theirs[name] != _as_read(value):
+        if theirs[name] != trainings.as_read(value):
             raise ValueError(
                 f"{path.name} is of an experiment with another {name}, {theirs[name]} instead of "
                 f"{value}: take another --out"
             )
     return result
-
-
-def _as_read(value: Any) -> Any:
-    """A value as it reads back from a file."""
-    return json.loads(json.dumps(value))
 
 
 def retrain_again(
@@ -207,8 +202,7 @@ def retrain_again(
             one = _of_another_search(out, result, seed)
             if one is None:
                 trained = {name: value for name, value in values.items() if name in DEFAULTS}
-                way = trainings.Way("full", "full data", {"selection": "full"})
-                one = trainings.train_once(everything, test, own, way, trained, seed)
+                one = trainings.train_once(everything, test, own, trainings.FULL, trained, seed)
                 one = {name: one[name] for name in ("seed", "test_accuracy", "failure", "ledger")}
             done.append(one)
             reporting.write_result(out / f"{strategy}-seed{search_seed}.json", result)

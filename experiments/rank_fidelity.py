@@ -31,7 +31,7 @@ import jdss
 from experiments import trainings
 from experiments.comparison import compilation_cache
 from experiments.mnist import SCALES, SELECT_EVERY, WARM_START
-from experiments.trainings import Way
+from experiments.trainings import FULL, Way
 from jdss import reporting
 from jdss.compilation import use_compilation_cache
 from jdss.reporting.summary import percent
@@ -46,7 +46,6 @@ SELECTED = {
     "glister": "GLISTER",
     "grad_match": "GRAD-MATCH",
 }
-FULL = Way("full", "full data", {"selection": "full"})
 REFERENCE = Way("full-again", "full data, another seed", FULL.schedule)
 RESAMPLES = 10_000  # of the bootstrap
 

@@ -33,7 +33,7 @@ from scipy import stats
 import jdss
 from experiments import trainings
 from experiments.comparison import compilation_cache
-from experiments.trainings import Way
+from experiments.trainings import FULL, Way
 from jdss import reporting
 from jdss.compilation import use_compilation_cache
 from jdss.data.examples import Examples
@@ -58,7 +58,7 @@ def subsets(name: str, label: str, **changes: Any) -> Way:
 
 
 WAYS = (
-    Way("full", "full data", {"selection": "full"}),
+    FULL,
     subsets("uniform", "random"),
     subsets("stratified", "random, by class"),
     subsets("craig", "CRAIG"),

@@ -41,6 +41,9 @@ class Way:
     schedule: Mapping[str, Any] = field(default_factory=dict)
 
 
+FULL = Way("full", "full data", {"selection": "full"})
+
+
 def split(dataset: jdss.Dataset, *, validation: float = 0.1) -> tuple[Problem, Examples]:
     """The problem, and the test set normalised as its images are."""
     problem = make_problem(dataset, validation=validation, seed=0)
@@ -138,8 +141,8 @@ def run(
         "strategy": strategy,
         **settings,
     }
-    # As they read back from a file.
-    fixed = json.loads(json.dumps(fixed))
+    fixed = as_read(fixed)
+    environment = reporting.environment()
     trials: list[dict[str, Any]] = []
     if path.exists():
         earlier = json.loads(path.read_text())
@@ -148,14 +151,14 @@ def run(
         trials = earlier["trials"]
     done = {_identity(trial["hyperparameters"], trial["seed"]) for trial in trials}
     left = [one for one in plan if _identity(*one) not in done]
-    result = _result(fixed, trials)
+    result = _result(environment, fixed, trials)
     with progress_bar(len(plan), path.stem, enabled=bool(left)) as bar:
         for hyperparameters, seed in left:
             one = train_once(problem, test, model, way, hyperparameters, seed, describe)
             # A file may be the work of several runs.
-            where = {name: reporting.environment()[name] for name in ("commit", "hardware")}
+            where = {name: environment[name] for name in ("commit", "hardware")}
             trials = [*trials, {"number": len(trials), **where, **one}]
-            result = _result(fixed, trials)
+            result = _result(environment, fixed, trials)
             reporting.write_result(path, result)
             bar.advance(len(trials))
     return result
@@ -170,11 +173,18 @@ def _identity(hyperparameters: Mapping[str, Any], seed: int) -> str:
     return json.dumps([rounded, seed], sort_keys=True)
 
 
-def _result(fixed: Mapping[str, Any], trials: list[dict[str, Any]]) -> dict[str, Any]:
+def as_read(value: Any) -> Any:
+    """A value as it reads back from a result file."""
+    return json.loads(json.dumps(value))
+
+
+def _result(
+    environment: Mapping[str, Any], fixed: Mapping[str, Any], trials: list[dict[str, Any]]
+) -> dict[str, Any]:
     total = Ledger()
     for trial in trials:
         total.add(trial["ledger"])
-    return {**reporting.environment(), **fixed, "trials": trials, "ledger": total.as_dict()}
+    return {**environment, **fixed, "trials": trials, "ledger": total.as_dict()}
 
 
 def seconds(trial: Mapping[str, Any]) -> float:
