@@ -184,7 +184,9 @@ def retrain_again(
 ) -> None:
     """Retrains the winner of a search with further seeds, and writes each into its result file.
 
-    Two searches that chose the same hyper-parameters are retrained with the same seeds: once.
+    Two searches that chose the same hyper-parameters are retrained with the same seeds: once. Each
+    retraining says by which commit and on what hardware it was made; it may be long after the
+    search.
     """
     if result["retraining"] is None:
         return
@@ -195,6 +197,8 @@ def retrain_again(
     values = result["best"]["hyperparameters"]
     own = build_model(model, values)
     everything = make_problem(dataset, augmentation=augmentation)
+    environment = reporting.environment()
+    where = {name: environment[name] for name in ("commit", "hardware")}
     test = trainings.test_examples(everything, dataset)
     strategy, search_seed = result["strategy"]["name"], result["seeds"]["search"]
     with progress_bar(len(left), f"{strategy}-seed{search_seed}, retraining again") as bar:
@@ -203,7 +207,8 @@ def retrain_again(
             if one is None:
                 trained = {name: value for name, value in values.items() if name in DEFAULTS}
                 one = trainings.train_once(everything, test, own, trainings.FULL, trained, seed)
-                one = {name: one[name] for name in ("seed", "test_accuracy", "failure", "ledger")}
+                kept = {name: one[name] for name in ("seed", "test_accuracy", "failure", "ledger")}
+                one = {**where, **kept}
             done.append(one)
             reporting.write_result(out / f"{strategy}-seed{search_seed}.json", result)
             bar.advance(len(done))
@@ -211,7 +216,7 @@ def retrain_again(
 
 def _of_another_search(out: Path, result: Mapping[str, Any], seed: int) -> dict[str, Any] | None:
     """The same retraining, where another search of the directory has it."""
-    same = ("model", "scale", "dataset", "commit")
+    same = ("model", "scale", "dataset")
     for other in reporting.read_results(out):
         if other["best"]["hyperparameters"] == result["best"]["hyperparameters"] and all(
             other[name] == result[name] for name in same

@@ -128,6 +128,7 @@ def test_winners_are_retrained_again_with_further_seeds(resumable, tmp_path):
     resumable(retrainings=3)
     (result,) = reporting.read_results(tmp_path)
     assert [one["seed"] for one in result["retrainings"]] == [1, 2]
+    assert all({"commit", "hardware"} <= set(one) for one in result["retrainings"])
     kept = result["retrainings"][0]
     resumable(retrainings=4)
     (result,) = reporting.read_results(tmp_path)
