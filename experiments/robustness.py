@@ -1,7 +1,9 @@
 """Subsets of bad data, and how often to choose them: `python -m experiments.robustness`.
 
 LeNet on MNIST with one configuration, the library's defaults, so that nothing but the subset
-differs; several seeds. What is compared is the model that is trained on the subset itself.
+differs; several seeds. What is compared is the model that is trained on the subset itself. Other
+trainings are had by `--epochs`, `--select-every` and `--learning-rate`: the authors of these
+methods train ten times as long as a trial of `experiments.mnist` does.
 
 - `clean`: the data as it is.
 - `label_noise`: a fifth of the training labels are replaced by another class at random.
@@ -55,6 +57,13 @@ def subsets(name: str, label: str, **changes: Any) -> Way:
     """Training on subsets as everywhere here, but for what is given."""
     schedule = {"fraction": FRACTION, "select_every": SELECT_EVERY, "warm_start": WARM_START}
     return Way(name, label, {"selection": name.split("-", maxsplit=1)[0], **schedule, **changes})
+
+
+def select_every(way: Way, epochs: int) -> Way:
+    """The same way with another R; one that trains on all the data has none."""
+    if way is FULL:
+        return way
+    return replace(way, schedule={**way.schedule, "select_every": epochs})
 
 
 WAYS = (
@@ -151,9 +160,18 @@ def train_all(arguments: argparse.Namespace, out: Path) -> None:
     """Every way of training, condition by condition and seed by seed."""
     use_compilation_cache(compilation_cache() / "robustness")
     mnist = jdss.load_dataset("mnist", data_dir=arguments.data_dir).head(IMAGES[arguments.scale])
-    epochs = EPOCHS[arguments.scale]
+    epochs = arguments.epochs or EPOCHS[arguments.scale]
+    hyperparameters = {"epochs": epochs}
+    described = [f"{len(mnist.labels):,} of 60,000 training images", f"{epochs} epochs"]
+    if arguments.select_every:
+        described.append(f"R = {arguments.select_every}")
+    if arguments.learning_rate:
+        hyperparameters["learning_rate"] = arguments.learning_rate
+        described.append(f"learning rate {arguments.learning_rate:g}")
     for condition in arguments.conditions:
         ways = [way for way in CONDITIONS[condition] if way.name in (arguments.ways or [way.name])]
+        if arguments.select_every:
+            ways = [select_every(way, arguments.select_every) for way in ways]
         # Another seed draws other wrong labels, and other examples of the rare classes.
         for seed in arguments.seeds:
             corrupted = corrupt(mnist, condition, seed)
@@ -164,13 +182,12 @@ def train_all(arguments: argparse.Namespace, out: Path) -> None:
                     corrupted.test,
                     jdss.models.LeNet(num_classes=10),
                     way,
-                    [({"epochs": epochs}, seed)],
+                    [(hyperparameters, seed)],
                     settings={
                         "scale": {
                             "name": arguments.scale,
                             "reduced": IMAGES[arguments.scale] is not None,
-                            "description": f"{len(mnist.labels):,} of 60,000 training images, "
-                            f"{epochs} epochs",
+                            "description": ", ".join(described),
                         },
                         "dataset": {
                             "name": mnist.name,
@@ -281,6 +298,11 @@ def main() -> None:
     parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=list(CONDITIONS))
     parser.add_argument("--ways", nargs="+", help="by name; default: all", metavar="WAY")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
+    parser.add_argument("--epochs", type=int, help=f"default: {EPOCHS['laptop']} (smoke: 2)")
+    parser.add_argument(
+        "--select-every", type=int, help=f"R of every way; default: {SELECT_EVERY} or the way's own"
+    )
+    parser.add_argument("--learning-rate", type=float, help="default: the library's")
     parser.add_argument("--data-dir", help="of tensorflow_datasets; default: TFDS_DATA_DIR")
     parser.add_argument("--out", type=Path, help="default: runs/robustness-SCALE")
     parser.add_argument("--report", action="store_true", help="only the tables")
