@@ -30,14 +30,18 @@ class Perceptron(nn.Module):
         return nn.Dense(self.num_classes)(x)
 
 
-@pytest.fixture(scope="session")
-def blobs():
+def make_blobs():
     """Three well separated clouds of points: inputs float32[300, 4] and labels int32[300]."""
     generator = np.random.default_rng(0)
     labels = np.arange(300) % 3
     centres = 3 * generator.normal(size=(3, 4))
     inputs = centres[labels] + generator.normal(size=(300, 4))
     return inputs.astype(np.float32), labels.astype(np.int32)
+
+
+@pytest.fixture(scope="session")
+def blobs():
+    return make_blobs()
 
 
 @pytest.fixture(scope="session")

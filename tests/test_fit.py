@@ -1,15 +1,13 @@
 """Adaptive training: the schedule, the strategies, and what `fit` refuses."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jdss
+from tests.conftest import Perceptron, make_blobs
+from tests.simulated_devices import read, start
 
 HYPER = {"learning_rate": 0.1, "epochs": 8, "batch_size": 16}
 
@@ -179,35 +177,17 @@ def test_warm_start_and_subset_epochs_cost_as_much_as_all_epochs_on_subsets(
     assert int(result.state.step) == epochs * 60 / 20
 
 
-def test_several_devices_train_select_and_evaluate_like_one(blobs, tmp_path):
-    program = f"""
-import sys
-sys.path[:0] = {sys.path!r}
-import jax, jdss, numpy as np
-from tests.conftest import Perceptron
-from tests.test_fit import HYPER
-data = np.load({str(tmp_path / "data.npz")!r})
-for selection in ("grad_match", "full"):
-    result = jdss.fit(Perceptron(), (data["inputs"], data["labels"]), validation=0.2, fraction=0.2,
-                      selection=selection, hyperparameters=HYPER, progress=False)
-    print(jax.device_count(), result.validation_accuracy)
-"""
-    np.savez(tmp_path / "data.npz", inputs=blobs[0], labels=blobs[1])
-    lines = []
-    for devices in (1, 2):
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        )
-        assert done.returncode == 0, done.stderr
-        lines.append([line.split() for line in done.stdout.splitlines()])
-    assert [line[0] for line in lines[0] + lines[1]] == ["1", "1", "2", "2"]
-    for one, two in zip(*lines, strict=True):
-        assert float(one[1]) == pytest.approx(float(two[1]), abs=0.05)
+def fitted():
+    """What is learned here, on as many devices as there are."""
+    result = fit(Perceptron(), make_blobs(), validation=0.2)
+    return {"devices": jax.device_count(), "accuracy": result.validation_accuracy}
+
+
+def test_several_devices_train_select_and_evaluate_like_one(tmp_path):
+    process = start(fitted, tmp_path / "two.npz", devices=2)
+    one, two = fitted(), read(process, tmp_path / "two.npz")
+    assert (one["devices"], two["devices"]) == (1, 2)
+    assert one["accuracy"] == pytest.approx(two["accuracy"], abs=0.05)
 
 
 def test_bad_data_is_refused_by_name(perceptron, blobs):

@@ -1,10 +1,6 @@
 """Four devices, and two processes, compute what one device does."""
 
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +8,7 @@ import pytest
 
 import jdss
 from jdss.training.optimizers import OPTIMIZERS
+from tests.simulated_devices import read, start
 
 N, C = 30, 3
 
@@ -49,25 +46,6 @@ def everything():
     return {**results, "devices": jax.device_count(), "processes": jax.process_count()}
 
 
-def start(program, path, **environment):
-    tests = Path(__file__).parent
-    code = (
-        f"import sys; sys.path[:0] = [{str(tests)!r}, {str(tests.parent)!r}]\n{program}\n"
-        "import numpy as np, test_many_devices\n"
-        f"np.savez({str(path)!r}, **test_many_devices.everything())"
-    )
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
-    return subprocess.Popen(
-        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=environment
-    )
-
-
-def read(process, path):
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return dict(np.load(path))
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """The results here, on four simulated devices, and of both of two processes."""
@@ -81,11 +59,10 @@ def runs(tmp_path_factory):
         f"jax.distributed.initialize({address!r}, 2, {{}})"
     )
     paths = [directory / f"{name}.npz" for name in ("four", "first", "second")]
-    flags = "--xla_force_host_platform_device_count=4"
     processes = [
-        start("", paths[0], XLA_FLAGS=flags),
-        start(join.format(0), paths[1]),
-        start(join.format(1), paths[2]),
+        start(everything, paths[0], devices=4),
+        start(everything, paths[1], devices=1, before=join.format(0)),
+        start(everything, paths[2], devices=1, before=join.format(1)),
     ]
     try:
         here = everything()

@@ -1,8 +1,6 @@
 """A selection round in training: for which gradients and whose loss, and on several devices."""
 
-import os
-import subprocess
-import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +16,7 @@ from jdss.training.problem import make_problem
 from jdss.training.schedule import make_schedule
 from jdss.training.selection_round import draw_candidates, lift, select_subset
 from jdss.training.state import init_state
+from tests.simulated_devices import read, start
 
 BUDGET = 30
 
@@ -315,57 +314,39 @@ def test_an_outer_validation_set_must_be_there(perceptron, blobs):
         jdss.fit(perceptron, blobs, outer="validation", progress=False)
 
 
-_PROGRAM = """
-import sys
-sys.path[:0] = {path!r}
-import jax, jax.numpy as jnp, numpy as np
-import jdss
-from functools import partial
-data = np.load({data!r})
-features, logits, labels = data["features"], data["logits"], data["labels"]
-gradients = jdss.last_layer_gradients(logits, features, labels)
-objective = jdss.LastLayerObjective(jnp.asarray(logits), gradients.inputs, jnp.asarray(labels))
-methods = {{
-    "grad_match": jdss.grad_match,
-    "craig": jdss.craig,
-    "stochastic": partial(jdss.craig, greedy="stochastic"),
-    "glister": partial(jdss.glister, objective=objective, learning_rate=1e-3, rounds=4),
-    "uniform": jdss.uniform,
-}}
-found = {{"devices": jax.device_count()}}
-for name, method in methods.items():
-    for lifting in ("per_class", "all"):
-        lifted = jdss.per_class(method, labels, 6) if lifting == "per_class" else method
-        subset = lifted(gradients, 40, key=jax.random.key(0))
-        found[name + lifting] = np.asarray(subset.indices)
-        found[name + lifting + "w"] = np.asarray(subset.weights)
-np.savez({out!r} + str(jax.device_count()), **found)
-"""
+def selected():
+    """What each method selects here, class by class and from all, on as many devices as there are.
+
+    Six classes do not divide by four devices, and one of them is tiny.
+    """
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(6), [60, 45, 30, 3, 1, 40]).astype(np.int32)
+    features = np.maximum(generator.normal(size=(len(labels), 8)), 0).astype(np.float32)
+    logits = generator.normal(size=(len(labels), 6)).astype(np.float32)
+    gradients = jdss.last_layer_gradients(logits, features, labels)
+    objective = jdss.LastLayerObjective(jnp.asarray(logits), gradients.inputs, jnp.asarray(labels))
+    glister = partial(jdss.glister, objective=objective, learning_rate=1e-3, rounds=4)
+    methods = {
+        "grad_match": jdss.grad_match,
+        "craig": jdss.craig,
+        "stochastic": partial(jdss.craig, greedy="stochastic"),
+        "glister": glister,
+        "uniform": jdss.uniform,
+    }
+    found = {"devices": jax.device_count()}
+    for name, method in methods.items():
+        for lifting in ("per_class", "all"):
+            lifted = jdss.per_class(method, labels, 6) if lifting == "per_class" else method
+            subset = lifted(gradients, 40, key=jax.random.key(0))
+            found[f"{name}, {lifting}, indices"] = np.asarray(subset.indices)
+            found[f"{name}, {lifting}, weights"] = np.asarray(subset.weights)
+    return found
 
 
 def test_four_devices_select_what_one_does(tmp_path):
-    generator = np.random.default_rng(0)
-    sizes = [60, 45, 30, 3, 1, 40]  # six classes do not divide by four devices; one is tiny
-    labels = np.repeat(np.arange(6), sizes).astype(np.int32)
-    features = np.maximum(generator.normal(size=(len(labels), 8)), 0).astype(np.float32)
-    logits = generator.normal(size=(len(labels), 6)).astype(np.float32)
-    np.savez(tmp_path / "data.npz", features=features, logits=logits, labels=labels)
-    program = _PROGRAM.format(
-        path=sys.path, data=str(tmp_path / "data.npz"), out=str(tmp_path / "out")
-    )
-    found = {}
-    for devices in (1, 4):
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        )
-        assert done.returncode == 0, done.stderr
-        found[devices] = np.load(tmp_path / f"out{devices}.npz")
-    assert found[4]["devices"] == 4
-    for name in found[1]:
-        if name != "devices":
-            np.testing.assert_allclose(found[1][name], found[4][name], rtol=1e-4, err_msg=name)
+    process = start(selected, tmp_path / "four.npz", devices=4)
+    one, four = selected(), read(process, tmp_path / "four.npz")
+    assert (one.pop("devices"), four.pop("devices")) == (1, 4)
+    assert one.keys() == four.keys()
+    for name in one:
+        np.testing.assert_allclose(one[name], four[name], rtol=1e-4, err_msg=name)

@@ -7,6 +7,7 @@ import numpy as np
 
 from jdss import _checks
 from jdss.subset import Subset
+from jdss.training.train_on_subset import steps_per_epoch
 
 
 def subset_batches(
@@ -14,18 +15,20 @@ def subset_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """One epoch over a subset, in the random order of a key.
 
-    Every place of positive weight is visited once. The loss of a batch that the weights ask for is
-    `Σ w_i ℓ_i / Σ w_i`, as in `train_on_subset`.
+    Every place of positive weight is visited once, in ceil(size / b) batches whose sizes differ by
+    at most one. The loss of a batch B that the weights ask for is `Σ w_i ℓ_i / (|B| w̄)`, with w̄ the
+    mean of the subset's positive weights, as in `train_on_subset`.
 
     Args:
       subset: indices int32[k] and weights float32[k].
-      batch_size: b, the examples in a batch.
+      batch_size: b, the most examples in a batch.
       key: a PRNG key; it alone decides on the order. Give each epoch its own.
-      pad: whether a last batch that is short is filled up, at weight 0, so that all batches have
-        one shape and what is done with them compiles once.
+      pad: whether batches are filled up to b, at weight 0, so that all have one shape and what is
+        done with them compiles once.
 
     Returns:
-      An iterator of (indices int32[b], weights float32[b]), NumPy's arrays.
+      An iterator of (indices int32[b], weights float32[b]), NumPy's arrays; without `pad`, of
+      |B| each.
 
     Raises:
       TypeError, ValueError: for a batch size that is no positive int, or a subset whose indices and
@@ -55,8 +58,7 @@ def subset_batches(
     order = generator.permutation(np.flatnonzero(weights > 0))
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start in range(0, len(order), size):
-            places = order[start : start + size]
+        for places in np.array_split(order, steps_per_epoch(len(order), size)):
             missing = size - len(places) if pad else 0
             filled = np.resize(order, missing)  # some example that is there
             yield (

@@ -32,8 +32,8 @@ class TrainMetrics(NamedTuple):
     """What a stretch of training reports.
 
     Attributes:
-      loss: float32[], the mean over the steps of each batch's weighted mean loss; NaN where no
-        step was made.
+      loss: float32[], the mean over the steps of each batch's weighted loss; NaN where no step
+        was made.
       num_steps: int32[], the steps made: fewer than asked for where the loss was not finite.
       diverged: bool[], whether the loss of a step was NaN or infinite. Training stops there.
 
@@ -46,7 +46,7 @@ class TrainMetrics(NamedTuple):
 
 
 def steps_per_epoch(size: Any, batch_size: int) -> Any:
-    """ceil(size / batch_size): a batch that is left over is a smaller batch, never dropped."""
+    """ceil(size / batch_size): none is dropped; they are of equal size, but for one example."""
     return -(-size // batch_size)
 
 
@@ -63,17 +63,21 @@ def train_on_subset(
 ) -> tuple[TrainState, TrainMetrics]:
     """Trains on a fixed weighted subset: pure, `pmap`ped, compiled once for each batch size.
 
-    The loss of a batch B is the weighted mean `Σ_{i∈B} w_i ℓ_i / Σ_{i∈B} w_i` of the state's loss,
-    the softmax cross-entropy if nothing else was asked for. So only the proportions of the weights
-    count, not their size; gradients that GRAD-MATCH chooses are larger than the average, and so are
-    the steps taken on them.
+    The loss of a batch B is `Σ_{i∈B} w_i ℓ_i / (|B| w̄)`, with ℓ the state's loss, the softmax
+    cross-entropy if nothing else was asked for, and w̄ the mean weight of the whole subset. Its
+    gradient is in the mean, over the random order, `Σ_i w_i ∇ℓ_i / Σ_i w_i`: the subset's, which
+    GRAD-MATCH and CRAIG match. (Were each batch's weights divided by their own sum, as is often
+    done, an example would count the less for its weight, the larger that is.) Only the
+    proportions of the weights count, not their size.
 
     An epoch visits every place of positive weight once, in a new random order, in
-    ceil(size / batch_size) batches. With several devices, of one process or of several, every
-    batch is split over them; the gradients are those of the whole batch, and so are the
-    statistics of BatchNorm. The number of devices changes no result but for rounding and the
-    masks of dropout, which each device draws for itself. A batch that does not divide by it is
-    filled up at weight 0.
+    ceil(size / batch_size) batches whose sizes differ by at most one. What is left over after
+    full batches would be a step as long as the others on a handful of examples: of 900 in batches
+    of 128, every eighth step would follow the gradient of four. With several devices, of one
+    process or of several, every batch is split over them; the gradients are those of the whole
+    batch, and so are the statistics of BatchNorm. The number of devices changes no result but for
+    rounding and the masks of dropout, which each device draws for itself. A batch that does not
+    divide by it is filled up at weight 0.
 
     Args:
       state: the state of training; its memory is given up (donated).
@@ -168,7 +172,7 @@ class Share(NamedTuple):
     """A device's share of a batch."""
 
     indices: jax.Array  # int32[b], into the stored examples
-    weights: jax.Array  # float32[b], 0 for what fills up the batch
+    weights: jax.Array  # float32[b], w_i / (|B| w̄), and 0 for what fills up the batch
     places: jax.Array  # int32[b], in the batch; from batch_size on, they are none
     device: jax.Array  # int32[]
 
@@ -215,22 +219,25 @@ def visits(
 
     Returns:
       A function of a step int32[], counted from the stretch's beginning, and of places int32[b] in
-      its batch, to the examples' indices int32[b] and weights float32[b].
+      its batch B, to the examples' indices int32[b] and their weights w_i / (|B| w̄) float32[b].
     """
     visited = subset.weights > 0
     # At least 1: with no weight at all, which only traced weights can have, the loss is NaN.
     size = jnp.maximum(visited.sum(dtype=jnp.int32), 1)
     places = jnp.flatnonzero(visited, size=len(subset.indices), fill_value=0)
+    mean_weight = (subset.weights / size).sum()
     epoch_steps = steps_per_epoch(size, batch_size)
+    smallest, larger = size // epoch_steps, size % epoch_steps  # so many have one example more
 
     def visit(step: jax.Array, in_batch: jax.Array) -> tuple[jax.Array, jax.Array]:
         epoch, batch = step // epoch_steps, step % epoch_steps
-        position = batch * batch_size + in_batch
-        counts = (in_batch < batch_size) & (position < size)
-        # Positions past the end wrap around, at weight 0, so that BatchNorm sees real examples.
-        order = shuffled(position % size, size, jax.random.fold_in(key, epoch))
-        chosen = places[order]
-        return subset.indices[chosen], jnp.where(counts, subset.weights[chosen], 0.0)
+        start = batch * smallest + jnp.minimum(batch, larger)
+        batch_examples = smallest + (batch < larger)
+        # Places past its end show other batches' examples, at weight 0: BatchNorm sees real ones.
+        position = (start + in_batch) % size
+        chosen = places[shuffled(position, size, jax.random.fold_in(key, epoch))]
+        weights = subset.weights[chosen] / mean_weight / batch_examples
+        return subset.indices[chosen], jnp.where(in_batch < batch_examples, weights, 0.0)
 
     return visit
 
@@ -276,7 +283,6 @@ def _update(
         batch_size=hyper.batch_size,
     )
     labels = data.labels[share.indices]
-    total_weight = jax.lax.psum(share.weights.sum(), parallel.AXIS)
 
     def statistics() -> AbstractContextManager[None]:
         if jax.lax.axis_size(parallel.AXIS) == 1:
@@ -295,7 +301,7 @@ def _update(
             )
         losses = state.loss.values(outputs, labels, hyper.label_smoothing)
         chex.assert_shape(losses, (len(labels),))
-        return jnp.sum(share.weights * losses) / total_weight, model_state
+        return jnp.sum(share.weights * losses), model_state
 
     (loss, model_state), gradients = jax.value_and_grad(weighted_loss, has_aux=True)(state.params)
     loss, gradients = jax.lax.psum((loss, gradients), parallel.AXIS)
