@@ -123,7 +123,9 @@ def test_a_study_of_another_search_is_refused_naming_the_difference(perceptron, 
     options = {"storage": f"sqlite:///{tmp_path}/search.db", "study_name": "one", "retrain": False}
     tune(perceptron, blobs, trials=1, **options)
     other = {**SPACE, "epochs": IntDistribution(2, 3)}
-    with pytest.raises(jdss.DifferentSearchError, match=r"'one' holds another search.*space"):
+    with pytest.raises(
+        jdss.DifferentSearchError, match=r"'one' holds another search \(space\.epochs"
+    ):
         tune(perceptron, blobs, trials=1, **{**options, "space": other})
     with pytest.raises(jdss.DifferentSearchError, match="strategy"):
         tune(perceptron, blobs, trials=1, fraction=0.3, **options)
@@ -301,9 +303,14 @@ def test_bad_arguments_are_refused_by_name(perceptron, blobs, arguments, error, 
         tune(perceptron, blobs, **arguments)
 
 
-def test_an_architectural_name_without_a_model_function_is_refused(perceptron, blobs):
-    with pytest.raises(ValueError, match="'width': give model as a function"):
-        tune(perceptron, blobs, space={"width": IntDistribution(1, 2)})
+def test_hyperparameters_that_neither_training_nor_the_model_has_are_refused(perceptron, blobs):
+    for make in (tune, jdss.objective):
+        for model, message in (
+            (perceptron, "training .*, got 'width'; for those of the architecture, give model as"),
+            (lambda depth: perceptron, r"'width'; it takes \(depth\) \(missing a required arg"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                make(model, blobs, space={"width": IntDistribution(1, 2)})
 
 
 def test_an_unknown_data_set_is_refused_with_the_known_ones(perceptron):

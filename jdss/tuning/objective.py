@@ -1,10 +1,11 @@
 """A trial of the search: train a model on adaptively selected subsets, score it on validation."""
 
+import inspect
 import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -262,8 +263,7 @@ def objective(
       >>> 0 <= study.best_value <= 1
       True
     """
-    check_model_or_factory(model)
-    space = check_space(own_default_space(optimizers) if space is None else space, optimizers)
+    space = space_of(model, space, optimizers)
     schedule = make_schedule(
         selection,
         fraction=fraction,
@@ -354,17 +354,55 @@ def check_model_or_factory(model: Any) -> None:
         check_model(model)
 
 
+def space_of(model: Any, space: Space | None, optimizers: Mapping[str, OptimizerFactory]) -> Space:
+    """The search space, checked together with the model that it is for.
+
+    Raises:
+      TypeError, ValueError: see `check_model_or_factory`, `check_space` and `check_architecture`.
+    """
+    check_model_or_factory(model)
+    space = check_space(own_default_space(optimizers) if space is None else space, optimizers)
+    if isinstance(space, Mapping):
+        check_architecture(model, space)
+    return space
+
+
+def check_architecture(model: nn.Module | ModelFactory, names: Iterable[str]) -> tuple[str, ...]:
+    """The hyper-parameters that are not training's own, if they are the model's.
+
+    Raises:
+      ValueError: where the model is a module, which has none, or a function that does not take
+        them.
+    """
+    own = tuple(name for name in names if name not in DEFAULTS)
+    if isinstance(model, nn.Module):
+        if own:
+            raise ValueError(
+                f"space must have hyper-parameters of training ({', '.join(DEFAULTS)}), got "
+                f"{', '.join(map(repr, own))}; for those of the architecture, give model as a "
+                "function of them"
+            )
+        return own
+    try:
+        signature = inspect.signature(model)
+    except ValueError:  # of a callable that has none
+        return own
+    try:
+        signature.bind(**dict.fromkeys(own))
+    except TypeError as error:
+        raise ValueError(
+            "model must take the hyper-parameters of the space that are not training's own, "
+            f"{', '.join(map(repr, own)) or 'here none'}; it takes {signature} ({error})"
+        ) from None
+    return own
+
+
 def build_model(model: nn.Module | ModelFactory, values: Mapping[str, Any]) -> nn.Module:
     """The module of a trial: as given, or made of the architectural hyper-parameters."""
-    architecture = {name: value for name, value in values.items() if name not in DEFAULTS}
+    own = check_architecture(model, values)
     if isinstance(model, nn.Module):
-        if architecture:
-            raise ValueError(
-                f"space has hyper-parameters that training does not know, "
-                f"{', '.join(map(repr, architecture))}: give model as a function of them"
-            )
         return check_model(model)
-    return check_model(model(**architecture))
+    return check_model(model(**{name: values[name] for name in own}))
 
 
 def training_hyperparameters(

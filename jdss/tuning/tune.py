@@ -24,7 +24,7 @@ from jdss.tuning.objective import (
     SELECTIONS,
     ModelFactory,
     Objective,
-    check_model_or_factory,
+    space_of,
 )
 from jdss.tuning.pruning import make_pruner
 from jdss.tuning.resuming import (
@@ -38,9 +38,7 @@ from jdss.tuning.sampling import STARTUP_SAMPLERS, make_sampler
 from jdss.tuning.space import (
     Space,
     check_enqueued,
-    check_space,
     describe_space,
-    own_default_space,
 )
 from jdss.tuning.storage import RANK
 from jdss.tuning.study import (
@@ -246,8 +244,7 @@ def tune(
     """
     arguments = dict(locals())
     workers = check_workers(workers, storage)
-    check_model_or_factory(model)
-    space = check_space(own_default_space(optimizers) if space is None else space, optimizers)
+    space = space_of(model, space, optimizers)
     trials = _checks.check_positive_int("trials", trials)
     schedule = make_schedule(
         selection,
