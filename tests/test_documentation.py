@@ -29,8 +29,10 @@ SLOW = {
     "docs/ledger.md",
     "docs/own_data.md",
     "docs/own_model.md",
+    "docs/own_space.md",
+    "docs/tutorial.md",
 }
-"""Pages that are run with the slow tests only; the others take about a minute in all."""
+"""Pages that are run with the slow tests, and by `.ci/run`; the others take about a minute."""
 
 
 def name_of(page):
