@@ -203,7 +203,7 @@ def retrain_again(
     strategy, search_seed = result["strategy"]["name"], result["seeds"]["search"]
     with progress_bar(len(left), f"{strategy}-seed{search_seed}, retraining again") as bar:
         for seed in left:
-            one = _of_another_search(out, result, seed)
+            one = _of_another_search(out, result, {**where, "seed": seed})
             if one is None:
                 trained = {name: value for name, value in values.items() if name in DEFAULTS}
                 one = trainings.train_once(everything, test, own, trainings.FULL, trained, seed)
@@ -214,15 +214,17 @@ def retrain_again(
             bar.advance(len(done))
 
 
-def _of_another_search(out: Path, result: Mapping[str, Any], seed: int) -> dict[str, Any] | None:
-    """The same retraining, where another search of the directory has it."""
+def _of_another_search(
+    out: Path, result: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The retraining of that seed, commit and hardware, where another search here has it."""
     same = ("model", "scale", "dataset")
     for other in reporting.read_results(out):
         if other["best"]["hyperparameters"] == result["best"]["hyperparameters"] and all(
             other[name] == result[name] for name in same
         ):
             for one in other.get("retrainings", ()):
-                if one["seed"] == seed:
+                if all(one.get(name) == value for name, value in wanted.items()):
                     return dict(one)
     return None
 

@@ -160,17 +160,19 @@ def train_all(arguments: argparse.Namespace, out: Path) -> None:
     """Every way of training, condition by condition and seed by seed."""
     use_compilation_cache(compilation_cache() / "robustness")
     mnist = jdss.load_dataset("mnist", data_dir=arguments.data_dir).head(IMAGES[arguments.scale])
-    epochs = arguments.epochs or EPOCHS[arguments.scale]
+    epochs = EPOCHS[arguments.scale] if arguments.epochs is None else arguments.epochs
     hyperparameters = {"epochs": epochs}
     described = [f"{len(mnist.labels):,} of 60,000 training images", f"{epochs} epochs"]
-    if arguments.select_every:
+    if arguments.select_every is not None:
         described.append(f"R = {arguments.select_every}")
-    if arguments.learning_rate:
+    if arguments.learning_rate is not None:
         hyperparameters["learning_rate"] = arguments.learning_rate
         described.append(f"learning rate {arguments.learning_rate:g}")
     for condition in arguments.conditions:
         ways = [way for way in CONDITIONS[condition] if way.name in (arguments.ways or [way.name])]
-        if arguments.select_every:
+        if arguments.select_every is not None:
+            # Ways that differ in R alone would all be one.
+            ways = [way for way in ways if "-R" not in way.name]
             ways = [select_every(way, arguments.select_every) for way in ways]
         # Another seed draws other wrong labels, and other examples of the rare classes.
         for seed in arguments.seeds:
@@ -212,8 +214,10 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
         trial = result["trials"][0]
         found.setdefault(result["strategy"]["way"], {})[trial["seed"]] = {**result, "trial": trial}
     scale = results[0]["scale"]
-    title = f"MNIST, LeNet, {condition.replace('_', ' ')}, {scale['name']} scale" + (
-        f" (reduced: {scale['description']})" if scale["reduced"] else ""
+    reduced = "reduced: " if scale["reduced"] else ""
+    title = (
+        f"MNIST, LeNet, {condition.replace('_', ' ')}, {scale['name']} scale "
+        f"({reduced}{scale['description']})"
     )
     shown = Table(title=title, box=box.SIMPLE_HEAD)
     shown.add_column("trained on", no_wrap=True)

@@ -24,6 +24,7 @@ from jdss.training.fit import FitResult, train_adaptively
 from jdss.training.forward import compute_accuracy
 from jdss.training.problem import Problem, make_problem
 from jdss.training.schedule import make_schedule
+from jdss.training.train_on_subset import STEP
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ def run(
         "model": type(model).__name__,
         "network": repr(model),
         "strategy": strategy,
+        "step": STEP,
         **settings,
     }
     fixed = as_read(fixed)

@@ -4,7 +4,7 @@ import inspect
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +39,18 @@ def read(process: subprocess.Popen[str], path: Path) -> dict[str, np.ndarray]:
     _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, errors
     return dict(np.load(path))
+
+
+def on_devices(
+    function: Callable[[], Mapping[str, Any]], devices: Sequence[int], directory: Path
+) -> list[dict[str, np.ndarray]]:
+    """What a function of a test module gives on each of these numbers of devices."""
+    paths = [directory / f"{number}.npz" for number in devices]
+    processes = [
+        start(function, path, devices=number) for number, path in zip(devices, paths, strict=True)
+    ]
+    try:
+        return [read(process, path) for process, path in zip(processes, paths, strict=True)]
+    finally:
+        for process in processes:
+            process.kill()

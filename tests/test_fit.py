@@ -7,7 +7,7 @@ import pytest
 
 import jdss
 from tests.conftest import Perceptron, make_blobs
-from tests.simulated_devices import read, start
+from tests.simulated_devices import on_devices
 
 HYPER = {"learning_rate": 0.1, "epochs": 8, "batch_size": 16}
 
@@ -179,15 +179,20 @@ def test_warm_start_and_subset_epochs_cost_as_much_as_all_epochs_on_subsets(
 
 def fitted():
     """What is learned here, on as many devices as there are."""
-    result = fit(Perceptron(), make_blobs(), validation=0.2)
-    return {"devices": jax.device_count(), "accuracy": result.validation_accuracy}
+    accuracies = {
+        selection: fit(
+            Perceptron(), make_blobs(), validation=0.2, selection=selection
+        ).validation_accuracy
+        for selection in ("grad_match", "full")
+    }
+    return {"devices": jax.device_count(), **accuracies}
 
 
 def test_several_devices_train_select_and_evaluate_like_one(tmp_path):
-    process = start(fitted, tmp_path / "two.npz", devices=2)
-    one, two = fitted(), read(process, tmp_path / "two.npz")
+    one, two = on_devices(fitted, (1, 2), tmp_path)
     assert (one["devices"], two["devices"]) == (1, 2)
-    assert one["accuracy"] == pytest.approx(two["accuracy"], abs=0.05)
+    for selection in ("grad_match", "full"):
+        assert one[selection] == pytest.approx(two[selection], abs=0.05)
 
 
 def test_bad_data_is_refused_by_name(perceptron, blobs):

@@ -16,7 +16,7 @@ from jdss.training.problem import make_problem
 from jdss.training.schedule import make_schedule
 from jdss.training.selection_round import draw_candidates, lift, select_subset
 from jdss.training.state import init_state
-from tests.simulated_devices import read, start
+from tests.simulated_devices import on_devices
 
 BUDGET = 30
 
@@ -344,8 +344,7 @@ def selected():
 
 
 def test_four_devices_select_what_one_does(tmp_path):
-    process = start(selected, tmp_path / "four.npz", devices=4)
-    one, four = selected(), read(process, tmp_path / "four.npz")
+    one, four = on_devices(selected, (1, 4), tmp_path)
     assert (one.pop("devices"), four.pop("devices")) == (1, 4)
     assert one.keys() == four.keys()
     for name in one:

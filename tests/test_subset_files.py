@@ -116,6 +116,12 @@ def test_an_epoch_visits_every_place_of_positive_weight_once(pad, size):
     assert again[0].tolist() == again[1].tolist()
 
 
+def test_batches_are_filled_up_with_the_examples_that_come_next():
+    for indices, weights in jdss.subset_batches(SUBSET, 3, jax.random.key(0)):
+        assert len(set(indices.tolist())) == 3
+        assert (weights > 0).tolist() == [True, True, False]
+
+
 def test_batches_larger_than_the_subset_are_filled_up():
     ((indices, weights),) = jdss.subset_batches(SUBSET, 10, jax.random.key(0))
     assert set(indices.tolist()) == {0, 5, 7, 9}

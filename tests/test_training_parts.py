@@ -258,14 +258,17 @@ def test_an_epoch_visits_every_weighted_place_once_in_batches_of_nearly_one_size
     assert batches[:3] != batches[3:]  # every epoch has an order of its own
 
 
-def test_a_step_follows_the_gradient_of_the_weighted_loss():
-    (batch, *_), kernels = batches_of(1)
-    weights = dict(zip(VISITED.tolist(), WEIGHTS, strict=True))
-    expected = np.zeros((N, C))
-    for i in batch:
-        share = weights[i] / (len(batch) * WEIGHTS.mean())
-        expected[i] = share * (np.eye(C)[LABELS[i]] - 1 / C)
-    np.testing.assert_allclose(kernels[1], expected, atol=1e-6)
+@pytest.mark.parametrize("scale", [1, 1e-36, 1e36])
+def test_a_step_follows_the_gradient_of_the_weighted_loss(scale):
+    weights = dict(zip(VISITED[:7].tolist(), WEIGHTS[:7], strict=True))
+    subset = subset_of(VISITED[:7], scale * WEIGHTS[:7])
+    batches, kernels = batches_of(3, subset=subset, hyper=replace(PLAIN_SGD, batch_size=3))
+    for batch, before, after in zip(batches, kernels[:-1], kernels[1:], strict=True):
+        expected = np.zeros((N, C))
+        for i in batch:  # 3, 2 and 2 of them
+            share = weights[i] / (len(batch) * WEIGHTS[:7].mean())
+            expected[i] = share * (np.eye(C)[LABELS[i]] - 1 / C)
+        np.testing.assert_allclose(after - before, expected, atol=1e-6)
 
 
 def test_an_epoch_follows_each_example_in_proportion_to_its_weight():

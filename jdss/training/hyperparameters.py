@@ -29,7 +29,8 @@ class Hyperparameters:
       gradient_clipping: float32[], the largest Euclidean norm of a step's gradient over all
         parameters; a longer one is scaled down to it. Infinity where nothing is clipped.
       epochs: int32[], the length of training, in epochs.
-      batch_size: int, static: examples in a mini-batch, over all devices.
+      batch_size: int, static: the most examples in a mini-batch, over all devices. An epoch's
+        batches are of one size, but for one example: 129 examples are two batches, of 65 and 64.
 
     Made by `jdss.hyperparameters`.
     """

@@ -29,6 +29,7 @@ from jdss.training.hyperparameters import Hyperparameters
 from jdss.training.problem import Problem
 from jdss.training.schedule import Schedule
 from jdss.training.state import TrainState
+from jdss.training.train_on_subset import steps_per_epoch
 
 
 def everything(problem: Problem) -> Subset:
@@ -166,8 +167,8 @@ def _among_all(subset: Subset, drawn: np.ndarray, schedule: Schedule, size: int)
     """A subset of candidates as one of all training examples.
 
     GRAD-MATCH's and CRAIG's weights say how many examples each stands for: of the candidates, and
-    so, scaled, of all, unless the caller's own target says what they add up to. Training takes
-    means, so that it is the same to it. Others' weights mean nothing of the kind.
+    so, scaled, of all, unless the caller's own target says what they add up to. To training
+    only proportions count, so that it is the same to it. Others' weights mean nothing of the kind.
     """
     options = schedule.strategy.options
     own_target = "target" in options or "target" in (options.get("class_options") or {})
@@ -205,11 +206,13 @@ def _on_last_layer(
     if schedule.strategy.needs_objective:
         # The outer likelihood is that of the training set, as in the paper, unless it is asked for
         # otherwise. The one step of equation 4 stands for the training until the next selection:
-        # E epochs of steps of the mean gradient of B examples, to first order η = (E / B)·rate
-        # times the sum over the subset. A step of the mean over the whole subset would be so short
-        # that no pick changed the gain of another, and the examples of one direction were taken.
+        # E epochs of s steps, each of the mean gradient of k / s examples, to first order
+        # η = E · s / k · rate times the sum over the subset. One step of the mean over the whole
+        # subset would be so short that no pick changed the gain of another, and the examples of
+        # one direction were taken.
         objective = LastLayerObjective(*layer, labels, hyper.label_smoothing, state.loss)
-        rate = hyper.learning_rate * (num_epochs / min(hyper.batch_size, budget))
+        steps = num_epochs * steps_per_epoch(budget, hyper.batch_size)
+        rate = hyper.learning_rate * (steps / budget)
         rate = jnp.asarray(rate, jnp.float32)
         return gradients, {"objective": objective, "learning_rate": rate}
     if schedule.outer == "validation":

@@ -58,9 +58,11 @@ def subset_batches(
     order = generator.permutation(np.flatnonzero(weights > 0))
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        end = 0
         for places in np.array_split(order, steps_per_epoch(len(order), size)):
+            end += len(places)
             missing = size - len(places) if pad else 0
-            filled = np.resize(order, missing)  # some example that is there
+            filled = np.resize(np.roll(order, -end), missing)  # the examples that come next
             yield (
                 np.concatenate([indices[places], indices[filled]]).astype(np.int32),
                 np.pad(weights[places], (0, missing)).astype(np.float32),

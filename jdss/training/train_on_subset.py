@@ -27,6 +27,13 @@ from jdss.training.optimizers import apply_gradients
 from jdss.training.shuffle import shuffled
 from jdss.training.state import TrainState
 
+STEP = 2
+"""What a step of training is; another number where trainings cannot be compared across a change.
+
+1: a batch's weights were divided by their own sum, and an epoch's last batch was what was left.
+2: weights are divided by the subset's mean, and an epoch's batches are of one size.
+"""
+
 
 class TrainMetrics(NamedTuple):
     """What a stretch of training reports.
@@ -64,11 +71,12 @@ def train_on_subset(
     """Trains on a fixed weighted subset: pure, `pmap`ped, compiled once for each batch size.
 
     The loss of a batch B is `Σ_{i∈B} w_i ℓ_i / (|B| w̄)`, with ℓ the state's loss, the softmax
-    cross-entropy if nothing else was asked for, and w̄ the mean weight of the whole subset. Its
-    gradient is in the mean, over the random order, `Σ_i w_i ∇ℓ_i / Σ_i w_i`: the subset's, which
-    GRAD-MATCH and CRAIG match. (Were each batch's weights divided by their own sum, as is often
-    done, an example would count the less for its weight, the larger that is.) Only the
-    proportions of the weights count, not their size.
+    cross-entropy if nothing else was asked for, and w̄ the mean of the subset's positive weights.
+    Its gradient is in the mean, over the random order, `Σ_i w_i ∇ℓ_i / Σ_i w_i`: of the direction
+    that GRAD-MATCH and CRAIG match. (Were each batch's weights divided by their own sum, as is
+    often done, an example would count the less for its weight, the larger that is.) Only the
+    proportions of the weights count, not their size: gradients that GRAD-MATCH chooses are larger
+    than the average, and so are the steps taken on them.
 
     An epoch visits every place of positive weight once, in a new random order, in
     ceil(size / batch_size) batches whose sizes differ by at most one. What is left over after
@@ -76,8 +84,8 @@ def train_on_subset(
     of 128, every eighth step would follow the gradient of four. With several devices, of one
     process or of several, every batch is split over them; the gradients are those of the whole
     batch, and so are the statistics of BatchNorm. The number of devices changes no result but for
-    rounding and the masks of dropout, which each device draws for itself. A batch that does not
-    divide by it is filled up at weight 0.
+    rounding and the masks of dropout, which each device draws for itself. Every batch is filled up
+    to the batch size with the epoch's next examples at weight 0; only BatchNorm sees them.
 
     Args:
       state: the state of training; its memory is given up (donated).
@@ -87,7 +95,8 @@ def train_on_subset(
         visited, so subsets of different sizes, padded to one k, share a compilation.
       hyperparameters: see `jdss.Hyperparameters`; `epochs` is not used here.
       key: a PRNG key for the order of the examples, augmentation and dropout.
-      num_steps: how many updates; may be traced. None means one epoch.
+      num_steps: how many updates; may be traced. None means one epoch. `fit` counts an epoch by
+        the budget, also where fewer places than that have a positive weight.
       total_steps: where a learning rate schedule ends, counted as `state.step`; may be traced.
         None means at the end of this stretch.
       first_step: how many updates of this stretch were made before, with the same key: a stretch
@@ -225,7 +234,9 @@ def visits(
     # At least 1: with no weight at all, which only traced weights can have, the loss is NaN.
     size = jnp.maximum(visited.sum(dtype=jnp.int32), 1)
     places = jnp.flatnonzero(visited, size=len(subset.indices), fill_value=0)
-    mean_weight = (subset.weights / size).sum()
+    # By the largest first: sums neither overflow nor vanish, whatever the weights' size.
+    proportions = subset.weights / subset.weights.max()
+    mean = proportions.sum() / size
     epoch_steps = steps_per_epoch(size, batch_size)
     smallest, larger = size // epoch_steps, size % epoch_steps  # so many have one example more
 
@@ -236,7 +247,7 @@ def visits(
         # Places past its end show other batches' examples, at weight 0: BatchNorm sees real ones.
         position = (start + in_batch) % size
         chosen = places[shuffled(position, size, jax.random.fold_in(key, epoch))]
-        weights = subset.weights[chosen] / mean_weight / batch_examples
+        weights = proportions[chosen] / (mean * batch_examples)
         return subset.indices[chosen], jnp.where(in_batch < batch_examples, weights, 0.0)
 
     return visit

@@ -384,7 +384,7 @@ def check_architecture(model: nn.Module | ModelFactory, names: Iterable[str]) ->
             )
         return own
     try:
-        signature = inspect.signature(model)
+        signature = inspect.signature(model, follow_wrapped=False)
     except ValueError:  # of a callable that has none
         return own
     try:

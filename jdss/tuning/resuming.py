@@ -88,11 +88,15 @@ def check_same_search(study: optuna.Study, search: dict[str, Any]) -> None:
 
 
 def _differences(known: Any, given: Any, name: str = "") -> Iterator[str]:
-    """What differs, each with its place: `space.epochs.attributes.high was 8 and is 16`."""
+    """What differs, each with its place: `space.epochs.attributes.high was 8 and is 16`.
+
+    What a search of another version says nothing of is None; below that, None is a value.
+    """
     if isinstance(known, dict) and isinstance(given, dict):
+        absent = "absent" if name else None
         for key in sorted({*known, *given}):
             place = f"{name}.{key}" if name else key
-            yield from _differences(known.get(key), given.get(key), place)
+            yield from _differences(known.get(key, absent), given.get(key, absent), place)
     elif known != given:
         yield f"{name} was {known!r} and is {given!r}"
 

@@ -19,6 +19,7 @@ from jdss.training.metrics import make_metric
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
 from jdss.training.problem import Data, Examined, make_problem
 from jdss.training.schedule import for_labels, make_schedule
+from jdss.training.train_on_subset import STEP
 from jdss.tuning.objective import (
     LEDGER,
     SELECTIONS,
@@ -304,6 +305,7 @@ def tune(
                 "augmentation": augmentation,
                 "examples": [len(problem.train), len(problem.validation)],
                 "fingerprint": problem.fingerprint(),
+                "step": STEP,
                 # Studies from before there were other losses go on.
                 **({} if loss is CROSS_ENTROPY else {"loss": loss.name}),
             }
