@@ -228,6 +228,8 @@ def test_a_trained_model_is_saved_and_loads_back(perceptron, blobs, tmp_path):
         jdss.save_model(tmp_path / "model", result.state)
     with pytest.raises(FileNotFoundError, match="save_model"):
         jdss.load_model(tmp_path / "nothing", perceptron, input_shape=(4,))
+    with pytest.raises(ValueError, match=r"path must hold .* for inputs \(5,\); .* holds others"):
+        jdss.load_model(tmp_path / "model", perceptron, input_shape=(5,))
 
 
 def test_a_warm_start_is_never_nothing(perceptron, blobs):

@@ -69,5 +69,12 @@ def load_model(path: str | os.PathLike[str], model: nn.Module, input_shape: Any)
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), dict(like)
     )
     with ocp.StandardCheckpointer() as checkpointer:
-        restored: dict[str, Any] = checkpointer.restore(directory, target)
+        try:
+            restored: dict[str, Any] = checkpointer.restore(directory, target)
+        except ValueError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(
+                f"path must hold the variables of this model for inputs {input_shape}; {path} "
+                f"holds others ({reason})"
+            ) from error
     return restored
