@@ -93,6 +93,7 @@ def agreement(
     other: Sequence[Mapping[str, Any]],
     strategy: Mapping[str, Any],
     random: Sequence[Mapping[str, Any]] | None = None,
+    cut_short: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """How well the scores of one way of training stand for those of full training.
 
@@ -101,12 +102,13 @@ def agreement(
       other: trainings of the same configurations, in the same order.
       strategy: how the other trainings chose their data.
       random: trainings of the same on random subsets of the same size.
+      cut_short: trainings of the same on all the data for as many steps.
 
     Returns:
       spearman: the correlation of the ranks of the validation accuracies, and its 95% interval
         (bootstrap over configurations).
-      over_random: by how much it is above that of random subsets, with its interval, by the same
-        draws; None without these.
+      over_random, over_cut_short: by how much it is above those of `random` and `cut_short`, with
+        the interval, by the same draws; None without these.
       regret: by how much the configuration that `other` scores best is worse than the best one,
         both trained on full data: in validation accuracy, as a fraction. Where several are scored
         best, the mean over them.
@@ -120,15 +122,20 @@ def agreement(
     truth, scores = _scores(reference), _scores(other)
     tests = np.array([trial["test_accuracy"] or 0.0 for trial in reference])
     chosen, best = scores == scores.max(), truth == truth.max()
-    over_random = None
-    if random is not None:
-        draws = _correlations(truth, scores) - _correlations(truth, _scores(random))
-        difference = _spearman(truth, scores) - _spearman(truth, _scores(random))
-        over_random = (difference, *_interval(draws))
+    spearman, draws = _spearman(truth, scores), _correlations(truth, scores)
+
+    def over(others: Sequence[Mapping[str, Any]] | None) -> tuple[float, float, float] | None:
+        if others is None:
+            return None
+        theirs = _scores(others)
+        difference = spearman - _spearman(truth, theirs)
+        return difference, *_interval(draws - _correlations(truth, theirs))
+
     return {
-        "spearman": _spearman(truth, scores),
-        "interval": _interval(_correlations(truth, scores)),
-        "over_random": over_random,
+        "spearman": spearman,
+        "interval": _interval(draws),
+        "over_random": over(random),
+        "over_cut_short": over(cut_short),
         "regret": float(truth.max() - truth[chosen].mean()),
         "test_regret": float(tests[best].mean() - tests[chosen].mean()),
         "rank": float(np.mean([(truth > one).sum() + 1 for one in truth[chosen]])),
@@ -195,18 +202,14 @@ def compared(
         strategy, trials = result["strategy"], in_order(result)
         if trials is None:
             continue
-        random = by_name.get(f"uniform-{strategy['fraction']:g}")
+        of_size = f"-{strategy['fraction']:g}"
+        random, cut_short = by_name.get("uniform" + of_size), by_name.get("cut_short" + of_size)
         if strategy["name"] in ("uniform", "full"):
             random = None
-        found.append(
-            (
-                strategy["label"],
-                result,
-                agreement(
-                    reference, trials, strategy, None if random is None else in_order(random)
-                ),
-            )
-        )
+        if strategy["name"] == "full" or result is cut_short:
+            cut_short = None
+        others = (None if one is None else in_order(one) for one in (random, cut_short))
+        found.append((strategy["label"], result, agreement(reference, trials, strategy, *others)))
 
     def order(one: tuple[str, Mapping[str, Any], dict[str, Any]]) -> tuple[Any, ...]:
         strategy = one[1]["strategy"]
@@ -232,6 +235,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
     for header in (
         "rank correlation (95% interval)",
         "over random",
+        "over cut short",
         "rank of its choice",
         "regret, validation (points)",
         "regret, test (points)",
@@ -240,11 +244,14 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
         shown.add_column(header, justify="right")
     for label, _, one in found:
         low, high = one["interval"]
-        over = one["over_random"]
+        overs = [
+            "" if over is None else "{:+.2f} ({:+.2f} to {:+.2f})".format(*over)
+            for over in (one["over_random"], one["over_cut_short"])
+        ]
         shown.add_row(
             label,
             f"{one['spearman']:.2f} ({low:.2f} to {high:.2f})",
-            "" if over is None else "{:+.2f} ({:+.2f} to {:+.2f})".format(*over),
+            *overs,
             f"{one['rank']:.3g}",
             f"{100 * one['regret']:.2f}",
             f"{100 * one['test_regret']:+.2f}",

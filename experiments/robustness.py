@@ -8,7 +8,7 @@ methods train ten times as long as a trial of `experiments.mnist` does.
 - `clean`: the data as it is.
 - `label_noise`: a fifth of the training labels are replaced by another class at random.
 - `imbalance`: five of the ten classes keep a tenth of their training examples.
-  Ways that select class by class keep the training set's shares of classes, whatever they choose.
+  Ways that select class by class keep the training set's shares of places, whatever they choose.
 - `schedule`: clean data, other fractions, selection intervals R and warm starts κ.
 
 Validation and test sets stay as they are. GLISTER and GRAD-MATCH can be asked to choose for the

@@ -29,7 +29,7 @@ def test_agreement_is_spearmans_and_the_regret_of_the_other_ways_choice():
     other = [0.70, 0.60, 0.75, 0.10, 0.90]
     full = [trial(a, test=b) for a, b in zip(truth, tests, strict=True)]
     cheap = [trial(a, selections=3) for a in other]
-    found = rank_fidelity.agreement(full, cheap, GRAD_MATCH, random=full)
+    found = rank_fidelity.agreement(full, cheap, GRAD_MATCH, random=full, cut_short=cheap)
     assert found["spearman"] == pytest.approx(scipy.stats.spearmanr(truth, other).statistic)
     assert found["regret"] == pytest.approx(0.01)  # it takes the last, 0.96 instead of 0.97
     assert found["test_regret"] == pytest.approx(
@@ -40,6 +40,7 @@ def test_agreement_is_spearmans_and_the_regret_of_the_other_ways_choice():
     low, high = found["interval"]
     assert low < found["spearman"] <= high
     assert found["over_random"][0] == pytest.approx(found["spearman"] - 1)
+    assert found["over_cut_short"] == pytest.approx((0, 0, 0))
     # Random subsets are chosen, too, but read no gradients.
     found = rank_fidelity.agreement(full, cheap, {"name": "uniform", "fraction": 0.05})
     assert found["cost_ratio"] == pytest.approx(20)
