@@ -197,8 +197,7 @@ def retrain_again(
     values = result["best"]["hyperparameters"]
     own = build_model(model, values)
     everything = make_problem(dataset, augmentation=augmentation)
-    environment = reporting.environment()
-    where = {name: environment[name] for name in ("commit", "hardware")}
+    where = trainings.origin(reporting.environment())
     test = trainings.test_examples(everything, dataset)
     strategy, search_seed = result["strategy"]["name"], result["seeds"]["search"]
     with progress_bar(len(left), f"{strategy}-seed{search_seed}, retraining again") as bar:

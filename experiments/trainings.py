@@ -157,9 +157,7 @@ def run(
     with progress_bar(len(plan), path.stem, enabled=bool(left)) as bar:
         for hyperparameters, seed in left:
             one = train_once(problem, test, model, way, hyperparameters, seed, describe)
-            # A file may be the work of several runs.
-            where = {name: environment[name] for name in ("commit", "hardware")}
-            trials = [*trials, {"number": len(trials), **where, **one}]
+            trials = [*trials, {"number": len(trials), **origin(environment), **one}]
             result = _result(environment, fixed, trials)
             reporting.write_result(path, result)
             bar.advance(len(trials))
@@ -173,6 +171,11 @@ def _identity(hyperparameters: Mapping[str, Any], seed: int) -> str:
         for name, value in hyperparameters.items()
     }
     return json.dumps([rounded, seed], sort_keys=True)
+
+
+def origin(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """What each training in a file says of where it is from: a file may be of several runs."""
+    return {name: environment[name] for name in ("commit", "hardware")}
 
 
 def as_read(value: Any) -> Any:
