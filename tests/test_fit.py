@@ -207,6 +207,11 @@ def test_bad_data_is_refused_by_name(perceptron, blobs):
         fit(perceptron, (inputs, np.where(labels == 0, -1, labels)))
     with pytest.raises(TypeError, match=r"data must be a pair \(inputs, labels\)"):
         fit(perceptron, inputs)
+    with pytest.raises(TypeError, match=r"one pair .* got 2 of different shapes; further sets go"):
+        fit(perceptron, (blobs, blobs))
+    for kind in (float, int, bool):
+        with pytest.raises(ValueError, match=r"got one-hot \(300, 3\): give labels.argmax\(1\)"):
+            fit(perceptron, (inputs, np.eye(3, dtype=kind)[labels]))
     with pytest.raises(TypeError, match="inputs must be uint8 images, floats, integers or bool"):
         fit(perceptron, (inputs.astype(str), labels))
 
@@ -215,6 +220,8 @@ def test_a_model_with_fewer_outputs_than_classes_is_refused(perceptron, blobs):
     inputs, labels = blobs
     with pytest.raises(ValueError, match="each of the 5 classes, got 3 outputs"):
         fit(perceptron, (inputs, np.where(labels == 2, 4, labels)))
+    with pytest.raises(ValueError, match="got 3 outputs; classes count from 0, give labels - 1"):
+        fit(perceptron, (inputs, labels + 1))
 
 
 def test_a_trained_model_is_saved_and_loads_back(perceptron, blobs, tmp_path):

@@ -103,10 +103,15 @@ def test_a_process_that_is_stopped_mid_trial_loses_and_repeats_nothing(
         """
     )
     np.savez(tmp_path / "data.npz", inputs=blobs[0], labels=blobs[1])
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program], **pipes) as process:
         assert process.stdout.readline() == b"third trial\n"
         process.send_signal(stop)
-        process.wait(timeout=60)
+        _, errors = process.communicate(timeout=60)
+    # Python's own, at the end, and none of Optuna's.
+    assert errors.count(b"Traceback") == (stop == signal.SIGINT)
+    assert b"Trial 1 finished" in errors
+    assert b"Trial 2 failed" not in errors
 
     def select(gradients, budget, **options):
         return jdss.uniform(gradients, budget, key=options["key"])

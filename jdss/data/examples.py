@@ -198,6 +198,11 @@ def check_targets(labels: Any, num_examples: int, classes: bool | None) -> np.nd
     if classes is None:
         classes = labels.dtype.kind in "iu" and labels.ndim == 1
     if classes:
+        if is_one_hot(labels):
+            raise ValueError(
+                f"labels must be class indices [{num_examples}], got one-hot {labels.shape}: give "
+                "labels.argmax(1)"
+            )
         if labels.dtype.kind == "f" and labels.ndim:
             raise TypeError(
                 f"labels must be integers (class indices), got dtype {labels.dtype}; numbers are "
@@ -219,6 +224,16 @@ def check_targets(labels: Any, num_examples: int, classes: bool | None) -> np.nd
     if not np.isfinite(labels).all():
         raise ValueError("labels must be finite in float32, but some are NaN or infinite")
     return labels
+
+
+def is_one_hot(labels: np.ndarray) -> bool:
+    """Whether labels [n, c] are a one, and noughts, for each example."""
+    return (
+        labels.ndim == 2
+        and labels.shape[1] > 1
+        and labels.dtype.kind in "fiub"
+        and bool(np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all())
+    )
 
 
 def measure_normalization(parts: Iterable[Any]) -> Normalization:

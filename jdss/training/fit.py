@@ -358,9 +358,11 @@ def _check(
         # One output may tell two classes apart, by a loss that takes it so.
         fewest = num_classes if loss == CROSS_ENTROPY or outputs.shape[1] > 1 else 1
         if outputs.shape[1] < fewest:
+            from_one = outputs.shape[1] == num_classes - 1 and np.asarray(labels).min() > 0
             raise ValueError(
                 f"model must have an output for each of the {num_classes} classes, "
                 f"got {outputs.shape[1]} outputs"
+                + ("; classes count from 0, give labels - 1" if from_one else "")
             )
     if metric.function is None and not are_class_scores(outputs, num_classes):
         raise ValueError(

@@ -214,6 +214,11 @@ def _rows(name: str, value: Any) -> tuple[ArrayRows | SequenceRows, np.ndarray |
             f"{name} must be a pair (inputs, labels) of arrays, or examples that are indexed by "
             f"len({name}) and {name}[i], got {type(value).__name__}"
         )
+    if isinstance(value[1], tuple) and len({np.shape(part) for part in value[1]}) > 1:
+        raise TypeError(
+            f"{name} must be one pair (inputs, labels) with one array of labels, got "
+            f"{len(value[1])} of different shapes; further sets go to validation= and test="
+        )
     inputs = as_arrays(value[0])
     if not all(leaf.ndim for leaf in jax.tree.leaves(inputs)) or not jax.tree.leaves(inputs):
         raise ValueError(f"{name} inputs must have shape [n, …], got a single number or nothing")

@@ -1,5 +1,6 @@
 """A study for the search: opened or resumed, its trials run, its best trial found."""
 
+import logging
 import os
 import time
 import warnings
@@ -120,7 +121,7 @@ def run_trials(
 
         show(study)
         deadline = None if timeout is None else time.monotonic() + timeout
-        with study.sharing(trials, deadline=deadline):
+        with study.sharing(trials, deadline=deadline), interrupted_once():
             optimize(
                 study,
                 run_trial,
@@ -183,6 +184,27 @@ def _interruption(error: BaseException | None) -> BaseException | None:
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
     return error
+
+
+@contextmanager
+def interrupted_once() -> Iterator[None]:
+    """Keeps Ctrl-C for the caller: Optuna logs it as a failed trial's error, with a traceback."""
+    told = False
+
+    def keep(record: logging.LogRecord) -> bool:
+        nonlocal told
+        error = record.exc_info[1] if record.exc_info else None
+        told = told or isinstance(error, KeyboardInterrupt)
+        return not told
+
+    handlers = list(logging.getLogger("optuna").handlers)
+    for handler in handlers:
+        handler.addFilter(keep)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(keep)
 
 
 @contextmanager
