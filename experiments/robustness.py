@@ -75,6 +75,7 @@ WAYS = (
     subsets("glister-all", "GLISTER, all classes together", lifting="all"),
     subsets("glister-validation", "GLISTER for the validation set", outer="validation"),
     subsets("grad_match", "GRAD-MATCH"),
+    subsets("grad_match-batch", "GRAD-MATCH of mini-batches", lifting="per_batch"),
     subsets("grad_match-validation", "GRAD-MATCH for the validation set", outer="validation"),
 )
 SCHEDULES = (
