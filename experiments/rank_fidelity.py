@@ -52,6 +52,8 @@ SELECTED = {
 }
 REFERENCE = Way("full-again", "full data, another seed", FULL.schedule)
 RESAMPLES = 10_000  # of the bootstrap
+BEST = 10
+"""To tell good from bad is not enough: so many of the best are also ranked by themselves."""
 
 
 def ways(fractions: Sequence[float]) -> list[Way]:
@@ -111,6 +113,8 @@ def agreement(
     Returns:
       spearman: the correlation of the ranks of the validation accuracies, and its 95% interval
         (bootstrap over configurations).
+      among_best: the correlation among those `BEST` that the reference has first; None where all of
+        them are scored alike.
       over_random, over_cut_short: by how much it is above those of `random` and `cut_short`, with
         the interval, by the same draws; None without these.
       regret: by how much the configuration that `other` scores best is worse than the best one,
@@ -127,6 +131,8 @@ def agreement(
     tests = np.array([trial["test_accuracy"] or 0.0 for trial in reference])
     chosen, best = scores == scores.max(), truth == truth.max()
     spearman, draws = _spearman(truth, scores), _correlations(truth, scores)
+    first = np.argsort(-truth, kind="stable")[:BEST]
+    differ = np.ptp(truth[first]) > 0 and np.ptp(scores[first]) > 0
 
     def over(others: Sequence[Mapping[str, Any]] | None) -> tuple[float, float, float] | None:
         if others is None:
@@ -138,6 +144,7 @@ def agreement(
     return {
         "spearman": spearman,
         "interval": _interval(draws),
+        "among_best": _spearman(truth[first], scores[first]) if differ else None,
         "over_random": over(random),
         "over_cut_short": over(cut_short),
         "regret": float(truth.max() - truth[chosen].mean()),
@@ -238,6 +245,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
     shown.add_column("trained on", no_wrap=True)
     for header in (
         "rank correlation (95% interval)",
+        f"among the {BEST} best",
         "over random",
         "over cut short",
         "rank of its choice",
@@ -255,6 +263,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
         shown.add_row(
             label,
             f"{one['spearman']:.2f} ({low:.2f} to {high:.2f})",
+            "" if one["among_best"] is None else f"{one['among_best']:.2f}",
             *overs,
             f"{one['rank']:.3g}",
             f"{100 * one['regret']:.2f}",

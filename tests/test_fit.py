@@ -207,8 +207,9 @@ def test_bad_data_is_refused_by_name(perceptron, blobs):
         fit(perceptron, (inputs, np.where(labels == 0, -1, labels)))
     with pytest.raises(TypeError, match=r"data must be a pair \(inputs, labels\)"):
         fit(perceptron, inputs)
-    with pytest.raises(TypeError, match=r"one pair .* got 2 of different shapes; further sets go"):
-        fit(perceptron, (blobs, blobs))
+    for pairs in ((blobs, blobs), (list(blobs), list(blobs))):
+        with pytest.raises(TypeError, match="got a pair of arrays as labels; another set goes to"):
+            fit(perceptron, pairs)
     for kind in (float, int, bool):
         with pytest.raises(ValueError, match=r"got one-hot \(300, 3\): give labels.argmax\(1\)"):
             fit(perceptron, (inputs, np.eye(3, dtype=kind)[labels]))

@@ -46,6 +46,17 @@ def test_agreement_is_spearmans_and_the_regret_of_the_other_ways_choice():
     assert found["cost_ratio"] == pytest.approx(20)
 
 
+def test_the_best_are_also_ranked_by_themselves():
+    truth = np.linspace(0.9, 0.1, 12)
+    scores = np.r_[np.linspace(0.2, 0.3, 10), 0.1, 0.0]  # bad is told from good, best from good not
+    full, cheap = ([trial(a) for a in values] for values in (truth, scores))
+    found = rank_fidelity.agreement(full, cheap, GRAD_MATCH)
+    assert found["among_best"] == pytest.approx(-1)
+    assert found["spearman"] > found["among_best"] + 0.5
+    alike = [trial(0.5)] * 10 + cheap[10:]
+    assert rank_fidelity.agreement(full, alike, GRAD_MATCH)["among_best"] is None
+
+
 def test_of_several_that_are_scored_best_the_mean_counts():
     full = [trial(0.9), trial(0.8), trial(0.7)]
     tied = [trial(0.5), trial(0.4), trial(0.5)]

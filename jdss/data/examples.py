@@ -230,6 +230,7 @@ def is_one_hot(labels: np.ndarray) -> bool:
     """Whether labels [n, c] are a one, and noughts, for each example."""
     return (
         labels.ndim == 2
+        and len(labels) > 0
         and labels.shape[1] > 1
         and labels.dtype.kind in "fiub"
         and bool(np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all())

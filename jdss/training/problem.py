@@ -209,20 +209,25 @@ def _rows(name: str, value: Any) -> tuple[ArrayRows | SequenceRows, np.ndarray |
         return value, None
     if is_sequence(value):
         return SequenceRows(value), None
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
+    if not _is_pair(value):
         raise TypeError(
             f"{name} must be a pair (inputs, labels) of arrays, or examples that are indexed by "
             f"len({name}) and {name}[i], got {type(value).__name__}"
         )
-    if isinstance(value[1], tuple) and len({np.shape(part) for part in value[1]}) > 1:
+    shapes = {getattr(part, "shape", ()) for part in value[1]} if _is_pair(value[1]) else set()
+    if len(shapes) > 1:
         raise TypeError(
-            f"{name} must be one pair (inputs, labels) with one array of labels, got "
-            f"{len(value[1])} of different shapes; further sets go to validation= and test="
+            f"{name} must be one pair (inputs, labels) with one array of labels, got a pair of "
+            "arrays as labels; another set goes to validation=, in tune also to test="
         )
     inputs = as_arrays(value[0])
     if not all(leaf.ndim for leaf in jax.tree.leaves(inputs)) or not jax.tree.leaves(inputs):
         raise ValueError(f"{name} inputs must have shape [n, …], got a single number or nothing")
     return ArrayRows(inputs), np.asarray(value[1])
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2
 
 
 def _checked(

@@ -194,10 +194,10 @@ def interrupted_once() -> Iterator[None]:
     def keep(record: logging.LogRecord) -> bool:
         nonlocal told
         error = record.exc_info[1] if record.exc_info else None
-        told = told or isinstance(error, KeyboardInterrupt)
+        told = told or _interruption(error) is not None
         return not told
 
-    handlers = list(logging.getLogger("optuna").handlers)
+    handlers = [one for one in logging.getLogger("optuna").handlers if _is_screen(one)]
     for handler in handlers:
         handler.addFilter(keep)
     try:
@@ -205,6 +205,12 @@ def interrupted_once() -> Iterator[None]:
     finally:
         for handler in handlers:
             handler.removeFilter(keep)
+
+
+def _is_screen(handler: logging.Handler) -> bool:
+    """Whether a handler writes to a stream: a user's file keeps everything."""
+    file_handler = isinstance(handler, logging.FileHandler)
+    return isinstance(handler, logging.StreamHandler) and not file_handler
 
 
 @contextmanager
