@@ -40,15 +40,12 @@ from jdss.training.hyperparameters import DEFAULTS
 
 CONFIGURATIONS = {"smoke": 3, "laptop": 24, "paper": 24}
 FRACTIONS = (0.05,)
-SELECTED = {
-    "uniform": ("random", {"selection": "uniform"}),
-    "craig": ("CRAIG", {"selection": "craig"}),
-    "glister": ("GLISTER", {"selection": "glister"}),
-    "grad_match": ("GRAD-MATCH", {"selection": "grad_match"}),
-    "grad_match-batch": (
-        "GRAD-MATCH of mini-batches",
-        {"selection": "grad_match", "lifting": "per_batch"},
-    ),
+SELECTED: dict[str, tuple[str, dict[str, Any]]] = {
+    "uniform": ("random", {}),
+    "craig": ("CRAIG", {}),
+    "glister": ("GLISTER", {}),
+    "grad_match": ("GRAD-MATCH", {}),
+    "grad_match-batch": ("GRAD-MATCH of mini-batches", {"lifting": "per_batch"}),
 }
 REFERENCE = Way("full-again", "full data, another seed", FULL.schedule)
 RESAMPLES = 10_000  # of the bootstrap
@@ -61,17 +58,15 @@ def ways(fractions: Sequence[float]) -> list[Way]:
     found = [REFERENCE, FULL]
     for fraction in fractions:
         found += [
-            Way(
+            trainings.subsets(
                 f"{name}-{fraction:g}",
                 f"{label}, {percent(fraction)}",
-                {
-                    **selection,
-                    "fraction": fraction,
-                    "select_every": SELECT_EVERY,
-                    "warm_start": WARM_START,
-                },
+                fraction=fraction,
+                select_every=SELECT_EVERY,
+                warm_start=WARM_START,
+                **more,
             )
-            for name, (label, selection) in SELECTED.items()
+            for name, (label, more) in SELECTED.items()
         ]
         # A warm start of all epochs is full training for as many steps as the subsets would take.
         found += [

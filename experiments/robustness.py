@@ -56,7 +56,7 @@ CORRUPTION = {
 def subsets(name: str, label: str, **changes: Any) -> Way:
     """Training on subsets as everywhere here, but for what is given."""
     schedule = {"fraction": FRACTION, "select_every": SELECT_EVERY, "warm_start": WARM_START}
-    return Way(name, label, {"selection": name.split("-", maxsplit=1)[0], **schedule, **changes})
+    return trainings.subsets(name, label, **{**schedule, **changes})
 
 
 def select_every(way: Way, epochs: int) -> Way:

@@ -45,6 +45,11 @@ class Way:
 FULL = Way("full", "full data", {"selection": "full"})
 
 
+def subsets(name: str, label: str, **schedule: Any) -> Way:
+    """Training on subsets of the method that the name begins with, up to its first hyphen."""
+    return Way(name, label, {"selection": name.split("-", maxsplit=1)[0], **schedule})
+
+
 def split(dataset: jdss.Dataset, *, validation: float = 0.1) -> tuple[Problem, Examples]:
     """The problem, and the test set normalised as its images are."""
     problem = make_problem(dataset, validation=validation, seed=0)

@@ -198,7 +198,7 @@ def check_targets(labels: Any, num_examples: int, classes: bool | None) -> np.nd
     if classes is None:
         classes = labels.dtype.kind in "iu" and labels.ndim == 1
     if classes:
-        if is_one_hot(labels):
+        if _is_one_hot(labels):
             raise ValueError(
                 f"labels must be class indices [{num_examples}], got one-hot {labels.shape}: give "
                 "labels.argmax(1)"
@@ -226,7 +226,7 @@ def check_targets(labels: Any, num_examples: int, classes: bool | None) -> np.nd
     return labels
 
 
-def is_one_hot(labels: np.ndarray) -> bool:
+def _is_one_hot(labels: np.ndarray) -> bool:
     """Whether labels [n, c] are a one, and noughts, for each example."""
     return (
         labels.ndim == 2
