@@ -28,7 +28,7 @@ from .selection.uniform import uniform
 from .solvers.facility_location import facility_location
 from .solvers.matching_pursuit import orthogonal_matching_pursuit
 from .subset import Subset, per_batch, per_class
-from .training.checkpoint import load_model, save_model
+from .training.checkpoint import load_model, load_normalization, save_model
 from .training.divergence import TrainingDivergedError
 from .training.fit import FitResult, fit
 from .training.forward import compute_accuracy, compute_gradients
@@ -90,6 +90,7 @@ __all__ = [
     "last_layer_gradients",
     "load_dataset",
     "load_model",
+    "load_normalization",
     "make_examples",
     "models",
     "objective",

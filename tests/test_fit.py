@@ -1,9 +1,12 @@
 """Adaptive training: the schedule, the strategies, and what `fit` refuses."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import jdss
 from tests.conftest import Perceptron, make_blobs
@@ -238,6 +241,51 @@ def test_a_trained_model_is_saved_and_loads_back(perceptron, blobs, tmp_path):
         jdss.load_model(tmp_path / "nothing", perceptron, input_shape=(4,))
     with pytest.raises(ValueError, match=r"path must hold .* for inputs \(5,\); .* holds others"):
         jdss.load_model(tmp_path / "model", perceptron, input_shape=(5,))
+
+
+@pytest.fixture(scope="module")
+def grey_images():
+    generator = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    images = generator.integers(0, 60, (60, 4, 4, 1)) + 60 * labels[:, None, None, None]
+    return images.astype(np.uint8), labels
+
+
+class FlatImages(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(3)(images.reshape(len(images), -1))
+
+
+def test_stored_images_go_through_the_normalization_to_the_trained_model(grey_images, tmp_path):
+    images, labels = grey_images
+    result = fit(FlatImages(), grey_images, selection="full", validation=grey_images)
+    by_hand = (images / 255 - (images / 255).mean()) / (images / 255).std()
+    np.testing.assert_allclose(result.normalization(images), by_hand, rtol=1e-5, atol=1e-6)
+    outputs = FlatImages().apply(result.state.variables, result.normalization(images))
+    assert (outputs.argmax(axis=1) == labels).mean() == pytest.approx(result.validation_accuracy)
+
+    jdss.save_model(tmp_path / "model", result.state, result.normalization)
+    variables = jdss.load_model(tmp_path / "model", FlatImages(), input_shape=(4, 4, 1))
+    normalization = jdss.load_normalization(tmp_path / "model")
+    np.testing.assert_array_equal(FlatImages().apply(variables, normalization(images)), outputs)
+    jdss.save_model(tmp_path / "without", result.state)
+    for name in ("without", "nothing"):
+        with pytest.raises(FileNotFoundError, match="save_model with a normalization"):
+            jdss.load_normalization(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", [tuple, dict])
+def test_the_normalization_of_several_inputs_is_saved(kind, grey_images, tmp_path):
+    inputs = (grey_images[0], np.ones((60, 2), np.float32))
+    inputs = dict(zip("ab", inputs, strict=True)) if kind is dict else inputs
+    normalization = jdss.make_examples(inputs, grey_images[1]).normalization
+    state = jdss.init_state(FlatImages(), grey_images[0], jax.random.key(0))
+    jdss.save_model(tmp_path / "model", state, normalization)
+    found = jdss.load_normalization(tmp_path / "model")
+    expected = normalization(inputs)
+    assert jax.tree.structure(found(inputs)) == jax.tree.structure(expected)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), found(inputs), expected)
 
 
 def test_a_warm_start_is_never_nothing(perceptron, blobs):

@@ -255,6 +255,9 @@ def test_the_retrained_model_is_saved_and_loads_back(perceptron, blobs, tmp_path
     variables = jdss.load_model(tmp_path / "best", perceptron, input_shape=(4,))
     expected = result.retraining.state.variables["params"]["Dense_0"]["kernel"]
     np.testing.assert_array_equal(variables["params"]["Dense_0"]["kernel"], expected)
+    normalization = jdss.load_normalization(tmp_path / "best")
+    kept = result.retraining.normalization
+    np.testing.assert_array_equal(normalization(blobs[0]), kept(blobs[0]))
     with pytest.raises(FileExistsError, match="save_to must not exist yet"):
         tune(perceptron, blobs, save_to=tmp_path / "best")
 

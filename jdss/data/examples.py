@@ -44,6 +44,10 @@ class Normalization:
     def __call__(self, inputs: Any) -> Any:
         return jax.tree.map(_normalised, inputs, self.mean, self.std)
 
+    def on_host(self) -> "Normalization":
+        """The same in host memory, for inputs that are on any device or on none."""
+        return jax.device_get(self)
+
 
 def _normalised(inputs: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
     if inputs.dtype == jnp.uint8:

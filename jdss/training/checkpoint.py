@@ -9,12 +9,23 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jdss.data.examples import Normalization
 from jdss.models.calling import check_model, init_model, input_shapes
 from jdss.training.state import TrainState
 
+_NORMALIZATION = "normalization"  # a checkpoint of its own, in the model's directory
 
-def save_model(path: str | os.PathLike[str], state: TrainState) -> None:
+
+def save_model(
+    path: str | os.PathLike[str], state: TrainState, normalization: Normalization | None = None
+) -> None:
     """Saves the variables of a trained model in a new directory, as an Orbax checkpoint.
+
+    Args:
+      path: the directory.
+      state: the trained state.
+      normalization: what was done to the inputs, as results have it, to be kept beside; None keeps
+        none.
 
     Raises:
       FileExistsError: where `path` is there already: nothing computed is overwritten.
@@ -22,7 +33,7 @@ def save_model(path: str | os.PathLike[str], state: TrainState) -> None:
     Example:
       ```python
       result = jdss.fit(model, (inputs, labels))
-      jdss.save_model("model", result.state)
+      jdss.save_model("model", result.state, result.normalization)
       ```
     """
     import orbax.checkpoint as ocp  # here, since it takes as long to import as all of jdss
@@ -33,6 +44,8 @@ def save_model(path: str | os.PathLike[str], state: TrainState) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory, state.variables)
+        if normalization is not None:
+            checkpointer.save(directory / _NORMALIZATION, vars(normalization))
 
 
 def load_model(path: str | os.PathLike[str], model: nn.Module, input_shape: Any) -> dict[str, Any]:
@@ -51,7 +64,8 @@ def load_model(path: str | os.PathLike[str], model: nn.Module, input_shape: Any)
     Example:
       ```python
       variables = jdss.load_model("model", model, (28, 28, 1))
-      logits = model.apply(variables, images)  # images normalised as in training
+      normalization = jdss.load_normalization("model")
+      logits = model.apply(variables, normalization(images))
       ```
     """
     import orbax.checkpoint as ocp
@@ -78,3 +92,34 @@ def load_model(path: str | os.PathLike[str], model: nn.Module, input_shape: Any)
                 f"holds others ({reason})"
             ) from error
     return restored
+
+
+def load_normalization(path: str | os.PathLike[str]) -> Normalization:
+    """Loads what `save_model` kept of how inputs were normalised.
+
+    Raises:
+      FileNotFoundError: where `path` is not there, or keeps none.
+
+    Example:
+      ```python
+      normalization = jdss.load_normalization("model")
+      inputs = normalization(images)  # as in training
+      ```
+    """
+    import orbax.checkpoint as ocp
+
+    directory = Path(path).absolute() / _NORMALIZATION
+    if not directory.is_dir():
+        raise FileNotFoundError(
+            f"path must be a directory made by save_model with a normalization, got {path}"
+        )
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(directory)
+    return Normalization(**_with_tuples(restored)).on_host()
+
+
+def _with_tuples(tree: Any) -> Any:
+    """What was saved: the inputs of an example are no lists, and Orbax restores tuples as such."""
+    if isinstance(tree, dict):
+        return {name: _with_tuples(value) for name, value in tree.items()}
+    return tuple(map(_with_tuples, tree)) if isinstance(tree, list) else tree

@@ -16,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 
 from jdss.data.datasets import load_dataset
-from jdss.data.examples import Examples
+from jdss.data.examples import Examples, Normalization
 from jdss.data.host import HostExamples
 from jdss.losses import CROSS_ENTROPY, Loss, MetricFunction, check_loss, make_loss
 from jdss.models.calling import check_model, input_shapes
@@ -65,6 +65,7 @@ class FitResult:
       ledger: where the seconds went.
       selections: for each selection round, its epoch, the number of examples selected and, for
         methods that match gradients, the relative residual (see `describe_selection`).
+      normalization: what was done to every input: new ones go through it to `model.apply`.
 
     Made by `jdss.fit`.
     """
@@ -76,6 +77,7 @@ class FitResult:
     ledger: Ledger = field(default_factory=Ledger)
     validation_score: float | None = None
     selections: list[dict[str, Any]] = field(default_factory=list)
+    normalization: Normalization | None = None
 
 
 def fit(
@@ -401,4 +403,13 @@ def _finish(
     if len(problem.validation):
         with ledger.measure("evaluating"):
             accuracy, score = validate(problem, state, metric)
-    return FitResult(state, history, accuracy, subset, ledger, score, selections)
+    return FitResult(
+        state,
+        history,
+        accuracy,
+        subset,
+        ledger,
+        score,
+        selections,
+        problem.examples.normalization.on_host(),
+    )

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jdss import _checks
-from jdss.data.examples import Examples, make_examples
+from jdss.data.examples import Examples, Normalization, make_examples
 from jdss.data.host import ArrayRows, HostExamples
 from jdss.progress import progress_bar
 from jdss.reporting.ledger import Ledger
@@ -37,6 +37,7 @@ class Retraining:
       history: as in `FitResult`.
       ledger: where its seconds went.
       test_score: the search's metric on the test set; None where there is none.
+      normalization: what was done to every input: new ones go through it to `model.apply`.
 
     Made by `jdss.tune`.
     """
@@ -46,6 +47,7 @@ class Retraining:
     history: list[dict[str, Any]]
     ledger: Ledger
     test_score: float | None = None
+    normalization: Normalization | None = None
 
 
 def retrain_and_save(
@@ -67,7 +69,7 @@ def retrain_and_save(
         if retraining.ledger.joules is not None:
             ledger.joules = (ledger.joules or 0.0) + retraining.ledger.joules
         if save_to is not None:
-            save_model(save_to, retraining.state)
+            save_model(save_to, retraining.state, retraining.normalization)
     except TrainingDivergedError as error:
         failure = f"retraining on everything diverged: {error}"
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -116,7 +118,7 @@ def retrain(
             accuracy, score = _test(result, everything, test, objective.metric, ledger)
     end = objective.meter.read() if objective.meter else None
     ledger.joules = end.joules - start.joules if start and end else None
-    return Retraining(result.state, accuracy, result.history, ledger, score)
+    return Retraining(result.state, accuracy, result.history, ledger, score, result.normalization)
 
 
 def check_test(test: Any, problem: Problem) -> Examples | HostExamples:
