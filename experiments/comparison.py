@@ -24,6 +24,11 @@ from jdss.training.schedule import make_schedule
 from jdss.tuning.objective import ModelFactory, build_model
 from jdss.tuning.space import describe_space
 
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "grad_match-batch": {"selection": "grad_match", "lifting": "per_batch"},
+}
+"""What else a strategy can be, beside the library's own as they are: arguments of `jdss.tune`."""
+
 
 def compilation_cache() -> Path:
     """Where the experiments keep compiled programs: below the user's cache directory."""
@@ -90,7 +95,7 @@ def compare(
       model: the network, or a function of those hyper-parameters that are not training's own.
       dataset: the data.
       scale: what result files say of the scale: name, reduced and description.
-      strategies: their names.
+      strategies: their names, of `jdss.STRATEGIES` or `VARIANTS`.
       seeds: one whole search each.
       space: the search space.
       trials: trials a search.
@@ -111,23 +116,24 @@ def compare(
     Returns:
       The results, as in the files.
     """
-    results = []
+    results = {}
     for seed in seeds:
         for strategy in strategies:
             path = out / f"{strategy}-seed{seed}.json"
+            subsets: dict[str, Any] = {
+                **VARIANTS.get(strategy, {"selection": strategy}),
+                "fraction": fraction,
+                "select_every": select_every,
+                "warm_start": warm_start,
+            }
             if storage is not None and path.exists():
                 settings = {
                     "scale": dict(scale),
                     "trials": trials,
                     "space": describe_space(space),
-                    "strategy": make_schedule(
-                        strategy,
-                        fraction=fraction,
-                        select_every=select_every,
-                        warm_start=warm_start,
-                    ).describe(),
+                    "strategy": make_schedule(**subsets).describe(),
                 }
-                results.append(_finished(path, settings))
+                results[path] = _finished(path, settings)
                 continue
             name = f"{dataset.name}-{scale['name']}-{strategy}-{seed}"
             reset_peak_memory()
@@ -136,10 +142,7 @@ def compare(
                     model,
                     dataset,
                     space=space,
-                    selection=strategy,
-                    fraction=fraction,
-                    select_every=select_every,
-                    warm_start=warm_start,
+                    **subsets,
                     augmentation=augmentation,
                     trials=trials,
                     seed=seed,
@@ -153,11 +156,11 @@ def compare(
             )
             record["peak_memory_bytes"] = peak_memory_bytes()
             reporting.write_result(path, record)
-            results.append(record)
-    for result in results:
-        retrain_again(result, model, dataset, augmentation, range(1, retrainings), out)
+            results[path] = record
+    for path, result in results.items():
+        retrain_again(path, result, model, dataset, augmentation, range(1, retrainings))
     report(out, Console())
-    return results
+    return list(results.values())
 
 
 def _finished(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,12 +178,12 @@ def _finished(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def retrain_again(
+    path: Path,
     result: dict[str, Any],
     model: nn.Module | ModelFactory,
     dataset: jdss.Dataset,
     augmentation: str,
     seeds: Iterable[int],
-    out: Path,
 ) -> None:
     """Retrains the winner of a search with further seeds, and writes each into its result file.
 
@@ -199,17 +202,16 @@ def retrain_again(
     everything = make_problem(dataset, augmentation=augmentation)
     where = trainings.origin(reporting.environment())
     test = trainings.test_examples(everything, dataset)
-    strategy, search_seed = result["strategy"]["name"], result["seeds"]["search"]
-    with progress_bar(len(left), f"{strategy}-seed{search_seed}, retraining again") as bar:
+    with progress_bar(len(left), f"{path.stem}, retraining again") as bar:
         for seed in left:
-            one = _of_another_search(out, result, {**where, "seed": seed})
+            one = _of_another_search(path.parent, result, {**where, "seed": seed})
             if one is None:
                 trained = {name: value for name, value in values.items() if name in DEFAULTS}
                 one = trainings.train_once(everything, test, own, trainings.FULL, trained, seed)
                 kept = {name: one[name] for name in ("seed", "test_accuracy", "failure", "ledger")}
                 one = {**where, **kept}
             done.append(one)
-            reporting.write_result(out / f"{strategy}-seed{search_seed}.json", result)
+            reporting.write_result(path, result)
             bar.advance(len(done))
 
 

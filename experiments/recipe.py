@@ -11,7 +11,7 @@ import optuna
 from flax import linen as nn
 
 import jdss
-from experiments.comparison import compare
+from experiments.comparison import VARIANTS, compare
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,9 @@ def run(recipe: Recipe, description: str | None, argv: Sequence[str] | None = No
     """Reads the command line, and compares the strategies."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--scale", choices=recipe.scales, default="laptop")
-    parser.add_argument("--strategies", nargs="+", choices=jdss.STRATEGIES, default=STRATEGIES)
+    parser.add_argument(
+        "--strategies", nargs="+", choices=(*jdss.STRATEGIES, *VARIANTS), default=STRATEGIES
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="one search each")
     parser.add_argument(
         "--retrainings", type=int, default=1, help="of each winner, with as many seeds"

@@ -1,5 +1,6 @@
 """The experiments, on little data: equal treatment, complete files, both figures."""
 
+import json
 import os
 from pathlib import Path
 
@@ -134,6 +135,16 @@ def test_winners_are_retrained_again_with_further_seeds(resumable, tmp_path):
     (result,) = reporting.read_results(tmp_path)
     assert [one["seed"] for one in result["retrainings"]] == [1, 2, 3]
     assert result["retrainings"][0] == kept
+
+
+def test_two_forms_of_a_method_are_searched_side_by_side(resumable, tmp_path):
+    resumable(strategies=("grad_match", "grad_match-batch"), retrainings=2)
+    found = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert {name: result["strategy"]["lifting"] for name, result in found.items()} == {
+        "grad_match-seed0": "per_class",
+        "grad_match-batch-seed0": "per_batch",
+    }
+    assert all(len(result["retrainings"]) == 1 for result in found.values())
 
 
 @pytest.mark.parametrize("recipe", [mnist.RECIPE, cifar10.RECIPE, cifar100.RECIPE])
