@@ -25,9 +25,9 @@ from jdss.tuning.objective import ModelFactory, build_model
 from jdss.tuning.space import describe_space
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "grad_match-batch": {"selection": "grad_match", "lifting": "per_batch"},
+    "grad_match-batch": {"lifting": "per_batch"},
 }
-"""What else a strategy can be, beside the library's own as they are: arguments of `jdss.tune`."""
+"""What else a strategy can be, beside the library's own: what its `trainings.subsets` are given."""
 
 
 def compilation_cache() -> Path:
@@ -120,12 +120,14 @@ def compare(
     for seed in seeds:
         for strategy in strategies:
             path = out / f"{strategy}-seed{seed}.json"
-            subsets: dict[str, Any] = {
-                **VARIANTS.get(strategy, {"selection": strategy}),
-                "fraction": fraction,
-                "select_every": select_every,
-                "warm_start": warm_start,
-            }
+            subsets = trainings.subsets(
+                strategy,
+                strategy,
+                fraction=fraction,
+                select_every=select_every,
+                warm_start=warm_start,
+                **VARIANTS.get(strategy, {}),
+            ).schedule
             if storage is not None and path.exists():
                 settings = {
                     "scale": dict(scale),

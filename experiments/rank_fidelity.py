@@ -29,7 +29,7 @@ from scipy import stats
 
 import jdss
 from experiments import trainings
-from experiments.comparison import compilation_cache
+from experiments.comparison import VARIANTS, compilation_cache
 from experiments.mnist import SCALES, SELECT_EVERY, WARM_START
 from experiments.trainings import FULL, Way
 from jdss import reporting
@@ -40,12 +40,12 @@ from jdss.training.hyperparameters import DEFAULTS
 
 CONFIGURATIONS = {"smoke": 3, "laptop": 24, "paper": 24}
 FRACTIONS = (0.05,)
-SELECTED: dict[str, tuple[str, dict[str, Any]]] = {
+SELECTED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "uniform": ("random", {}),
     "craig": ("CRAIG", {}),
     "glister": ("GLISTER", {}),
     "grad_match": ("GRAD-MATCH", {}),
-    "grad_match-batch": ("GRAD-MATCH of mini-batches", {"lifting": "per_batch"}),
+    "grad_match-batch": ("GRAD-MATCH of mini-batches", VARIANTS["grad_match-batch"]),
 }
 REFERENCE = Way("full-again", "full data, another seed", FULL.schedule)
 RESAMPLES = 10_000  # of the bootstrap

@@ -34,7 +34,7 @@ from scipy import stats
 
 import jdss
 from experiments import trainings
-from experiments.comparison import compilation_cache
+from experiments.comparison import VARIANTS, compilation_cache
 from experiments.trainings import FULL, Way
 from jdss import reporting
 from jdss.compilation import use_compilation_cache
@@ -75,7 +75,7 @@ WAYS = (
     subsets("glister-all", "GLISTER, all classes together", lifting="all"),
     subsets("glister-validation", "GLISTER for the validation set", outer="validation"),
     subsets("grad_match", "GRAD-MATCH"),
-    subsets("grad_match-batch", "GRAD-MATCH of mini-batches", lifting="per_batch"),
+    subsets("grad_match-batch", "GRAD-MATCH of mini-batches", **VARIANTS["grad_match-batch"]),
     subsets("grad_match-validation", "GRAD-MATCH for the validation set", outer="validation"),
 )
 SCHEDULES = (
