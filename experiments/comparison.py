@@ -3,8 +3,9 @@
 import json
 import os
 import resource
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from jdss.progress import progress_bar
 from jdss.training.hyperparameters import DEFAULTS
 from jdss.training.problem import make_problem
 from jdss.training.schedule import make_schedule
+from jdss.training.train_on_subset import STEP
 from jdss.tuning.objective import ModelFactory, build_model
 from jdss.tuning.space import describe_space
 
@@ -44,19 +46,10 @@ def nothing_compiled(name: str, *, keep: bool = True) -> Iterator[CompilationCou
         yield compilations
 
 
-def reset_peak_memory() -> None:
-    """Has the system count the highest memory of this process anew, where it can (Linux)."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory_bytes() -> int:
-    """The most resident memory since `reset_peak_memory`, or since the process began."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def process_peak_memory_bytes() -> int:
+    """The most resident memory since this process began."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def compare(
@@ -78,6 +71,8 @@ def compare(
     model_name: str | None = None,
     storage: str | None = None,
     keep_compiled: bool = True,
+    own_process: bool = False,
+    show: bool = True,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Searches and retrains with every strategy, and writes one result file a strategy and seed.
@@ -111,11 +106,22 @@ def compare(
       storage: where searches are kept to be resumed, as Optuna takes it; None does not keep them.
       keep_compiled: whether to keep compiled programs in `compilation_cache()` for a later run,
         and to use those that an earlier one kept.
+      own_process: whether this process makes one search and nothing else: only then is the most
+        memory that it ever held the search's own, and the result file has it.
+      show: whether to print the tables and draw the figures at the end.
       progress: whether to show progress bars.
 
     Returns:
       The results, as in the files.
+
+    Raises:
+      ValueError: for an unknown strategy, or a result file of another experiment.
     """
+    if unknown := sorted(set(strategies) - {*jdss.STRATEGIES, *VARIANTS}):
+        raise ValueError(
+            f"strategies must be of {', '.join([*jdss.STRATEGIES, *VARIANTS])}, got {unknown[0]!r}"
+        )
+    name_shown = model_name or type(model).__name__
     results = {}
     for seed in seeds:
         for strategy in strategies:
@@ -130,15 +136,18 @@ def compare(
             ).schedule
             if storage is not None and path.exists():
                 settings = {
+                    "dataset": dataset.name,
+                    "model": name_shown,
                     "scale": dict(scale),
                     "trials": trials,
                     "space": describe_space(space),
                     "strategy": make_schedule(**subsets).describe(),
+                    "augmentation": augmentation,
+                    "step": STEP,
                 }
                 results[path] = _finished(path, settings)
                 continue
             name = f"{dataset.name}-{scale['name']}-{strategy}-{seed}"
-            reset_peak_memory()
             with nothing_compiled(name, keep=keep_compiled) as compilations:
                 found = jdss.tune(
                     model,
@@ -152,16 +161,18 @@ def compare(
                     study_name=name,
                     progress=progress,
                 )
-            name_shown = model_name or type(model).__name__
             record = record_of(
                 found, name_shown, dataset, scale, seed, loading_seconds, compilations
             )
-            record["peak_memory_bytes"] = peak_memory_bytes()
+            if own_process:
+                record["process_peak_memory_bytes"] = process_peak_memory_bytes()
             reporting.write_result(path, record)
-            results[path] = record
+            # As read: rounded, as the winners are that those of this run are compared with.
+            results[path] = json.loads(path.read_text())
     for path, result in results.items():
         retrain_again(path, result, model, dataset, augmentation, range(1, retrainings))
-    report(out, Console())
+    if show:
+        report(out, Console())
     return list(results.values())
 
 
@@ -169,7 +180,12 @@ def _finished(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """A result file of an earlier run, unless it is of another experiment."""
     result: dict[str, Any] = json.loads(path.read_text())
     search = result["search"]
-    theirs = {**result, "trials": len(result["trials"]), "space": search["space"]}
+    theirs = {
+        **result,
+        "dataset": result["dataset"]["name"],
+        "trials": len(result["trials"]),
+        **{name: search.get(name) for name in ("space", "augmentation", "step")},
+    }
     for name, value in settings.items():
         if theirs[name] != trainings.as_read(value):
             raise ValueError(

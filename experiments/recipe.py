@@ -1,6 +1,8 @@
 """The command line that the recipes `mnist`, `cifar10` and `cifar100` share."""
 
 import argparse
+import itertools
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ from flax import linen as nn
 
 import jdss
 from experiments.comparison import VARIANTS, compare
+from experiments.processes import run_module
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Recipe:
     """One of the paper's experiments.
 
     Attributes:
-      dataset: its name.
+      dataset: its name, which is also that of the module in `experiments`.
       training_images: how many it has in all.
       model: makes the network, or the function of hyper-parameters that makes it, from
         `Scale.model`.
@@ -69,7 +72,12 @@ STRATEGIES = ("full", "uniform", "craig", "glister", "grad_match")
 
 
 def run(recipe: Recipe, description: str | None, argv: Sequence[str] | None = None) -> None:
-    """Reads the command line, and compares the strategies."""
+    """Reads the command line, and compares the strategies, each search in a process of its own.
+
+    So none finds memory, threads or programs that another has left, and the peak of its memory is
+    its own.
+    """
+    argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--scale", choices=recipe.scales, default="laptop")
     parser.add_argument(
@@ -87,10 +95,23 @@ def run(recipe: Recipe, description: str | None, argv: Sequence[str] | None = No
     parser.add_argument(
         "--compile-anew", action="store_true", help="keep and use no compiled programs"
     )
+    parser.add_argument(
+        "--here",
+        action="store_true",
+        help="search in this process, and leave tables, figures and further retrainings out: what "
+        "this command runs for each search",
+    )
     arguments = parser.parse_args(argv)
     scale = recipe.scales[arguments.scale]
     out = arguments.out or Path(f"runs/{recipe.dataset}-{arguments.scale}")
     out.mkdir(parents=True, exist_ok=True)
+
+    searches = list(itertools.product(arguments.seeds, arguments.strategies))
+    if not arguments.here:
+        for seed, strategy in searches:
+            if not (out / f"{strategy}-seed{seed}.json").exists():
+                one = ("--seeds", str(seed), "--strategies", strategy, "--retrainings", "1")
+                run_module(f"experiments.{recipe.dataset}", [*argv, *one, "--here"])
 
     start = time.perf_counter()
     dataset = jdss.load_dataset(recipe.dataset, data_dir=arguments.data_dir).head(scale.images)
@@ -125,4 +146,6 @@ def run(recipe: Recipe, description: str | None, argv: Sequence[str] | None = No
         model_name=recipe.model_name,
         storage=arguments.storage or f"sqlite:///{out / 'searches.db'}",
         keep_compiled=not arguments.compile_anew,
+        own_process=arguments.here and len(searches) == 1,
+        show=not arguments.here,
     )

@@ -10,7 +10,7 @@ import optuna
 import pytest
 
 import jdss
-from experiments import cifar10, cifar100, mnist
+from experiments import cifar10, cifar100, mnist, trainings
 from experiments.comparison import compare
 from jdss import reporting
 from jdss.compilation import use_compilation_cache
@@ -113,7 +113,7 @@ def _as_read(value):
 def test_a_comparison_that_is_taken_up_again_does_nothing_twice(resumable, tmp_path):
     (first,) = resumable()
     path = tmp_path / "uniform-seed0.json"
-    assert first["peak_memory_bytes"] > 1e7
+    assert "process_peak_memory_bytes" not in first  # others were searched in this process
     written = path.stat().st_mtime_ns
     resumable()
     assert path.stat().st_mtime_ns == written
@@ -121,8 +121,21 @@ def test_a_comparison_that_is_taken_up_again_does_nothing_twice(resumable, tmp_p
     path.unlink()
     (again,) = resumable()
     assert _as_read(again["trials"]) == _as_read(first["trials"])
-    with pytest.raises(ValueError, match=r"uniform-seed0\.json is of an experiment with another"):
-        resumable(fraction=0.3)
+    for changes, what in [
+        ({"fraction": 0.3}, "strategy"),
+        ({"augmentation": "crop_flip"}, "augmentation"),
+        ({"model_name": "another"}, "model"),
+    ]:
+        with pytest.raises(
+            ValueError, match=rf"uniform-seed0\.json is of an experiment with another {what}"
+        ):
+            resumable(**changes)
+    # A training step that has become another one, too.
+    result = json.loads(path.read_text())
+    result["search"]["step"] = None
+    path.write_text(json.dumps(result))
+    with pytest.raises(ValueError, match="with another step"):
+        resumable()
 
 
 def test_winners_are_retrained_again_with_further_seeds(resumable, tmp_path):
@@ -137,6 +150,27 @@ def test_winners_are_retrained_again_with_further_seeds(resumable, tmp_path):
     assert result["retrainings"][0] == kept
 
 
+def test_equal_winners_are_retrained_once(resumable, tmp_path, monkeypatch):
+    trained = []
+
+    def train_once(*arguments):
+        trained.append(arguments[-1])
+        return original(*arguments)
+
+    original = trainings.train_once
+    monkeypatch.setattr(trainings, "train_once", train_once)
+    rate = {"learning_rate": optuna.distributions.FloatDistribution(0.05 / 3, 0.05 / 3)}
+    resumable(strategies=("uniform", "stratified"), retrainings=2, space=rate, trials=1)
+    first, second = reporting.read_results(tmp_path)
+    assert trained == [1]
+    assert first["retrainings"] == second["retrainings"]
+
+
+def test_unknown_strategies_are_refused(resumable):
+    with pytest.raises(ValueError, match=r"strategies must be of craig, .*got 'craig-batch'"):
+        resumable(strategies=("craig-batch",))
+
+
 def test_two_forms_of_a_method_are_searched_side_by_side(resumable, tmp_path):
     resumable(strategies=("grad_match", "grad_match-batch"), retrainings=2)
     found = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
@@ -145,6 +179,8 @@ def test_two_forms_of_a_method_are_searched_side_by_side(resumable, tmp_path):
         "grad_match-batch-seed0": "per_batch",
     }
     assert all(len(result["retrainings"]) == 1 for result in found.values())
+    (alone,) = reporting.summarize([found["grad_match-batch-seed0"]])
+    assert alone.label == "GRAD-MATCH of mini-batches"
 
 
 @pytest.mark.parametrize("recipe", [mnist.RECIPE, cifar10.RECIPE, cifar100.RECIPE])
@@ -166,7 +202,12 @@ def test_mnist_runs_at_smoke_scale(tmp_path, monkeypatch, capsys):
     if not any(directory.glob("mnist/*/dataset_info.json")):
         pytest.skip("MNIST is not prepared: set TFDS_DATA_DIR to a directory that holds it")
     arguments = ["mnist", "--scale", "smoke", "--out", str(tmp_path), "--data-dir", str(directory)]
-    monkeypatch.setattr("sys.argv", arguments)
+    monkeypatch.setattr("sys.argv", [*arguments, "--retrainings", "2"])
     mnist.main()
-    assert len(reporting.read_results(tmp_path)) == 5
+    results = reporting.read_results(tmp_path)
+    assert len(results) == 5
+    for result in results:  # each in a process of its own
+        assert f"--strategies {result['strategy']['name']} " in result["command"]
+        assert 1e8 < result["process_peak_memory_bytes"] < 1e10
+        assert len(result["retrainings"]) == 1
     assert "GRAD-MATCH" in capsys.readouterr().out

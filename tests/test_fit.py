@@ -269,10 +269,29 @@ def test_stored_images_go_through_the_normalization_to_the_trained_model(grey_im
     variables = jdss.load_model(tmp_path / "model", FlatImages(), input_shape=(4, 4, 1))
     normalization = jdss.load_normalization(tmp_path / "model")
     np.testing.assert_array_equal(FlatImages().apply(variables, normalization(images)), outputs)
+    with pytest.raises(TypeError, match="must be uint8, as the statistics are of, got int64"):
+        normalization(images.astype(np.int64))
     jdss.save_model(tmp_path / "without", result.state)
     for name in ("without", "nothing"):
         with pytest.raises(FileNotFoundError, match="save_model with a normalization"):
             jdss.load_normalization(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (lambda result: (result,), "state must be a TrainState, .* got FitResult"),
+        (lambda result: (result.state, result), "normalization must be a Norm.* got FitResult"),
+        (lambda result: (result.state, {"mean": 0}), "normalization must be .* got dict"),
+    ],
+)
+def test_what_cannot_be_saved_leaves_nothing_behind(
+    arguments, message, perceptron, blobs, tmp_path
+):
+    result = fit(perceptron, blobs, selection="full", validation=blobs)
+    with pytest.raises(TypeError, match=message):
+        jdss.save_model(tmp_path / "model", *arguments(result))
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize("kind", [tuple, dict])

@@ -544,7 +544,7 @@ def test_readings_grow_and_the_last_one_stays_after_stopping(monkeypatch, fresh_
     monkeypatch.setattr(energy_module, "_start_tracker", lambda: (tracker, tracker.handler))
     with EnergyMeter() as meter:  # starting reads once
         first, second = meter.read(), meter.read()
-    assert first == Energy(7200.0, "CPU: TDP × CPU load, RAM: model", True)
+    assert first == Energy(7200.0, "CPU: TDP and CPU load, RAM: model", True)
     assert second.joules - first.joules == pytest.approx(3600.0)
     assert tracker.stopped
     assert meter.read().joules == pytest.approx(4 * 3600.0)
@@ -583,7 +583,7 @@ def test_a_tracker_that_breaks_later_does_not_break_the_run(monkeypatch, fresh_w
                 device("GPU", devices=SimpleNamespace(devices=[device("NvidiaGPUDevice")])),
                 device("CPU", _mode="cpu_load"),
             ],
-            "CPU: TDP × CPU load, GPU: NVML",
+            "CPU: TDP and CPU load, GPU: NVML",
             True,
         ),
     ],

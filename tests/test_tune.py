@@ -262,6 +262,20 @@ def test_the_retrained_model_is_saved_and_loads_back(perceptron, blobs, tmp_path
         tune(perceptron, blobs, save_to=tmp_path / "best")
 
 
+@pytest.mark.parametrize("data_on", ["device", "host"])
+def test_the_winner_is_retrained_with_the_statistics_of_all_its_images(data_on, perceptron):
+    generator = np.random.default_rng(0)
+    parts = [generator.integers(low, low + 50, (60, 4, 4, 1)).astype(np.uint8) for low in (0, 200)]
+    labels = np.arange(60) % 3
+    result = tune(
+        perceptron, (parts[0], labels), validation=(parts[1], labels), data_on=data_on, trials=1
+    )
+    everything = np.concatenate(parts) / 255
+    found = result.retraining.normalization(parts[0])
+    by_hand = (parts[0] / 255 - everything.mean()) / everything.std()
+    np.testing.assert_allclose(found, by_hand, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -26,11 +26,15 @@ _CROP_PADDING = 4  # pixels on each side, as is usual for 32 × 32 images
 class Normalization:
     """What is done to every input: uint8 is scaled to 0..1, then (input - mean) / std.
 
-    Integers that are not uint8 (words, categories) and masks of bool are left as they are.
+    Integers that are not uint8 (words, categories) and masks of bool are left as they are. Floats
+    are not scaled: with statistics of uint8 images, float images must be in 0..1 already.
 
     Attributes:
       mean: float32[channels] or []; of several inputs, one for each.
       std: float32, of the same shape.
+
+    Raises:
+      TypeError: for inputs of another integer type, where the statistics are of channels.
 
     Example:
       >>> half = Normalization(mean=jnp.float32(0.5), std=jnp.float32(0.5))
@@ -53,6 +57,8 @@ def _normalised(inputs: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array
     if inputs.dtype == jnp.uint8:
         return (inputs.astype(jnp.float32) / 255 - mean) / std
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
+        if jnp.ndim(mean) > 0:  # of images; those of words or categories are one number
+            raise TypeError(f"inputs must be uint8, as the statistics are of, got {inputs.dtype}")
         return inputs
     return (inputs.astype(jnp.float32) - mean) / std
 

@@ -22,7 +22,7 @@ _CPU_METHODS = {
     "intel_rapl": ("RAPL", False),
     "windows_emi": ("Energy Meter Interface", False),
     "intel_power_gadget": ("Power Gadget", False),
-    "cpu_load": ("TDP × CPU load", True),
+    "cpu_load": ("TDP and CPU load", True),
     "constant": ("TDP constant", True),
 }
 
@@ -36,9 +36,10 @@ class Energy:
         that CodeCarbon sees.
       method: where the figure comes from, for example `"CPU: RAPL, RAM: model, GPU: NVML"`.
       is_estimate: True where the power of the CPU or the memory is modelled and not read from a
-        counter. Without RAPL, as in most virtual machines, CodeCarbon multiplies the processor's
-        rated power (TDP, from a table) by its load; and it models the memory almost everywhere,
-        so on Linux only the method tells whether the CPU's share was measured.
+        counter. Without RAPL, as in most virtual machines, CodeCarbon models the CPU's power from
+        its load and its rated power (TDP, from a table, and guessed for a processor that is not in
+        it); and it models the memory's almost everywhere, so on Linux only the method tells
+        whether the CPU's share was measured.
 
     Made by `jdss.reporting.EnergyMeter`.
     """

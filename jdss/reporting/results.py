@@ -33,7 +33,7 @@ REQUIRED_KEYS = (
 )
 """What every result file has."""
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "optuna", "numpy", "jdss")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "optuna", "numpy", "codecarbon", "jdss")
 _CHECKOUT = Path(__file__).resolve().parents[2]
 # From the root with two or more components (so that "1/2" and "and/or" are not paths), from a
 # drive, or inside a URL of a file or of SQLite.

@@ -22,6 +22,8 @@ _NAMES = {
 }
 _DATASETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 
+_PEAK_MEMORY = "process_peak_memory_bytes"
+
 Result = Mapping[str, Any]
 
 
@@ -106,7 +108,8 @@ class Summary:
       of_random: search seconds of random subsets with the same seeds over those of this strategy:
         its share of the speedup that subsets have if choosing them costs nothing.
       selecting_share: of the search's seconds, spent on gradients and on solving, in [0, 1].
-      peak_memory_bytes: the most resident memory of the process.
+      peak_memory_bytes: the most resident memory of a process that made the search and nothing
+        else, over those runs that had one.
       joules: energy of the whole run.
       energy_is_estimate: whether any of it was modelled instead of measured.
       energy_methods: where the energy figures come from.
@@ -243,7 +246,9 @@ def _summary(
         of_random=None
         if strategy["name"] == "full"
         else speedup("search", compiling=True, references=random_runs),
-        peak_memory_bytes=_estimate(run.get("peak_memory_bytes") for run in runs),
+        peak_memory_bytes=_estimate(
+            run[_PEAK_MEMORY] for run in runs if run.get(_PEAK_MEMORY) is not None
+        ),
         selecting_share=_estimate(_selecting_share(run) for run in runs),
         joules=_estimate(energy["joules"] if energy else None for energy in energies),
         energy_is_estimate=any(energy["is_estimate"] for energy in known),
@@ -276,15 +281,20 @@ def _fraction(strategy: Mapping[str, Any]) -> float:
 
 def _label(strategy: Mapping[str, Any], rivals: Iterable[Mapping[str, Any]]) -> str:
     """The strategy's name, with those of its settings in which others of its name differ."""
-    name = strategy["name"]
-    same = [rival for rival in rivals if rival["name"] == name]
+    label = _base_label(strategy)
+    same = [rival for rival in rivals if _base_label(rival) == label]
     settings = [
         percent(strategy[key]) if key == "fraction" else f"{key}={strategy[key]}"
         for key in strategy
         if any(rival.get(key) != strategy[key] for rival in same)
     ]
-    label = _NAMES.get(name, str(name))
     return f"{label} ({', '.join(settings)})" if settings else label
+
+
+def _base_label(strategy: Mapping[str, Any]) -> str:
+    name = str(strategy["name"])
+    of_batches = strategy.get("lifting") == "per_batch"
+    return _NAMES.get(name, name) + (" of mini-batches" if of_batches else "")
 
 
 def _seconds(run: Result, part: str, *, compiling: bool = True) -> float | None:

@@ -20,7 +20,12 @@ from jdss.reporting.ledger import LINES
 from jdss.reporting.summary import Estimate, Result, Study, Summary, percent, summarize
 
 _UNKNOWN = "–"
-_OPTIONAL = ("over full data (points)", "search, of random's speed", "memory (GB)")
+_OPTIONAL = (
+    "over full data (points)",
+    "search, of random's speed",
+    "memory (GB)",
+    "energy (J)",
+)
 
 
 def comparison_table(results: Iterable[Result], *, by_column: bool = False) -> Table:
@@ -200,6 +205,10 @@ def _notes(summaries: Sequence[Summary], many_seeds: bool) -> str:
             "Means ± standard deviations over seeds; differences are paired by seed, with the 95% "
             "interval of their mean."
         )
+    measured = [summary.peak_memory_bytes for summary in summaries]
+    alone = sum(estimate.count for estimate in measured if estimate)
+    if 0 < alone < sum(summary.num_runs for summary in summaries):
+        notes.append(f"Memory is of {alone} searches that had a process of their own.")
     methods = dict.fromkeys(method for summary in summaries for method in summary.energy_methods)
     if methods:
         estimated = any(summary.energy_is_estimate for summary in summaries)

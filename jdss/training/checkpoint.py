@@ -29,6 +29,7 @@ def save_model(
 
     Raises:
       FileExistsError: where `path` is there already: nothing computed is overwritten.
+      TypeError: for another state or normalization than results have.
 
     Example:
       ```python
@@ -38,6 +39,15 @@ def save_model(
     """
     import orbax.checkpoint as ocp  # here, since it takes as long to import as all of jdss
 
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"state must be a TrainState, as result.state is, got {type(state).__name__}"
+        )
+    if not isinstance(normalization, Normalization | None):
+        raise TypeError(
+            "normalization must be a Normalization, as result.normalization is, or None, got "
+            f"{type(normalization).__name__}"
+        )
     directory = Path(path).absolute()
     if directory.exists():
         raise FileExistsError(f"path must not exist yet, but {path} does")
@@ -45,7 +55,8 @@ def save_model(
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory, state.variables)
         if normalization is not None:
-            checkpointer.save(directory / _NORMALIZATION, vars(normalization))
+            # From the host: what a device held could be restored on the same devices only.
+            checkpointer.save(directory / _NORMALIZATION, vars(normalization.on_host()))
 
 
 def load_model(path: str | os.PathLike[str], model: nn.Module, input_shape: Any) -> dict[str, Any]:
