@@ -29,6 +29,7 @@ def run_module(module: str, arguments: Sequence[str]) -> None:
                 status = process.wait()
             except BaseException:
                 process.terminate()
+                process.wait()
                 raise
     finally:
         signal.signal(signal.SIGTERM, previous)
