@@ -215,7 +215,13 @@ def compared(
         if strategy["name"] == "full" or result is cut_short:
             cut_short = None
         others = (None if one is None else in_order(one) for one in (random, cut_short))
-        found.append((strategy["label"], result, agreement(reference, trials, strategy, *others)))
+        one = agreement(reference, trials, strategy, *others)
+        same_seed = in_order(by_name[FULL.name]) if FULL.name in by_name else None
+        if same_seed is None or strategy["way"] == FULL.name:
+            one["by_same_seed"] = None
+        else:  # as good a truth as the reference
+            one["by_same_seed"] = _spearman(_scores(same_seed), _scores(trials))
+        found.append((strategy["label"], result, one))
 
     def order(one: tuple[str, Mapping[str, Any], dict[str, Any]]) -> tuple[Any, ...]:
         strategy = one[1]["strategy"]
@@ -240,6 +246,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
     shown.add_column("trained on", no_wrap=True)
     for header in (
         "rank correlation (95% interval)",
+        "with the same seed",
         f"among the {BEST} best",
         "over random",
         "over cut short",
@@ -258,6 +265,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
         shown.add_row(
             label,
             f"{one['spearman']:.2f} ({low:.2f} to {high:.2f})",
+            "" if one["by_same_seed"] is None else f"{one['by_same_seed']:.2f}",
             "" if one["among_best"] is None else f"{one['among_best']:.2f}",
             *overs,
             f"{one['rank']:.3g}",

@@ -2,7 +2,8 @@
 
 A table stands in the README or in `docs/results.md` between `<!-- results: DIRECTORY -->` and
 `<!-- end of results -->`, DIRECTORY being one below `experiments/results`. Figures stand beside
-the result files that they are drawn from.
+the result files that they are drawn from. `differences-PREFIX` is what the retrainings of all
+directories came to whose names begin with PREFIX.
 """
 
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from experiments import comparison, pruning, rank_fidelity, robustness
+from experiments import comparison, differences, pruning, rank_fidelity, robustness
 from jdss import reporting
 
 ROOT = Path(__file__).parent.parent
@@ -26,6 +27,9 @@ def tables_in(text: str) -> list[str]:
 
 def table(directory: str) -> Table:
     """The table of a directory below `experiments/results`, of the kind that its name tells."""
+    if directory.startswith("differences-"):
+        found = sorted(RESULTS.glob(directory.removeprefix("differences-") + "*"))
+        return differences.table([each for one in found for each in reporting.read_results(one)])
     results = reporting.read_results(RESULTS / directory)
     if directory.startswith("rank-fidelity"):
         return rank_fidelity.table(results)

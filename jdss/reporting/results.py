@@ -34,6 +34,7 @@ REQUIRED_KEYS = (
 """What every result file has."""
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "optuna", "numpy", "codecarbon", "jdss")
+_CPU_NUMBERS = ("cpu family", "model", "stepping")
 _CHECKOUT = Path(__file__).resolve().parents[2]
 # From the root with two or more components (so that "1/2" and "and/or" are not paths), from a
 # drive, or inside a URL of a file or of SQLite.
@@ -265,9 +266,13 @@ def _cpu_model() -> str | None:
             return subprocess.run(
                 command, capture_output=True, text=True, check=True
             ).stdout.strip()
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        first, _, _ = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")
+        parts = (line.partition(":") for line in first.splitlines())
+        fields = {name.strip(): value.strip() for name, _, value in parts}
+        if name := fields.get("model name"):
+            # A virtual machine may call processors of several generations by the same name.
+            numbers = [f"{each} {fields[each]}" for each in _CPU_NUMBERS if each in fields]
+            return f"{name} ({', '.join(numbers)})" if numbers else name
     except (OSError, subprocess.SubprocessError):
         pass
     return platform.processor() or platform.machine() or None

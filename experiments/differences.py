@@ -1,0 +1,102 @@
+"""Test accuracy after retraining, search by search: against full data and against random subsets.
+
+Searches of several result directories may be taken together, since accuracies, unlike seconds, do
+not depend on the machine but by chance. Strategies are paired by the seed of the search.
+"""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from jdss import reporting
+
+
+def table(results: Iterable[Mapping[str, Any]]) -> Table:
+    """One row a strategy; differences in points, of means over a winner's retrainings.
+
+    Raises:
+      ValueError: where two results are of the same strategy and seed, none is of full data, or a
+        retraining has no test accuracy.
+    """
+    accuracies = by_strategy(results)
+    full, random = accuracies.get("full data"), accuracies.get("random", {})
+    if full is None:
+        raise ValueError("results must hold full data, with which the others are compared")
+    retrainings = {len(each) for found in accuracies.values() for each in found.values()}
+    of_each = (
+        f"{min(retrainings)} to {max(retrainings)}" if len(retrainings) > 1 else retrainings.pop()
+    )
+    shown = Table(
+        title="Test accuracy after retraining, in points",
+        caption=f"Means over {of_each} retrainings of each winner, by the seed of the search; in "
+        "brackets the 95% interval of the mean over searches.",
+        box=box.SIMPLE_HEAD,
+    )
+    shown.add_column("searched on", no_wrap=True)
+    for header in ("over full data, by search", "mean", "over random", "between retrainings"):
+        shown.add_column(header, justify="right")
+    for label, found in accuracies.items():
+        over_full, over_random = _differences(found, full), _differences(found, random)
+        shown.add_row(
+            label,
+            "" if found is full else ", ".join(map(_points, over_full)),
+            "" if found is full else _mean(over_full),
+            "" if found is random else _mean(over_random),
+            _deviation(found.values()),
+        )
+    return shown
+
+
+def by_strategy(
+    results: Iterable[Mapping[str, Any]],
+) -> dict[str, dict[int, list[float]]]:
+    """The test accuracies of each winner's retrainings, in percent, by strategy and search seed."""
+    results = sorted(results, key=lambda result: int(result["seeds"]["search"]))
+    found: dict[str, dict[int, list[float]]] = {
+        summary.label: {} for summary in reporting.summarize(results)
+    }
+    for result in results:
+        (label,) = (one.label for one in reporting.summarize([result]))
+        seed = result["seeds"]["search"]
+        if seed in found.setdefault(label, {}):
+            raise ValueError(f"results must hold one search of {label} with seed {seed}, got two")
+        retrainings = [result["retraining"] or {}, *result.get("retrainings", ())]
+        accuracies = [one.get("test_accuracy") for one in retrainings]
+        if None in accuracies:
+            raise ValueError(f"a retraining of {label} with seed {seed} has no test accuracy")
+        found[label][seed] = [100 * accuracy for accuracy in accuracies]
+    return {label: searches for label, searches in found.items() if searches}
+
+
+def _differences(
+    found: Mapping[int, Sequence[float]], reference: Mapping[int, Sequence[float]]
+) -> list[float]:
+    return [
+        statistics.fmean(found[seed]) - statistics.fmean(reference[seed])
+        for seed in found
+        if seed in reference
+    ]
+
+
+def _mean(differences: Sequence[float]) -> str:
+    if not differences:
+        return ""
+    mean = statistics.fmean(differences)
+    if len(differences) == 1:
+        return _points(mean)
+    deviation = statistics.stdev(differences)
+    half = reporting.Estimate(mean, deviation, len(differences)).interval
+    return f"{_points(mean)} ({_points(mean - half)} to {_points(mean + half)})"
+
+
+def _points(difference: float) -> str:
+    return f"{round(difference, 2) + 0.0:+.2f}"  # nought has no sign of its own
+
+
+def _deviation(accuracies: Iterable[Sequence[float]]) -> str:
+    """The least and the most standard deviation between the retrainings of one winner."""
+    found = [statistics.stdev(each) for each in accuracies if len(each) > 1]
+    return f"{min(found):.2f} to {max(found):.2f}" if found else ""
