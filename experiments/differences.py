@@ -85,10 +85,10 @@ def _mean(differences: Sequence[float]) -> str:
     if not differences:
         return ""
     mean = statistics.fmean(differences)
-    if len(differences) == 1:
-        return _points(mean)
-    deviation = statistics.stdev(differences)
+    deviation = statistics.stdev(differences) if len(differences) > 1 else None
     half = reporting.Estimate(mean, deviation, len(differences)).interval
+    if half is None:
+        return _points(mean)
     return f"{_points(mean)} ({_points(mean - half)} to {_points(mean + half)})"
 
 
