@@ -175,7 +175,11 @@ def summarize(results: Iterable[Result]) -> list[Summary]:
         study, strategy = key[0], json.loads(key[1])
         name = strategy["name"]
         place = _ORDER.index(name) if name in _ORDER else len(_ORDER)
-        return (study.dataset, study.model, study.scale, place, name, _fraction(strategy), key[1])
+        of_batches = strategy.get("lifting") == "per_batch"
+        return (
+            *(study.dataset, study.model, study.scale, place, name, of_batches),
+            *(_fraction(strategy), key[1]),
+        )
 
     keys = sorted(groups, key=order)
     summaries = []
