@@ -157,7 +157,7 @@ def speedups(results: Iterable[Result], path: str | os.PathLike[str]) -> tuple[P
             color=_GREY,
             va="center",
         )
-        axes.set_xticks(range(len(rows)), [row.label.replace(" (", "\n(") for row in rows])
+        axes.set_xticks(range(len(rows)), [_in_lines(row.label) for row in rows])
         axes.tick_params(axis="x", length=0)
         axes.set_ylabel("speedup over full data (×), compilation included")
         axes.yaxis.grid(color="#dddddd", linewidth=0.6)
@@ -333,6 +333,13 @@ def _bounds(axes: Any, shift: float, summaries: Sequence[Summary]) -> list[float
             zorder=3,
         )
     return bounds
+
+
+def _in_lines(label: str) -> str:
+    """A label for below a pair of bars, with its settings and what is long on further lines."""
+    return "\n".join(
+        line for part in label.replace(" (", "\n(").splitlines() for line in textwrap.wrap(part, 16)
+    )
 
 
 def _label_points(
