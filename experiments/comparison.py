@@ -1,10 +1,11 @@
 """What the experiments share: one search a strategy and seed, each under the same conditions."""
 
+import itertools
 import json
 import os
 import resource
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ def compare(
     model_name: str | None = None,
     storage: str | None = None,
     keep_compiled: bool = True,
+    elsewhere: Callable[[str, int], None] | None = None,
     own_process: bool = False,
     show: bool = True,
     progress: bool = True,
@@ -106,8 +108,11 @@ def compare(
       storage: where searches are kept to be resumed, as Optuna takes it; None does not keep them.
       keep_compiled: whether to keep compiled programs in `compilation_cache()` for a later run,
         and to use those that an earlier one kept.
+      elsewhere: makes the search of a strategy and seed in another process, which writes its
+        result file; None makes it here.
       own_process: whether this process makes one search and nothing else: only then is the most
-        memory that it ever held the search's own, and the result file has it.
+        memory that it ever held the search's own, and the result file has it, unless the search
+        was begun by another process.
       show: whether to print the tables and draw the figures at the end.
       progress: whether to show progress bars.
 
@@ -122,53 +127,62 @@ def compare(
             f"strategies must be of {', '.join([*jdss.STRATEGIES, *VARIANTS])}, got {unknown[0]!r}"
         )
     name_shown = model_name or type(model).__name__
-    results = {}
-    for seed in seeds:
-        for strategy in strategies:
-            path = out / f"{strategy}-seed{seed}.json"
-            subsets = trainings.subsets(
-                strategy,
-                strategy,
-                fraction=fraction,
-                select_every=select_every,
-                warm_start=warm_start,
-                **VARIANTS.get(strategy, {}),
-            ).schedule
-            if storage is not None and path.exists():
-                settings = {
-                    "dataset": dataset.name,
-                    "model": name_shown,
-                    "scale": dict(scale),
-                    "trials": trials,
-                    "space": describe_space(space),
-                    "strategy": make_schedule(**subsets).describe(),
-                    "augmentation": augmentation,
-                    "step": STEP,
-                }
-                results[path] = _finished(path, settings)
-                continue
-            name = f"{dataset.name}-{scale['name']}-{strategy}-{seed}"
-            with nothing_compiled(name, keep=keep_compiled) as compilations:
-                found = jdss.tune(
-                    model,
-                    dataset,
-                    space=space,
-                    **subsets,
-                    augmentation=augmentation,
-                    trials=trials,
-                    seed=seed,
-                    storage=storage,
-                    study_name=name,
-                    progress=progress,
-                )
-            record = record_of(
-                found, name_shown, dataset, scale, seed, loading_seconds, compilations
+    experiment = {
+        "dataset": dataset.name,
+        "model": name_shown,
+        "scale": dict(scale),
+        "trials": trials,
+        "space": describe_space(space),
+        "augmentation": augmentation,
+        "step": STEP,
+    }
+    plan = {}
+    for seed, strategy in itertools.product(seeds, strategies):
+        subsets = trainings.subsets(
+            strategy,
+            strategy,
+            fraction=fraction,
+            select_every=select_every,
+            warm_start=warm_start,
+            **VARIANTS.get(strategy, {}),
+        ).schedule
+        settings = {**experiment, "strategy": make_schedule(**subsets).describe()}
+        plan[out / f"{strategy}-seed{seed}.json"] = (seed, strategy, subsets, settings)
+    # Files of another experiment are refused before the first search, not after the last.
+    results = {
+        path: _finished(path, settings)
+        for path, (*_, settings) in plan.items()
+        if storage is not None and path.exists()
+    }
+    for path, (seed, strategy, subsets, settings) in plan.items():
+        if path in results:
+            continue
+        if elsewhere is not None:
+            elsewhere(strategy, seed)
+            results[path] = _finished(path, settings)
+            continue
+        name = f"{dataset.name}-{scale['name']}-{strategy}-{seed}"
+        is_new = storage is None or name not in optuna.study.get_all_study_names(storage)
+        with nothing_compiled(name, keep=keep_compiled) as compilations:
+            found = jdss.tune(
+                model,
+                dataset,
+                space=space,
+                **subsets,
+                augmentation=augmentation,
+                trials=trials,
+                seed=seed,
+                storage=storage,
+                study_name=name,
+                progress=progress,
             )
-            if own_process:
-                record["process_peak_memory_bytes"] = process_peak_memory_bytes()
-            reporting.write_result(path, record)
-            # As read: rounded, as the winners are that those of this run are compared with.
-            results[path] = json.loads(path.read_text())
+        record = record_of(found, name_shown, dataset, scale, seed, loading_seconds, compilations)
+        if own_process and is_new:
+            record["process_peak_memory_bytes"] = process_peak_memory_bytes()
+        reporting.write_result(path, record)
+        # As read: rounded, as the winners are that those of this run are compared with.
+        results[path] = json.loads(path.read_text())
+    results = {path: results[path] for path in plan}
     for path, result in results.items():
         retrain_again(path, result, model, dataset, augmentation, range(1, retrainings))
     if show:

@@ -18,8 +18,9 @@ def table(results: Iterable[Mapping[str, Any]]) -> Table:
     """One row a strategy; differences in points, of means over a winner's retrainings.
 
     Raises:
-      ValueError: where two results are of the same strategy and seed, none is of full data, or a
-        retraining has no test accuracy.
+      ValueError: where results are of several studies, or of one strategy with several settings,
+        or two of the same strategy and seed; where none is of full data; where a retraining has no
+        test accuracy.
     """
     accuracies = by_strategy(results)
     full, random = accuracies.get("full data"), accuracies.get("random", {})
@@ -55,20 +56,23 @@ def by_strategy(
 ) -> dict[str, dict[int, list[float]]]:
     """The test accuracies of each winner's retrainings, in percent, by strategy and search seed."""
     results = sorted(results, key=lambda result: int(result["seeds"]["search"]))
-    found: dict[str, dict[int, list[float]]] = {
-        summary.label: {} for summary in reporting.summarize(results)
-    }
+    summaries = reporting.summarize(results)
+    if len(studies := {str(summary.study) for summary in summaries}) > 1:
+        raise ValueError(f"results must be of one study, got {'; '.join(sorted(studies))}")
+    found: dict[str, dict[int, list[float]]] = {summary.label: {} for summary in summaries}
     for result in results:
         (label,) = (one.label for one in reporting.summarize([result]))
+        if label not in found:  # where settings differ, labels name them
+            raise ValueError(f"results must be of one setting of {label}, got {', '.join(found)}")
         seed = result["seeds"]["search"]
-        if seed in found.setdefault(label, {}):
+        if seed in found[label]:
             raise ValueError(f"results must hold one search of {label} with seed {seed}, got two")
         retrainings = [result["retraining"] or {}, *result.get("retrainings", ())]
         accuracies = [one.get("test_accuracy") for one in retrainings]
         if None in accuracies:
             raise ValueError(f"a retraining of {label} with seed {seed} has no test accuracy")
         found[label][seed] = [100 * accuracy for accuracy in accuracies]
-    return {label: searches for label, searches in found.items() if searches}
+    return found
 
 
 def _differences(
@@ -93,7 +97,7 @@ def _mean(differences: Sequence[float]) -> str:
 
 
 def _points(difference: float) -> str:
-    return f"{round(difference, 2) + 0.0:+.2f}"  # nought has no sign of its own
+    return f"{round(difference, 9) + 0.0:+.2f}"  # nought has no sign, but -0.004 has
 
 
 def _deviation(accuracies: Iterable[Sequence[float]]) -> str:

@@ -1,7 +1,6 @@
 """The command line that the recipes `mnist`, `cifar10` and `cifar100` share."""
 
 import argparse
-import itertools
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -106,12 +105,9 @@ def run(recipe: Recipe, description: str | None, argv: Sequence[str] | None = No
     out = arguments.out or Path(f"runs/{recipe.dataset}-{arguments.scale}")
     out.mkdir(parents=True, exist_ok=True)
 
-    searches = list(itertools.product(arguments.seeds, arguments.strategies))
-    if not arguments.here:
-        for seed, strategy in searches:
-            if not (out / f"{strategy}-seed{seed}.json").exists():
-                one = ("--seeds", str(seed), "--strategies", strategy, "--retrainings", "1")
-                run_module(f"experiments.{recipe.dataset}", [*argv, *one, "--here"])
+    def in_a_process(strategy: str, seed: int) -> None:
+        one = ("--seeds", str(seed), "--strategies", strategy, "--here")
+        run_module(f"experiments.{recipe.dataset}", [*argv, *one])
 
     start = time.perf_counter()
     dataset = jdss.load_dataset(recipe.dataset, data_dir=arguments.data_dir).head(scale.images)
@@ -142,10 +138,11 @@ def run(recipe: Recipe, description: str | None, argv: Sequence[str] | None = No
         out=out,
         loading_seconds=loading_seconds,
         augmentation=recipe.augmentation,
-        retrainings=arguments.retrainings,
+        retrainings=1 if arguments.here else arguments.retrainings,
         model_name=recipe.model_name,
         storage=arguments.storage or f"sqlite:///{out / 'searches.db'}",
         keep_compiled=not arguments.compile_anew,
-        own_process=arguments.here and len(searches) == 1,
+        elsewhere=None if arguments.here else in_a_process,
+        own_process=arguments.here and len(arguments.seeds) * len(arguments.strategies) == 1,
         show=not arguments.here,
     )

@@ -2,8 +2,8 @@
 
 A table stands in the README or in `docs/results.md` between `<!-- results: DIRECTORY -->` and
 `<!-- end of results -->`, DIRECTORY being one below `experiments/results`. Figures stand beside
-the result files that they are drawn from. `differences-PREFIX` is what the retrainings of all
-directories came to whose names begin with PREFIX.
+the result files that they are drawn from. `differences-DIRECTORY+DIRECTORY` is what the
+retrainings of several directories came to.
 """
 
 import re
@@ -28,8 +28,10 @@ def tables_in(text: str) -> list[str]:
 def table(directory: str) -> Table:
     """The table of a directory below `experiments/results`, of the kind that its name tells."""
     if directory.startswith("differences-"):
-        found = sorted(RESULTS.glob(directory.removeprefix("differences-") + "*"))
-        return differences.table([each for one in found for each in reporting.read_results(one)])
+        names = directory.removeprefix("differences-").split("+")
+        return differences.table(
+            [result for name in names for result in reporting.read_results(RESULTS / name)]
+        )
     results = reporting.read_results(RESULTS / directory)
     if directory.startswith("rank-fidelity"):
         return rank_fidelity.table(results)

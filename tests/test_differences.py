@@ -50,10 +50,21 @@ def test_only_searches_of_the_same_seed_are_compared():
     assert found["random"][:3] == ["-10.00", "-10.00", ""]
 
 
+def test_a_small_loss_is_not_shown_as_a_gain():
+    found = rows([*FULL[:1], result("craig", 0, 0.90995, 0.91), result("glister", 0, 0.91)])
+    assert found["CRAIG"][0] == "-0.00"
+    assert found["GLISTER"][0] == "+0.00"
+
+
 @pytest.mark.parametrize(
     ("results", "message"),
     [
         (CRAIG, "results must hold full data"),
+        ([*FULL, {**FULL[0], "dataset": {"name": "cifar10"}}], "of one study, got CIFAR-10.*MNIST"),
+        (
+            [*FULL, *CRAIG[:1], {**CRAIG[1], "strategy": {"name": "craig", "fraction": 0.3}}],
+            "results must be of one setting of CRAIG",
+        ),
         ([*FULL, FULL[0]], "one search of full data with seed 0, got two"),
         ([*FULL, result("craig", 0, 0.9, None)], "retraining of CRAIG with seed 0 has no test"),
     ],

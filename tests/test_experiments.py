@@ -138,6 +138,21 @@ def test_a_comparison_that_is_taken_up_again_does_nothing_twice(resumable, tmp_p
         resumable()
 
 
+def test_files_of_another_experiment_are_refused_before_any_search(resumable, tmp_path):
+    resumable()
+    with pytest.raises(ValueError, match=r"uniform-seed0\.json is of an experiment with another"):
+        resumable(strategies=("full", "uniform"), trials=3)
+    assert not (tmp_path / "full-seed0.json").exists()
+
+
+def test_memory_is_recorded_of_whole_searches_in_processes_of_their_own(resumable, tmp_path):
+    (first,) = resumable(own_process=True)
+    assert 1e7 < first["process_peak_memory_bytes"] < 1e11
+    (tmp_path / "uniform-seed0.json").unlink()
+    (resumed,) = resumable(own_process=True)
+    assert "process_peak_memory_bytes" not in resumed
+
+
 def test_winners_are_retrained_again_with_further_seeds(resumable, tmp_path):
     resumable(retrainings=3)
     (result,) = reporting.read_results(tmp_path)

@@ -80,6 +80,16 @@ def test_trainings_are_compared_by_configuration_and_an_unfinished_way_is_left_o
     ((label, _, found),) = rank_fidelity.compared(results)
     assert label == "uniform-0.05"
     assert found["spearman"] == pytest.approx(1)
+    assert found["by_same_seed"] is None  # there is none
+    same_seed = [trial(one, epochs=epochs) for one, epochs in ((0.7, 10), (0.9, 11), (0.8, 12))]
+    by_way = {
+        result["strategy"]["way"]: found
+        for _, result, found in rank_fidelity.compared(
+            [*results, result("full", same_seed, "full")]
+        )
+    }
+    assert by_way["uniform-0.05"]["by_same_seed"] == pytest.approx(-0.5)
+    assert by_way["full"]["by_same_seed"] is None
 
 
 def test_a_training_that_diverged_is_the_worst_of_all():

@@ -662,3 +662,22 @@ def test_the_speed_beside_random_subsets_is_of_the_same_seed_and_fraction():
     assert summarize(results)[1].of_random.mean == pytest.approx(0.25)
     other = make_result("uniform", 0) | {"strategy": {"name": "uniform", "fraction": 0.1}}
     assert summarize([other, make_result("craig", 0)])[1].of_random is None
+
+
+def test_memory_is_that_of_searches_with_a_process_of_their_own():
+    alone = {"process_peak_memory_bytes": 2_500_000_000}
+    shared = {"peak_memory_bytes": 9_000_000_000}  # as it was recorded before
+    results = [make_result("full", 0, **shared), make_result("full", 1, **alone)]
+    table = comparison_table(results)
+    assert row_of(table, "full data")["memory (GB)"] == "2.50"
+    assert "Memory is of 1 searches that had a process of their own" in str(table.caption)
+    assert "memory (GB)" not in row_of(comparison_table(results[:1]), "full data")
+
+
+def test_processors_of_one_name_are_told_apart(monkeypatch):
+    text = (
+        "processor: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\nstepping\t: 1\n\n"
+    )
+    monkeypatch.setattr(Path, "read_text", lambda path, **kwargs: text)
+    monkeypatch.setattr("sys.platform", "linux")
+    assert results_module._cpu_model() == "AMD EPYC (cpu family 25, model 17, stepping 1)"

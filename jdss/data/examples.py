@@ -34,7 +34,7 @@ class Normalization:
       std: float32, of the same shape.
 
     Raises:
-      TypeError: for inputs of another integer type, where the statistics are of channels.
+      TypeError: for inputs of bool or another integer type, where the statistics are of channels.
 
     Example:
       >>> half = Normalization(mean=jnp.float32(0.5), std=jnp.float32(0.5))
