@@ -26,6 +26,7 @@ from jdss.training.schedule import make_schedule
 from jdss.training.train_on_subset import STEP
 from jdss.tuning.objective import ModelFactory, build_model
 from jdss.tuning.space import describe_space
+from jdss.tuning.storage import open_storage
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "grad_match-batch": {"lifting": "per_batch"},
@@ -162,7 +163,7 @@ def compare(
             results[path] = _finished(path, settings)
             continue
         name = f"{dataset.name}-{scale['name']}-{strategy}-{seed}"
-        is_new = storage is None or name not in optuna.study.get_all_study_names(storage)
+        is_new = storage is None or name not in _studies(storage)
         with nothing_compiled(name, keep=keep_compiled) as compilations:
             found = jdss.tune(
                 model,
@@ -188,6 +189,10 @@ def compare(
     if show:
         report(out, Console())
     return list(results.values())
+
+
+def _studies(storage: str) -> list[str]:
+    return optuna.study.get_all_study_names(open_storage(storage))
 
 
 def _finished(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:

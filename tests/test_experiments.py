@@ -153,6 +153,14 @@ def test_memory_is_recorded_of_whole_searches_in_processes_of_their_own(resumabl
     assert "process_peak_memory_bytes" not in resumed
 
 
+def test_searches_are_kept_in_a_journal_too(resumable, tmp_path):
+    storage = f"journal:///{tmp_path / 'searches.log'}"
+    (first,) = resumable(storage=storage)
+    (tmp_path / "uniform-seed0.json").unlink()
+    (again,) = resumable(storage=storage)
+    assert again["trials"] == first["trials"]
+
+
 def test_winners_are_retrained_again_with_further_seeds(resumable, tmp_path):
     resumable(retrainings=3)
     (result,) = reporting.read_results(tmp_path)
