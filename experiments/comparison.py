@@ -16,6 +16,7 @@ from rich.console import Console
 
 import jdss
 from experiments import trainings
+from experiments.benchmarks import measuring
 from jdss import reporting
 from jdss.compilation import CompilationCount, count_compilations, use_compilation_cache
 from jdss.parallel import forget_compiled
@@ -50,6 +51,9 @@ def nothing_compiled(name: str, *, keep: bool = True) -> Iterator[CompilationCou
 
 def process_peak_memory_bytes() -> int:
     """The most resident memory since this process began."""
+    if (peak := measuring.peak_bytes()) is not None:
+        return peak
+    # On Linux this would hold what the process that started this one had, too.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
@@ -163,7 +167,7 @@ def compare(
             results[path] = _finished(path, settings)
             continue
         name = f"{dataset.name}-{scale['name']}-{strategy}-{seed}"
-        is_new = storage is None or name not in _studies(storage)
+        is_alone = own_process and name not in _studies(storage)
         with nothing_compiled(name, keep=keep_compiled) as compilations:
             found = jdss.tune(
                 model,
@@ -178,20 +182,19 @@ def compare(
                 progress=progress,
             )
         record = record_of(found, name_shown, dataset, scale, seed, loading_seconds, compilations)
-        if own_process and is_new:
+        if is_alone:
             record["process_peak_memory_bytes"] = process_peak_memory_bytes()
         reporting.write_result(path, record)
         # As read: rounded, as the winners are that those of this run are compared with.
         results[path] = json.loads(path.read_text())
-    results = {path: results[path] for path in plan}
-    for path, result in results.items():
-        retrain_again(path, result, model, dataset, augmentation, range(1, retrainings))
+    for path in plan:
+        retrain_again(path, results[path], model, dataset, augmentation, range(1, retrainings))
     if show:
         report(out, Console())
-    return list(results.values())
+    return [results[path] for path in plan]
 
 
-def _studies(storage: str) -> list[str]:
+def _studies(storage: str | None) -> list[str]:
     return optuna.study.get_all_study_names(open_storage(storage))
 
 
