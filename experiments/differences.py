@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from jdss import reporting
+from jdss.reporting.tables import difference_in_points
 
 
 def table(results: Iterable[Mapping[str, Any]]) -> Table:
@@ -43,7 +44,7 @@ def table(results: Iterable[Mapping[str, Any]]) -> Table:
         over_full, over_random = _differences(found, full), _differences(found, random)
         shown.add_row(
             label,
-            "" if found is full else ", ".join(map(_points, over_full)),
+            "" if found is full else ", ".join(f"{100 * each:+.2f}" for each in over_full),
             "" if found is full else _mean(over_full),
             "" if found is random else _mean(over_random),
             _deviation(found.values()),
@@ -54,7 +55,7 @@ def table(results: Iterable[Mapping[str, Any]]) -> Table:
 def by_strategy(
     results: Iterable[Mapping[str, Any]],
 ) -> dict[str, dict[int, list[float]]]:
-    """The test accuracies of each winner's retrainings, in percent, by strategy and search seed."""
+    """The test accuracies of each winner's retrainings, in [0, 1], by strategy and search seed."""
     results = sorted(results, key=lambda result: int(result["seeds"]["search"]))
     summaries = reporting.summarize(results)
     if len(studies := {str(summary.study) for summary in summaries}) > 1:
@@ -71,36 +72,26 @@ def by_strategy(
         accuracies = [one.get("test_accuracy") for one in retrainings]
         if None in accuracies:
             raise ValueError(f"a retraining of {label} with seed {seed} has no test accuracy")
-        found[label][seed] = [100 * accuracy for accuracy in accuracies]
+        found[label][seed] = accuracies
     return found
 
 
 def _differences(
     found: Mapping[int, Sequence[float]], reference: Mapping[int, Sequence[float]]
 ) -> list[float]:
-    return [
+    differences = (
         statistics.fmean(found[seed]) - statistics.fmean(reference[seed])
         for seed in found
         if seed in reference
-    ]
+    )
+    return [round(each, 9) + 0.0 for each in differences]  # nought has no sign, but -0.00004 has
 
 
 def _mean(differences: Sequence[float]) -> str:
-    if not differences:
-        return ""
-    mean = statistics.fmean(differences)
-    deviation = statistics.stdev(differences) if len(differences) > 1 else None
-    half = reporting.Estimate(mean, deviation, len(differences)).interval
-    if half is None:
-        return _points(mean)
-    return f"{_points(mean)} ({_points(mean - half)} to {_points(mean + half)})"
-
-
-def _points(difference: float) -> str:
-    return f"{round(difference, 9) + 0.0:+.2f}"  # nought has no sign, but -0.004 has
+    return difference_in_points(reporting.Estimate.of(differences)) if differences else ""
 
 
 def _deviation(accuracies: Iterable[Sequence[float]]) -> str:
     """The least and the most standard deviation between the retrainings of one winner."""
-    found = [statistics.stdev(each) for each in accuracies if len(each) > 1]
+    found = [100 * statistics.stdev(each) for each in accuracies if len(each) > 1]
     return f"{min(found):.2f} to {max(found):.2f}" if found else ""

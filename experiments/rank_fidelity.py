@@ -203,6 +203,7 @@ def compared(
         trials = [found.get(_configuration(trial)) for trial in reference]
         return None if None in trials else [trial for trial in trials if trial is not None]
 
+    same_seed = in_order(by_name[FULL.name]) if FULL.name in by_name else None
     found = []
     for result in by_name.values():
         strategy, trials = result["strategy"], in_order(result)
@@ -216,7 +217,6 @@ def compared(
             cut_short = None
         others = (None if one is None else in_order(one) for one in (random, cut_short))
         one = agreement(reference, trials, strategy, *others)
-        same_seed = in_order(by_name[FULL.name]) if FULL.name in by_name else None
         if same_seed is None or strategy["way"] == FULL.name:
             one["by_same_seed"] = None
         else:  # as good a truth as the reference

@@ -19,7 +19,6 @@ which random subsets have not, and their validation accuracy is no fair score.
 """
 
 import argparse
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +29,6 @@ import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 
 import jdss
 from experiments import trainings
@@ -40,6 +38,7 @@ from jdss import reporting
 from jdss.compilation import use_compilation_cache
 from jdss.data.examples import Examples
 from jdss.reporting.summary import percent
+from jdss.reporting.tables import difference_in_points
 from jdss.training.fit import FitResult
 from jdss.training.problem import Problem, make_problem
 
@@ -275,19 +274,11 @@ def _difference(
 ) -> str:
     """The mean difference in points, paired by seed, with its 95% interval (Student's t)."""
     differences = [
-        100
-        * ((run["trial"]["test_accuracy"] or 0.0) - (others[seed]["trial"]["test_accuracy"] or 0))
+        (run["trial"]["test_accuracy"] or 0.0) - (others[seed]["trial"]["test_accuracy"] or 0.0)
         for seed, run in runs.items()
         if seed in others and run is not others[seed]
     ]
-    if not differences:
-        return ""
-    mean = statistics.fmean(differences)
-    if len(differences) < 2:
-        return f"{mean:+.2f}"
-    reach = stats.t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences)
-    reach /= math.sqrt(len(differences))
-    return f"{mean:+.2f} ({mean - reach:+.2f} to {mean + reach:+.2f})"
+    return difference_in_points(reporting.Estimate.of(differences)) if differences else ""
 
 
 def report(out: Path, console: Console) -> None:

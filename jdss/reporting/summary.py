@@ -43,6 +43,12 @@ class Estimate:
     sd: float | None = None
     count: int = 1
 
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Estimate":
+        """The estimate from one value or more."""
+        sd = statistics.stdev(values) if len(values) > 1 else None
+        return cls(statistics.fmean(values), sd, len(values))
+
     @property
     def interval(self) -> float | None:
         """Half the width of the 95% interval of the mean (Student's t); None for one value."""
@@ -173,13 +179,9 @@ def summarize(results: Iterable[Result]) -> list[Summary]:
 
     def order(key: tuple[Study, str]) -> tuple[Any, ...]:
         study, strategy = key[0], json.loads(key[1])
-        name = strategy["name"]
+        name, label = strategy["name"], _base_label(strategy)
         place = _ORDER.index(name) if name in _ORDER else len(_ORDER)
-        of_batches = strategy.get("lifting") == "per_batch"
-        return (
-            *(study.dataset, study.model, study.scale, place, name, of_batches),
-            *(_fraction(strategy), key[1]),
-        )
+        return (study.dataset, study.model, study.scale, place, label, _fraction(strategy), key[1])
 
     keys = sorted(groups, key=order)
     summaries = []
@@ -357,9 +359,4 @@ def _estimate(values: Iterable[float | None]) -> Estimate | None:
     known = list(values)
     if not known or any(value is None for value in known):
         return None
-    numbers = [float(value) for value in known if value is not None]
-    return Estimate(
-        statistics.fmean(numbers),
-        statistics.stdev(numbers) if len(numbers) > 1 else None,
-        len(numbers),
-    )
+    return Estimate.of([float(value) for value in known if value is not None])

@@ -185,7 +185,7 @@ def _cells(summary: Summary) -> dict[str, str]:
         "seeds": str(summary.num_runs),
         "best validation accuracy": _percentage(summary.validation_accuracy, 2),
         "test accuracy": _percentage(summary.test_accuracy, 2),
-        "over full data (points)": _difference(summary.over_full),
+        "over full data (points)": difference_in_points(summary.over_full),
         "search (s)": _number(summary.search_seconds, 1),
         "retraining (s)": _number(summary.retraining_seconds, 1),
         "end to end (s)": _number(summary.seconds, 1),
@@ -243,7 +243,7 @@ def _scaled(estimate: Estimate | None, factor: float) -> Estimate | None:
     return Estimate(factor * estimate.mean, sd, estimate.count)
 
 
-def _difference(estimate: Estimate | None) -> str:
+def difference_in_points(estimate: Estimate | None) -> str:
     """Percentage points, and for several seeds the 95% interval of their mean."""
     if estimate is None:
         return _UNKNOWN
