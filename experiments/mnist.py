@@ -14,7 +14,7 @@ SCALES = {
     "laptop": Scale(images=20_000, epochs=(10, 20), batch_sizes=(32, 64, 128), trials=10),
     "paper": Scale(images=None, epochs=(10, 20), batch_sizes=(32, 64, 128), trials=10),
 }
-SELECT_EVERY = 10  # R, in epochs; with at most 20 epochs, half of them warm start, one selection
+SELECT_EVERY = 5  # R, in epochs
 WARM_START = 0.5  # κ
 
 RECIPE = Recipe(

@@ -29,23 +29,25 @@ from scipy import stats
 
 import jdss
 from experiments import trainings
-from experiments.comparison import VARIANTS, compilation_cache
-from experiments.mnist import SCALES, SELECT_EVERY, WARM_START
+from experiments.comparison import compilation_cache
+from experiments.mnist import SCALES
 from experiments.trainings import FULL, Way
 from jdss import reporting
 from jdss.compilation import use_compilation_cache
 from jdss.reporting.summary import percent
 from jdss.selection.strategies import STRATEGIES
-from jdss.training.hyperparameters import DEFAULTS
+from jdss.training.hyperparameters import DEFAULTS, absolute_learning_rate
 
-CONFIGURATIONS = {"smoke": 3, "laptop": 24, "paper": 24}
+CONFIGURATIONS = {"smoke": 3, "laptop": 32, "paper": 32}
 FRACTIONS = (0.05,)
 SELECTED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "uniform": ("random", {}),
+    "uniform-fresh": ("random, anew every epoch", {"select_every": 1, "warm_start": 0.0}),
+    "grad_match-half": ("GRAD-MATCH, half of the candidates", {"candidates": 0.5}),
+    "grad_match": ("GRAD-MATCH", {}),
+    "grad_match-quarter": ("GRAD-MATCH, a quarter of the candidates", {"candidates": 0.25}),
     "craig": ("CRAIG", {}),
     "glister": ("GLISTER", {}),
-    "grad_match": ("GRAD-MATCH", {}),
-    "grad_match-batch": ("GRAD-MATCH of mini-batches", VARIANTS["grad_match-batch"]),
 }
 REFERENCE = Way("full-again", "full data, another seed", FULL.schedule)
 RESAMPLES = 10_000  # of the bootstrap
@@ -61,10 +63,13 @@ def ways(fractions: Sequence[float]) -> list[Way]:
             trainings.subsets(
                 f"{name}-{fraction:g}",
                 f"{label}, {percent(fraction)}",
-                fraction=fraction,
-                select_every=SELECT_EVERY,
-                warm_start=WARM_START,
-                **more,
+                **{
+                    "fraction": fraction,
+                    "select_every": 5,
+                    "warm_start": 0.5,
+                    "candidates": 1.0,
+                    **more,
+                },
             )
             for name, (label, more) in SELECTED.items()
         ]
@@ -86,7 +91,7 @@ def configurations(scale: str) -> list[dict[str, Any]]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space = jdss.default_space(epochs=SCALES[scale].epochs, batch_sizes=SCALES[scale].batch_sizes)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    return [study.ask(space).params for _ in range(CONFIGURATIONS[scale])]
+    return [absolute_learning_rate(study.ask(space).params) for _ in range(CONFIGURATIONS[scale])]
 
 
 def agreement(

@@ -44,7 +44,7 @@ from jdss.training.problem import Problem, make_problem
 
 IMAGES = {"smoke": 1_000, "laptop": 20_000, "paper": None}
 EPOCHS = {"smoke": 2, "laptop": 20, "paper": 20}
-FRACTION, SELECT_EVERY, WARM_START = 0.05, 5, 0.5
+FRACTION, SELECT_EVERY, WARM_START, CANDIDATES = 0.05, 5, 0.5, 1.0
 NOISE, RARE_CLASSES, RARE_SHARE = 0.2, 5, 0.1
 CORRUPTION = {
     "label_noise": {"wrong_labels": NOISE},
@@ -54,8 +54,17 @@ CORRUPTION = {
 
 def subsets(name: str, label: str, **changes: Any) -> Way:
     """Training on subsets as everywhere here, but for what is given."""
-    schedule = {"fraction": FRACTION, "select_every": SELECT_EVERY, "warm_start": WARM_START}
+    schedule = {
+        "fraction": FRACTION,
+        "select_every": SELECT_EVERY,
+        "warm_start": WARM_START,
+        "candidates": CANDIDATES,
+    }
     return trainings.subsets(name, label, **{**schedule, **changes})
+
+
+def percent_of(fraction: float) -> str:
+    return "" if fraction == FRACTION else f", {percent(fraction)}"
 
 
 def select_every(way: Way, epochs: int) -> Way:
@@ -65,27 +74,43 @@ def select_every(way: Way, epochs: int) -> Way:
     return replace(way, schedule={**way.schedule, "select_every": epochs})
 
 
+FRESH = {"select_every": 1, "warm_start": 0.0}
 WAYS = (
     FULL,
-    subsets("uniform", "random"),
+    *(
+        subsets(f"{name}{mark}", f"{label}{percent_of(fraction)}", fraction=fraction, **more)
+        for fraction, mark in ((0.05, ""), (0.01, "-f0.01"))
+        for name, label, more in (
+            ("uniform", "random", {}),
+            ("uniform-fresh", "random, anew every epoch", FRESH),
+            ("craig", "CRAIG", {}),
+            ("grad_match", "GRAD-MATCH", {}),
+            ("grad_match-half", "GRAD-MATCH, half of the candidates", {"candidates": 0.5}),
+            ("glister", "GLISTER", {}),
+        )
+    ),
     subsets("stratified", "random, by class"),
-    subsets("craig", "CRAIG"),
-    subsets("glister", "GLISTER"),
-    subsets("glister-all", "GLISTER, all classes together", lifting="all"),
+    subsets("craig-half", "CRAIG, half of the candidates", candidates=0.5),
+    subsets("glister-half", "GLISTER, half of the candidates", candidates=0.5),
     subsets("glister-validation", "GLISTER for the validation set", outer="validation"),
-    subsets("grad_match", "GRAD-MATCH"),
     subsets("grad_match-batch", "GRAD-MATCH of mini-batches", **VARIANTS["grad_match-batch"]),
     subsets("grad_match-validation", "GRAD-MATCH for the validation set", outer="validation"),
 )
 SCHEDULES = (
     *(
         subsets(f"{name}-f{fraction:g}", f"{label}, {percent(fraction)}", fraction=fraction)
-        for fraction in (0.01, 0.05, 0.1, 0.3)
+        for fraction in (0.02, 0.1, 0.3)
         for name, label in (("uniform", "random"), ("grad_match", "GRAD-MATCH"))
     ),
     *(
-        subsets(f"grad_match-R{every}", f"GRAD-MATCH, R = {every}", select_every=every)
-        for every in (1, 2, 10, 20)
+        subsets(
+            f"grad_match-R{every}-c{share:g}",
+            f"GRAD-MATCH, R = {every}, candidates {percent(share)}",
+            select_every=every,
+            candidates=share,
+        )
+        for every in (1, 2, 5, 10)
+        for share in (1.0, 0.5, 0.25, 0.1)
     ),
     *(
         subsets(f"{name}-k{share:g}", f"{label}, κ = {share:g}", warm_start=share)

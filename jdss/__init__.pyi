@@ -42,7 +42,7 @@ from .tuning.objective import Objective, objective
 from .tuning.report import report
 from .tuning.resuming import DifferentSearchError
 from .tuning.retraining import Retraining
-from .tuning.space import default_space
+from .tuning.space import default_space, published_space
 from .tuning.storage import StorageError, open_storage
 from .tuning.study import SearchFailedError
 from .tuning.tune import TuneResult, tune
@@ -100,6 +100,7 @@ __all__ = [
     "per_class",
     "per_example_gradients",
     "projected_gradients",
+    "published_space",
     "read_sequence",
     "report",
     "reporting",

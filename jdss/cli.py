@@ -173,7 +173,7 @@ def tune(
         ),
     ] = "grad_match",
     fraction: Annotated[float, _option("The share of examples in a subset.", _SUBSETS)] = 0.05,
-    select_every: Annotated[int, _option("Epochs between two selections.", _SUBSETS)] = 10,
+    select_every: Annotated[int, _option("Epochs between two selections.", _SUBSETS)] = 5,
     warm_start: Annotated[
         float, _option("The share of the epochs spent on all the data first.", _SUBSETS)
     ] = 0.5,
@@ -193,7 +193,7 @@ def tune(
     ] = 512,
     candidates: Annotated[
         float, _option("The share of examples that each selection chooses from.", _SUBSETS)
-    ] = 1.0,
+    ] = 0.5,
     validation: Annotated[
         str, _option("The share held out to score trials, or an .npz file.", _DATA)
     ] = "0.1",

@@ -88,14 +88,14 @@ def fit(
     hyperparameters: Mapping[str, Any] | None = None,
     selection: str | Select = "grad_match",
     fraction: float = 0.05,
-    select_every: int = 10,
+    select_every: int = 5,
     warm_start: float = 0.5,
     lifting: str | None = None,
     options: Mapping[str, Any] | None = None,
     outer: str = "training",
     gradients: str = "last_layer",
     projection_dimension: int = 512,
-    candidates: float = 1.0,
+    candidates: float = 0.5,
     augmentation: str = "none",
     optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
     loss: str | Loss = "cross_entropy",
@@ -131,8 +131,8 @@ def fit(
         each projected at random (see `jdss.projected_gradients`).
       projection_dimension: the numbers kept of each gradient of all parameters.
       candidates: the share of the training examples that a selection chooses from, drawn anew
-        each time (see `draw_candidates`); at least `fraction`. A share c costs c times the forward
-        passes and solving. It is not in the paper.
+        each time (see `draw_candidates`); no less than `fraction`. A share c costs c times the
+        forward passes and solving. It is not in the paper; docs/results.md has what it gives up.
       augmentation: "none" or "crop_flip".
       optimizers: the family of optimizers: a mapping from names to functions of
         `jdss.Hyperparameters` to an Optax transformation.

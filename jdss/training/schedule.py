@@ -42,7 +42,7 @@ class Schedule:
     outer: str = "training"
     gradients: str = "last_layer"
     projection_dimension: int = 512
-    candidates: float = 1.0
+    candidates: float = 0.5
 
     def budget(self, num_examples: int) -> int:
         """The number k of examples in a subset, at least 1."""
@@ -80,21 +80,21 @@ def make_schedule(
     selection: str | Select = "grad_match",
     *,
     fraction: float = 0.05,
-    select_every: int = 10,
+    select_every: int = 5,
     warm_start: float = 0.5,
     lifting: str | None = None,
     options: Mapping[str, Any] | None = None,
     outer: str = "training",
     gradients: str = "last_layer",
     projection_dimension: int = 512,
-    candidates: float = 1.0,
+    candidates: float = 0.5,
 ) -> Schedule:
     """Checks what `fit` and `tune` are told about selection.
 
     Raises:
       ValueError, TypeError: for a fraction outside (0, 1], `select_every` below 1, `warm_start`
-        outside [0, 1], `candidates` outside (0, 1] or below `fraction`, an unknown strategy,
-        lifting, `outer` or `gradients`, or those that the strategy has no use for.
+        outside [0, 1], `candidates` outside (0, 1], an unknown strategy, lifting, `outer` or
+        `gradients`, or those that the strategy has no use for.
     """
     strategy = get_strategy(selection, lifting=lifting, options=options)
     fraction = _checks.check_fraction("fraction", fraction)
@@ -127,11 +127,7 @@ def make_schedule(
         fraction, warm_start = 1.0, 0.0
     if not strategy.needs_gradients:
         candidates = 1.0
-    if candidates < fraction:
-        raise ValueError(
-            f"candidates must be at least fraction, {fraction}, for subsets are chosen from them; "
-            f"got {candidates}"
-        )
+    candidates = max(candidates, fraction)  # for subsets are chosen from them
     return Schedule(
         strategy,
         fraction,

@@ -341,16 +341,14 @@ def _mean_over_devices(leaf: jax.Array) -> jax.Array:
 
 def _learning_rate(hyper: Hyperparameters, step: jax.Array, last_step: jax.Array) -> jax.Array:
     progress = jnp.minimum(step / jnp.maximum(last_step, 1), 1.0)
-    cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
-    is_cosine = hyper.learning_rate_schedule == LEARNING_RATE_SCHEDULES.index("cosine")
-    return hyper.learning_rate * jnp.where(is_cosine, cosine, 1.0)
+    factors = jnp.stack([schedule(progress) for schedule in LEARNING_RATE_SCHEDULES.values()])
+    return hyper.learning_rate * factors[hyper.learning_rate_schedule]
 
 
 def _clip(gradients: Any, largest: jax.Array) -> Any:
     """Scales gradients whose norm exceeds the largest one allowed down to it."""
-    norm = optax.tree.norm(gradients)
-    scale = jnp.where(norm > largest, largest / norm, 1.0)
-    return jax.tree.map(lambda gradient: gradient * scale, gradients)
+    clipping = optax.clip_by_global_norm(largest)  # type: ignore[arg-type]
+    return clipping.update(gradients, clipping.init(gradients))[0]
 
 
 _train = parallel.parallel(_run, donate=(0,))

@@ -23,7 +23,7 @@ from jdss.reporting.ledger import Ledger
 from jdss.subset import Select
 from jdss.training.divergence import TrainingDivergedError
 from jdss.training.fit import OnEpoch, train_adaptively
-from jdss.training.hyperparameters import DEFAULTS, hyperparameters
+from jdss.training.hyperparameters import DEFAULTS, NAMES, hyperparameters
 from jdss.training.memory import OutOfMemoryError, is_out_of_memory, shortage
 from jdss.training.metrics import METRICS, Metric, make_metric
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
@@ -33,7 +33,7 @@ from jdss.training.trial_checkpoint import TrialCheckpoint
 from jdss.tuning.pruning import check_rungs, rungs
 from jdss.tuning.resuming import FAILURE, HYPERPARAMETERS, SEARCH, WORKER, this_worker
 from jdss.tuning.sampling import INTERRUPTED, trial_index
-from jdss.tuning.space import Space, check_space, own_default_space, suggest
+from jdss.tuning.space import Space, check_space, default_space, suggest
 from jdss.tuning.storage import telling
 
 ModelFactory = Callable[..., nn.Module]
@@ -200,14 +200,14 @@ def objective(
     validation: Examined | float = 0.1,
     selection: str | Select = "grad_match",
     fraction: float = 0.05,
-    select_every: int = 10,
+    select_every: int = 5,
     warm_start: float = 0.5,
     lifting: str | None = None,
     options: Mapping[str, Any] | None = None,
     outer: str = "training",
     gradients: str = "last_layer",
     projection_dimension: int = 512,
-    candidates: float = 1.0,
+    candidates: float = 0.5,
     augmentation: str = "none",
     optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
     loss: str | Loss = "cross_entropy",
@@ -361,7 +361,9 @@ def space_of(model: Any, space: Space | None, optimizers: Mapping[str, Optimizer
       TypeError, ValueError: see `check_model_or_factory`, `check_space` and `check_architecture`.
     """
     check_model_or_factory(model)
-    space = check_space(own_default_space(optimizers) if space is None else space, optimizers)
+    space = check_space(
+        default_space(optimizers=optimizers) if space is None else space, optimizers
+    )
     if isinstance(space, Mapping):
         check_architecture(model, space)
     return space
@@ -374,11 +376,11 @@ def check_architecture(model: nn.Module | ModelFactory, names: Iterable[str]) ->
       ValueError: where the model is a module, which has none, or a function that does not take
         them.
     """
-    own = tuple(name for name in names if name not in DEFAULTS)
+    own = tuple(name for name in names if name not in NAMES)
     if isinstance(model, nn.Module):
         if own:
             raise ValueError(
-                f"space must have hyper-parameters of training ({', '.join(DEFAULTS)}), got "
+                f"space must have hyper-parameters of training ({', '.join(NAMES)}), got "
                 f"{', '.join(map(repr, own))}; for those of the architecture, give model as a "
                 "function of them"
             )
@@ -409,5 +411,5 @@ def training_hyperparameters(
     values: Mapping[str, Any], optimizers: Mapping[str, OptimizerFactory]
 ) -> Any:
     """Training's own share of a trial's hyper-parameters, checked."""
-    own = {name: value for name, value in values.items() if name in DEFAULTS}
+    own = {name: value for name, value in values.items() if name in NAMES}
     return hyperparameters(own, optimizers=tuple(optimizers))

@@ -12,36 +12,80 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from jdss.training.hyperparameters import DEFAULTS, hyperparameters
+from jdss import _checks
+from jdss.training.hyperparameters import (
+    NAMES,
+    USUAL_LEARNING_RATES,
+    absolute_learning_rate,
+    hyperparameters,
+)
 
 Space = Mapping[str, BaseDistribution] | Callable[[optuna.Trial], Mapping[str, Any]]
 
 
 def default_space(
-    *, epochs: tuple[int, int] = (10, 20), batch_sizes: tuple[int, ...] = (32, 64, 128)
+    *,
+    epochs: tuple[int, int] = (10, 20),
+    batch_sizes: tuple[int, ...] = (32, 64, 128),
+    optimizers: Iterable[str] = tuple(USUAL_LEARNING_RATES),
 ) -> dict[str, BaseDistribution]:
     """The paper's five hyper-parameters: it names them but gives no ranges, so these are ours.
+
+    The learning rate is drawn in units of its optimizer's usual one (`USUAL_LEARNING_RATES`): 0.02
+    to 6 times 0.05 for SGD and Nesterov, and times 0.001 for Adam and AdamW, so that one range
+    offers none of them a rate at which it cannot train. What the authors publish is
+    `published_space`.
 
     Args:
       epochs: the fewest and the most epochs.
       batch_sizes: the batch sizes to choose from; each costs one compilation.
+      optimizers: by name. Of a family with others, whose usual rates nobody knows, the learning
+        rate itself is drawn, from 0.001 to 0.3.
 
     Example:
       >>> default_space(epochs=(5, 8))["epochs"]
       IntDistribution(high=8, log=False, low=5, step=1)
     """
+    optimizers = tuple(optimizers)
+    if set(optimizers) <= set(USUAL_LEARNING_RATES):
+        rate = {"relative_learning_rate": FloatDistribution(0.02, 6.0, log=True)}
+    else:
+        rate = {"learning_rate": FloatDistribution(1e-3, 0.3, log=True)}
     return {
-        "learning_rate": FloatDistribution(1e-3, 0.3, log=True),
+        **rate,
         "momentum": FloatDistribution(0.5, 0.95),
-        "optimizer": CategoricalDistribution(("sgd", "nesterov", "adam", "adamw")),
+        "optimizer": CategoricalDistribution(optimizers),
         "epochs": IntDistribution(*epochs),
         "batch_size": CategoricalDistribution(batch_sizes),
     }
 
 
-def own_default_space(optimizers: Iterable[str]) -> dict[str, BaseDistribution]:
-    """The default space, with the optimizers of a family."""
-    return {**default_space(), "optimizer": CategoricalDistribution(tuple(optimizers))}
+def published_space(*, epochs: tuple[int, int] = (10, 20)) -> dict[str, BaseDistribution]:
+    """What the paper's authors search in their public configurations (CORDS, `configs/HPO`).
+
+    Learning rates uniform in 0.001 to 0.01 for either optimizer, and batches of 20, 32 and 64. Also
+    `space="published"`.
+
+    Args:
+      epochs: the fewest and the most epochs, which they do not search.
+
+    Example:
+      >>> published_space()["optimizer"]
+      CategoricalDistribution(choices=('sgd', 'adam'))
+    """
+    return {
+        "learning_rate": FloatDistribution(1e-3, 1e-2),
+        "optimizer": CategoricalDistribution(("sgd", "adam")),
+        "epochs": IntDistribution(*epochs),
+        "batch_size": CategoricalDistribution((20, 32, 64)),
+    }
+
+
+SPACES: Mapping[str, Callable[[], dict[str, BaseDistribution]]] = {
+    "default": default_space,
+    "published": published_space,
+}
+"""The search spaces that `tune` knows by name."""
 
 
 def check_space(space: Any, optimizers: Iterable[str]) -> Space:
@@ -53,6 +97,9 @@ def check_space(space: Any, optimizers: Iterable[str]) -> Space:
     """
     if callable(space):
         return space
+    if isinstance(space, str):
+        _checks.check_choice("space", space, SPACES)
+        space = SPACES[space]()
     if not isinstance(space, Mapping):
         raise TypeError(
             "space must map names to Optuna distributions, or be a function of a trial, got "
@@ -66,9 +113,15 @@ def check_space(space: Any, optimizers: Iterable[str]) -> Space:
                 f"space[{name!r}] must be an Optuna distribution, such as "
                 f"optuna.distributions.FloatDistribution(1e-3, 0.1, log=True); got {distribution!r}"
             )
-        if name in DEFAULTS:
+        if name in NAMES:
             for value in _extremes(distribution):
                 hyperparameters({name: value}, optimizers=tuple(optimizers))
+    if "relative_learning_rate" in space:
+        if "learning_rate" in space:
+            raise ValueError("space must have learning_rate or relative_learning_rate, got both")
+        drawn = _extremes(space["optimizer"]) if "optimizer" in space else ()
+        for optimizer in drawn:
+            absolute_learning_rate({"relative_learning_rate": 1.0, "optimizer": optimizer})
     return space
 
 
@@ -83,11 +136,14 @@ def check_enqueued(
     """
     if isinstance(enqueue, Mapping) or not isinstance(enqueue, Sequence):
         raise TypeError(f"enqueue must be a sequence of mappings, got {type(enqueue).__name__}")
-    for number, values in enumerate(enqueue):
-        if not isinstance(values, Mapping) or not values:
-            raise TypeError(f"enqueue[{number}] must map names to values, got {values!r}")
+    checked = []
+    for number, given in enumerate(enqueue):
+        if not isinstance(given, Mapping) or not given:
+            raise TypeError(f"enqueue[{number}] must map names to values, got {given!r}")
+        values = _as_drawn(given, space)
+        checked.append(values)
         for name, value in values.items():
-            if name in DEFAULTS:
+            if name in NAMES:
                 hyperparameters({name: value}, optimizers=tuple(optimizers))
             if not isinstance(space, Mapping):
                 continue
@@ -100,7 +156,19 @@ def check_enqueued(
                 raise ValueError(
                     f"enqueue[{number}][{name!r}] must be in {space[name]}, got {value!r}"
                 )
-    return enqueue
+    return checked
+
+
+def _as_drawn(values: Mapping[str, Any], space: Space) -> dict[str, Any]:
+    """A learning rate in its optimizer's units, where the space draws it so."""
+    known = values.get("optimizer") in USUAL_LEARNING_RATES
+    if not known or not isinstance(space, Mapping) or "relative_learning_rate" not in space:
+        return dict(values)
+    if not isinstance(values.get("learning_rate"), (int, float)):
+        return dict(values)
+    relative = values["learning_rate"] / USUAL_LEARNING_RATES[values["optimizer"]]
+    rest = {name: value for name, value in values.items() if name != "learning_rate"}
+    return {"relative_learning_rate": relative, **rest}
 
 
 def _contains(distribution: BaseDistribution, value: Any) -> bool:
@@ -120,10 +188,11 @@ def _extremes(distribution: BaseDistribution) -> tuple[Any, ...]:
 
 
 def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
-    """The trial's hyper-parameters, by name."""
+    """The trial's hyper-parameters, by name, with the learning rate itself."""
     if callable(space):
-        return dict(space(trial))
-    return {name: _suggest(trial, name, distribution) for name, distribution in space.items()}
+        return absolute_learning_rate(space(trial))
+    drawn = {name: _suggest(trial, name, distribution) for name, distribution in space.items()}
+    return absolute_learning_rate(drawn)
 
 
 def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
