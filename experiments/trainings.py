@@ -18,7 +18,7 @@ import jdss
 from jdss import reporting
 from jdss.data.examples import Examples, make_examples
 from jdss.progress import progress_bar
-from jdss.reporting.ledger import Ledger
+from jdss.ledger import Ledger
 from jdss.training.divergence import TrainingDivergedError
 from jdss.training.fit import FitResult, train_adaptively
 from jdss.training.forward import compute_accuracy

@@ -18,7 +18,7 @@ from .gradients import (
 )
 from .losses import Loss
 from .random_projection import projected_gradients
-from .reporting.ledger import Ledger
+from .ledger import Ledger
 from .selection.craig import craig
 from .selection.glister import LastLayerObjective, glister
 from .selection.grad_match import grad_match

@@ -20,7 +20,7 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 
 import jdss
-from jdss.reporting.ledger import Ledger
+from jdss.ledger import Ledger
 from jdss.training.trial_checkpoint import TrialCheckpoint
 from jdss.tuning.storage import StorageError, open_storage
 from tests import crew

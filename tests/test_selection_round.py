@@ -10,7 +10,7 @@ from flax import linen as nn
 
 import jdss
 from jdss.compilation import count_compilations
-from jdss.reporting.ledger import Ledger
+from jdss.ledger import Ledger
 from jdss.training.forward import compute_last_layer, compute_projected_gradients
 from jdss.training.problem import make_problem
 from jdss.training.schedule import make_schedule

@@ -21,7 +21,7 @@ from rich.table import Table
 
 import jdss
 from jdss import reporting
-from jdss.reporting.ledger import Ledger
+from jdss.ledger import Ledger
 from jdss.tuning.objective import LEDGER, SELECTIONS, watched
 from jdss.tuning.pruning import make_pruner
 from jdss.tuning.resuming import HYPERPARAMETERS

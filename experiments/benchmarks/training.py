@@ -72,7 +72,7 @@ def trial(repeats: int, candidates: float = 1.0) -> dict[str, Any]:
     import numpy as np
 
     import jdss
-    from jdss.reporting.ledger import Ledger
+    from jdss.ledger import Ledger
     from jdss.training.fit import train_adaptively
     from jdss.training.problem import make_problem
     from jdss.training.schedule import make_schedule

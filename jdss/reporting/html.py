@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 
 from jdss.reporting import charts
-from jdss.reporting.ledger import LINES
+from jdss.ledger import LINES
 
 
 @dataclass(frozen=True)

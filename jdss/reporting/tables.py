@@ -16,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jdss.reporting.ledger import LINES
+from jdss.ledger import LINES
 from jdss.reporting.summary import Estimate, Result, Study, Summary, percent, summarize
 
 _UNKNOWN = "–"
@@ -92,7 +92,7 @@ def ledger_table(results: Iterable[Result]) -> Table:
     Example:
       ```python
       results = jdss.reporting.read_results("experiments/results/mnist-laptop-seeds")
-      print(jdss.reporting.to_text(jdss.reporting.ledger_table(results)))
+      print(jdss.reporting.to_text(jdss.ledger_table(results)))
       ```
     """
     summaries, title, studies = _summaries(results)

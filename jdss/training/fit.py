@@ -22,7 +22,7 @@ from jdss.losses import CROSS_ENTROPY, Loss, MetricFunction, check_loss, make_lo
 from jdss.models.calling import check_model, input_shapes
 from jdss.models.last_layer import apply_for_outputs
 from jdss.progress import progress_bar
-from jdss.reporting.ledger import Ledger
+from jdss.ledger import Ledger
 from jdss.subset import Select, Subset
 from jdss.training.divergence import TrainingDivergedError, is_finite
 from jdss.training.forward import check_last_layer

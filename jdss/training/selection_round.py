@@ -15,7 +15,7 @@ from jdss.gradients import (
     Gradients,
 )
 from jdss.models.last_layer import LastLayer
-from jdss.reporting.ledger import Ledger
+from jdss.ledger import Ledger
 from jdss.selection.glister import LastLayerObjective
 from jdss.selection.strategies import Strategy, keeps_shares
 from jdss.subset import Select, Subset, class_shares, per_batch, per_class

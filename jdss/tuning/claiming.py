@@ -18,7 +18,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from jdss.reporting.ledger import Ledger
+from jdss.ledger import Ledger
 from jdss.tuning.resuming import (
     FAILURE,
     GONE,

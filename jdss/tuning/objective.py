@@ -19,7 +19,7 @@ from jdss.data.datasets import load_dataset
 from jdss.losses import CROSS_ENTROPY, Loss, MetricFunction, make_loss
 from jdss.models.calling import check_model
 from jdss.reporting.energy import EnergyMeter
-from jdss.reporting.ledger import Ledger
+from jdss.ledger import Ledger
 from jdss.subset import Select
 from jdss.training.divergence import TrainingDivergedError
 from jdss.training.fit import OnEpoch, train_adaptively
