@@ -1,4 +1,5 @@
 from . import data, models, reporting
+from .config import Search, Selection, Task, Workers
 from .data import (
     Dataset,
     Examples,
@@ -16,9 +17,9 @@ from .gradients import (
     per_example_gradients,
     sum_consecutive,
 )
+from .ledger import Ledger
 from .losses import Loss
 from .random_projection import projected_gradients
-from .ledger import Ledger
 from .selection.craig import craig
 from .selection.glister import LastLayerObjective, glister
 from .selection.grad_match import grad_match
@@ -30,7 +31,7 @@ from .solvers.matching_pursuit import orthogonal_matching_pursuit
 from .subset import Subset, per_batch, per_class
 from .training.checkpoint import load_model, load_normalization, save_model
 from .training.divergence import TrainingDivergedError
-from .training.fit import FitResult, fit
+from .training.fit import fit
 from .training.forward import compute_accuracy, compute_gradients
 from .training.hyperparameters import Hyperparameters, hyperparameters
 from .training.memory import OutOfMemoryError
@@ -38,6 +39,7 @@ from .training.optimizers import OPTIMIZERS
 from .training.state import TrainState, init_state
 from .training.subset_batches import subset_batches
 from .training.train_on_subset import TrainMetrics, train_on_subset
+from .training.trial import FitResult
 from .tuning.objective import Objective, objective
 from .tuning.report import report
 from .tuning.resuming import DifferentSearchError
@@ -67,15 +69,19 @@ __all__ = [
     "Objective",
     "OutOfMemoryError",
     "Retraining",
+    "Search",
     "SearchFailedError",
+    "Selection",
     "StorageError",
     "Subset",
     "SummedGradients",
+    "Task",
     "TrainMetrics",
     "TrainState",
     "TrainingDivergedError",
     "TuneResult",
     "WorkerError",
+    "Workers",
     "compute_accuracy",
     "compute_gradients",
     "craig",

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from jdss.reporting import charts
 from jdss.ledger import LINES
+from jdss.reporting import charts
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,26 @@ OPTIMIZERS: Mapping[str, OptimizerFactory] = {
 """The optimizers by name, in the order of their index in `Hyperparameters.optimizer`."""
 
 
+def check_optimizers(optimizers: Any) -> None:
+    """Raises TypeError or ValueError where these are not functions to optimizers, by name."""
+    if not isinstance(optimizers, Mapping) or not optimizers:
+        raise TypeError(
+            "optimizers must map at least one name to a function of jdss.Hyperparameters to an "
+            f"Optax transformation, got {optimizers!r}"
+        )
+    for name, factory in optimizers.items():
+        if not callable(factory):
+            remedy = (
+                "say lambda hyper: optax.adam(hyper.learning_rate), whose rate a search can change"
+                if isinstance(factory, optax.GradientTransformation)
+                else "such as lambda hyper: optax.adam(hyper.learning_rate)"
+            )
+            raise TypeError(
+                f"optimizers[{name!r}] must be a function of jdss.Hyperparameters to an Optax "
+                f"transformation, got {type(factory).__name__}; {remedy}"
+            )
+
+
 def init_slots(
     factories: Sequence[OptimizerFactory], params: Any, hyper: "Hyperparameters"
 ) -> Slots:

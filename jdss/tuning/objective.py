@@ -16,10 +16,10 @@ from flax import linen as nn
 from flax import nnx
 
 from jdss.data.datasets import load_dataset
+from jdss.ledger import Ledger
 from jdss.losses import CROSS_ENTROPY, Loss, MetricFunction, make_loss
 from jdss.models.calling import check_model
 from jdss.reporting.energy import EnergyMeter
-from jdss.ledger import Ledger
 from jdss.subset import Select
 from jdss.training.divergence import TrainingDivergedError
 from jdss.training.fit import OnEpoch, train_adaptively

@@ -12,8 +12,8 @@ import numpy as np
 from jdss import _checks
 from jdss.data.examples import Examples, Normalization, make_examples
 from jdss.data.host import ArrayRows, HostExamples
-from jdss.progress import progress_bar
 from jdss.ledger import Ledger
+from jdss.progress import progress_bar
 from jdss.training.checkpoint import save_model
 from jdss.training.divergence import TrainingDivergedError
 from jdss.training.fit import FitResult, train_adaptively

@@ -11,9 +11,9 @@ from flax import linen as nn
 
 from jdss import _checks
 from jdss.data.datasets import Dataset, load_dataset
+from jdss.ledger import Ledger
 from jdss.losses import CROSS_ENTROPY, Loss, MetricFunction, make_loss
 from jdss.reporting.energy import Energy, EnergyMeter
-from jdss.ledger import Ledger
 from jdss.subset import Select
 from jdss.training.metrics import make_metric
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
