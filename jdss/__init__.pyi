@@ -1,4 +1,5 @@
 from . import data, models, reporting
+from .compilation import keep_programs
 from .config import Search, Selection, Task, Workers
 from .data import (
     Dataset,
@@ -93,6 +94,7 @@ __all__ = [
     "grad_match",
     "hyperparameters",
     "init_state",
+    "keep_programs",
     "last_layer_gradients",
     "load_dataset",
     "load_model",

@@ -7,7 +7,11 @@ which is made from these dataclasses, answers at once.
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+Named = str | Any
+"""A name, or the thing itself; on the command line also `package.module:attribute`."""
 
 _STRATEGIES = ("grad_match", "craig", "glister", "uniform", "stratified", "full")
 _SAMPLERS = ("tpe", "random", "grid", "qmc", "brute_force", "gp", "cmaes", "nsgaii", "nsgaiii")
@@ -45,7 +49,7 @@ class Selection:
       True
     """
 
-    method: str | Callable[..., Any] = "grad_match"
+    method: Named = "grad_match"
     every: int = field(default=5, kw_only=True)
     warm_start: float = field(default=0.5, kw_only=True)
     candidates: float = field(default=0.5, kw_only=True)
@@ -98,8 +102,8 @@ class Task:
       True
     """
 
-    loss: Any = "cross_entropy"
-    metric: Any = None
+    loss: Named = "cross_entropy"
+    metric: Named | None = None
     direction: str | None = None
     optimizers: Mapping[str, Callable[..., Any]] | None = None
     augmentation: str = "none"
@@ -150,16 +154,16 @@ class Search:
       1
     """
 
-    space: Any = None
-    sampler: Any = "tpe"
+    space: Named | None = None
+    sampler: Named = "tpe"
     n_startup_trials: int | None = None
-    pruner: Any = "none"
+    pruner: Named = "none"
     first_rung: int = 1
     reduction_factor: int = 3
     enqueue: Sequence[Mapping[str, Any]] = ()
     timeout: float | None = None
     callbacks: Sequence[Callable[..., Any]] = ()
-    checkpoints: Any = None
+    checkpoints: str | Path | None = None
     checkpoint_every: float = 60.0
 
     def __post_init__(self) -> None:
