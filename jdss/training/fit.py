@@ -1,6 +1,7 @@
 """Training one model with adaptive subset selection."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jdss.losses import make_loss
 from jdss.models.calling import check_model
 from jdss.progress import progress_bar
 from jdss.subset import Select
+from jdss.training.ahead import Ahead
 from jdss.training.hyperparameters import hyperparameters as make_hyperparameters
 from jdss.training.metrics import make_metric
 from jdss.training.optimizers import OPTIMIZERS
@@ -76,7 +78,10 @@ def fit(
     ledger = Ledger()
     with ledger.measure("loading"):
         training = make_training(data, selection, fraction, task, validation=validation, seed=seed)
-    with progress_bar(int(hyper.epochs), "epochs", enabled=progress) as bar:
+    with (
+        progress_bar(int(hyper.epochs), "epochs", enabled=progress) as bar,
+        closing(Ahead()) as ahead,
+    ):
         return run(
             train(
                 training,
@@ -85,6 +90,7 @@ def fit(
                 jax.random.key(seed),
                 ledger=ledger,
                 on_epoch=lambda entry: bar.advance(entry["epoch"], loss=entry["loss"]),
+                ahead=ahead,
             )
         )
 

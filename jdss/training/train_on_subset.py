@@ -157,6 +157,15 @@ def train_on_subset(
     return _train(state, data, subset, hyperparameters, key, num_steps, total_steps, first_step)
 
 
+def prepare_training(
+    state: TrainState, data: Examples | HostExamples, subset: Subset, hyper: Hyperparameters
+) -> None:
+    """Compiles what `train_on_subset` needs for such arguments, and trains nothing."""
+    if not isinstance(data, HostExamples):
+        steps = [jnp.int32(0)] * 3
+        _train.prepare(state, data, subset, hyper, jax.random.key(0), *steps)  # type: ignore[attr-defined]
+
+
 def _check_subset(subset: Subset, num_examples: int) -> None:
     # By NumPy: there is nothing to compile, and a device is read twice.
     indices, weights = np.asarray(subset.indices), np.asarray(subset.weights)

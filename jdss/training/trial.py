@@ -12,6 +12,7 @@ from jdss.data.examples import Normalization
 from jdss.ledger import Ledger
 from jdss.losses import CROSS_ENTROPY, Loss
 from jdss.subset import Subset
+from jdss.training.ahead import Ahead
 from jdss.training.checks import check_together
 from jdss.training.divergence import TrainingDivergedError, is_finite
 from jdss.training.hyperparameters import Hyperparameters
@@ -102,6 +103,7 @@ def train(
     on_epoch: OnEpoch = lambda entry: None,
     selections: list[dict[str, Any]] | None = None,
     checkpoint: TrialCheckpoint | None = None,
+    ahead: Ahead | None = None,
 ) -> Generator[Rung, None, FitResult]:
     """Trains one model, and stops at rungs: a generator, whose value is the result.
 
@@ -118,6 +120,7 @@ def train(
       on_epoch: called after every stretch of training with its entry of the history.
       selections: where `FitResult.selections` are kept, for one who looks before the end.
       checkpoint: where training goes on if it was cut off, and is saved at the end of stretches.
+      ahead: compiles in other threads what is needed later.
 
     Yields:
       A `Rung`, at each of `rungs`.
@@ -148,6 +151,9 @@ def train(
         check_together(schedule, problem, state, hyper, metric)
         select = lift(schedule, problem, hyper.batch_size)
         everyone = problem.examples, everything(problem)
+    if ahead is not None:
+        ahead.start(problem, schedule, state, everyone[1], hyper, select)
+        ahead.wait(hyper.batch_size, ledger)
     state, subset = checkpoint.load(state, history, selections) if checkpoint else (state, None)
     visited = everyone if subset is None else place_subset(subset, problem)
     for number, stretch in enumerate(plan.stretches):
@@ -155,6 +161,8 @@ def train(
             continue  # made before this training was cut off
         if stretch.selects:
             epoch = stretch.epoch - 1
+            if ahead is not None:
+                ahead.wait("select", ledger)
             round_key = jax.random.fold_in(select_key, epoch)
             subset, statistics = select_subset(
                 problem, state, schedule, select, plan.budget, hyper, round_key, ledger
