@@ -89,6 +89,7 @@ WAYS = (
             ("glister", "GLISTER", {}),
         )
     ),
+    subsets("grad_match-own", "GRAD-MATCH, own class's gradient", gradients="own_class"),
     subsets("stratified", "random, by class"),
     subsets("craig-half", "CRAIG, half of the candidates", candidates=0.5),
     subsets("glister-half", "GLISTER, half of the candidates", candidates=0.5),

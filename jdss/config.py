@@ -34,8 +34,10 @@ class Selection:
         the method's own.
       outer: "training", as in the paper, or "validation": the examples whose loss GLISTER lowers,
         or whose gradient GRAD-MATCH matches.
-      gradients: "last_layer", exact and kept as two factors; or "all", those of all parameters,
-        each projected at random (see `jdss.projected_gradients`).
+      gradients: "last_layer", exact and kept as two factors; "own_class", of these the part of the
+        example's own class alone (d numbers in place of c·d, as CORDS does by default; for
+        selections class by class); or "all", those of all parameters, each projected at random (see
+        `jdss.projected_gradients`).
       projection_dimension: the numbers kept of each gradient of all parameters.
       options: what else the method is given, by name: {"ridge": 0.0}, {"greedy": "stochastic"}, …
 
@@ -64,7 +66,7 @@ class Selection:
         _number("warm_start", self.warm_start, "in [0, 1]", lambda share: 0 <= share <= 1)
         _number("candidates", self.candidates, "in (0, 1]", lambda share: 0 < share <= 1)
         _choice("outer", self.outer, ("training", "validation"))
-        _choice("gradients", self.gradients, ("last_layer", "all"))
+        _choice("gradients", self.gradients, ("last_layer", "own_class", "all"))
         _positive_int("projection_dimension", self.projection_dimension)
         if isinstance(self.method, str):
             _choice("selection", self.method, _STRATEGIES)

@@ -100,7 +100,7 @@ def check_selection(selection: Selection) -> None:
         )
     if outer != "training" and (given := {"target", "objective"} & set(options)):
         raise ValueError(f"options must leave out {given.pop()!r} with outer={outer!r}")
-    if selection.gradients == "all" and not strategy.needs_gradients:
+    if selection.gradients != "last_layer" and not strategy.needs_gradients:
         raise ValueError(
             f"gradients must be 'last_layer' with selection {strategy.name!r}, which reads none"
         )
@@ -109,6 +109,15 @@ def check_selection(selection: Selection) -> None:
             f"gradients must be 'last_layer' with selection {strategy.name!r}: the loss after a "
             "step is known as a function of the last layer alone"
         )
+    if selection.gradients == "own_class":
+        if strategy.needs_objective or (lifting or strategy.lifting) != "per_class":
+            raise ValueError(
+                f"gradients must be 'last_layer' with selection {strategy.name!r} and lifting "
+                f"{lifting or strategy.lifting!r}: only within one class can the part of the own "
+                "class stand for the whole"
+            )
+        if outer != "training":
+            raise ValueError(f"outer must be 'training' with gradients='own_class', got {outer!r}")
 
 
 def _named(method: Any) -> Strategy:

@@ -88,6 +88,11 @@ def make_schedule(
     selection = as_selection(selection)
     strategy = get_strategy(selection)
     fraction = _checks.check_fraction("fraction", fraction)
+    if num_classes is None and selection.gradients == "own_class":
+        raise ValueError(
+            "gradients must be 'last_layer' or 'all' where labels are numbers, which have no "
+            "classes; got 'own_class'"
+        )
     schedule = Schedule(selection, strategy, 1.0 if strategy.select is None else fraction)
     if num_classes is not None or strategy.lifting != "per_class":
         return schedule

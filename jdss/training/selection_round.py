@@ -192,6 +192,9 @@ def _on_last_layer(
 
     layer, labels = layer_of(problem.train)
     gradients = gradients_of(layer, labels)
+    if schedule.selection.gradients == "own_class":
+        own = jnp.take_along_axis(gradients.errors, labels[:, None], axis=1)
+        return FactoredGradients(own, gradients.inputs), {}
     if schedule.selection.outer == "validation":
         layer, labels = layer_of(problem.validation)
     if schedule.strategy.needs_objective:
