@@ -9,6 +9,7 @@ possibly traced, is the number of places to fill. Places from `count` on hold we
 """
 
 import os
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -339,10 +340,27 @@ def _class_by_class(
         return Subset(own.members[subset.indices], subset.weights, subset.num_selected)
 
     # One class after another on a CPU, where a batched while loop would compute both sides of
-    # every branch and copy its whole state each step; all at once on an accelerator.
-    if jax.default_backend() == "cpu":
+    # every branch and copy its whole state each step; several at once on an accelerator.
+    at_once = 1
+    if jax.default_backend() != "cpu":
+        at_once = classes_at_once(*classes.members.shape, method.budget, gradients)
+    if at_once == 1:
         return jax.lax.map(select_in_class, classes)
-    return jax.vmap(select_in_class)(classes)
+    return jax.lax.map(select_in_class, classes, batch_size=at_once)
+
+
+def classes_at_once(
+    num_classes: int, members: int, budget: int, gradients: Gradients | None
+) -> int:
+    """How many classes an accelerator works on together: what 2 GiB hold, and at least one.
+
+    Of each it holds the rows of its m members, two float64[k, k] (GRAD-MATCH) and, up to as many as
+    a method stores, m × m similarities (CRAIG).
+    """
+    row = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(gradients))
+    similarities = members if members <= 16_384 else 0
+    needed = 4 * members * (row + similarities) + 16 * budget**2
+    return max(1, min(num_classes, (2 << 30) // max(needed, 1)))
 
 
 _on_one_device = jax.jit(_class_by_class, static_argnames="method")

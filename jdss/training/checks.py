@@ -68,5 +68,5 @@ def check_together(
                 f"metric {metric.name!r} takes a label for each output, got {wanted} and {got} for "
                 "each example; 'loss' or a function of outputs and labels takes others"
             )
-    if schedule.strategy.needs_gradients and schedule.selection.gradients == "last_layer":
+    if schedule.strategy.needs_gradients and schedule.selection.gradients != "all":
         check_last_layer(state, problem.examples)
