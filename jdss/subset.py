@@ -8,8 +8,8 @@ A selection method is a function of the protocol
 possibly traced, is the number of places to fill. Places from `count` on hold weight 0.
 """
 
-import os
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""Ready for accelerators without one: programs lower for CUDA and TPU, float64 where it is meant."""
+"""Ready for accelerators without one: programs lower for CUDA and TPU."""
 
 import re
 from functools import partial
