@@ -232,21 +232,27 @@ def per_class(select: Select, labels: Any, num_classes: int) -> Select:
             ),
         )
         places = np.flatnonzero(np.arange(shares.max()) < shares[:, None])
-        return _join(subset, jnp.asarray(places, jnp.int32))
+        if not _checks.is_concrete(subset):
+            return _join(subset, places, jnp)
+        # By NumPy: a program for so little would take a second to compile.
+        joined = _join(jax.tree.map(np.asarray, subset), places, np)
+        return jax.tree.map(jnp.asarray, joined)
 
     return lifted
 
 
-@jax.jit
-def _join(subset: Subset, places: jax.Array) -> Subset:
-    """The classes' places in one `Subset`, those that the method itself filled first."""
+def _join(subset: Subset, places: Any, numpy: Any) -> Subset:
+    """The classes' places in one `Subset`, those that the method itself filled first.
+
+    Computed by `numpy` or `jax.numpy`, which is given.
+    """
     width = subset.indices.shape[1]
-    filled = (jnp.arange(width) < subset.num_selected[:, None]).ravel()[places]
-    order = places[jnp.argsort(~filled, stable=True)]
+    filled = (numpy.arange(width) < subset.num_selected[:, None]).ravel()[places]
+    order = numpy.asarray(places)[numpy.argsort(~filled, stable=True)]
     return Subset(
         indices=subset.indices.ravel()[order],
         weights=subset.weights.ravel()[order],
-        num_selected=filled.sum(dtype=jnp.int32),
+        num_selected=filled.sum(dtype=numpy.int32),
     )
 
 

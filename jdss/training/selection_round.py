@@ -144,7 +144,7 @@ def select_subset(
             else:
                 gradients, known = _on_last_layer(problem, state, schedule, hyper)
             options = {**known, **options}
-            finite = bool(is_finite((gradients, known)))
+            finite = is_finite((gradients, known))
         if not finite:
             raise TrainingDivergedError("the per-example gradients are not finite")
     with ledger.measure("solving"):

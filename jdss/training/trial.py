@@ -239,7 +239,7 @@ def _finish(
         subset = replace(subset, indices=jnp.asarray(problem.train[np.asarray(subset.indices)]))
     # The loss of a step is that before its update: a last update that diverges shows only here.
     with ledger.measure("other"):
-        finite = bool(is_finite(state.params))
+        finite = is_finite(state.params)
     if not finite:
         raise TrainingDivergedError("the parameters became NaN or infinite in the last update")
     accuracy, score = None, None
