@@ -65,13 +65,17 @@ Each is a function of the share in [0, 1] of training's steps that are over, not
 trial's length is a traced value, and Optax's schedules take concrete ones.
 """
 
-USUAL_LEARNING_RATES: Mapping[str, float] = {
+LARGEST_LEARNING_RATES: Mapping[str, float] = {
     "sgd": 0.05,
     "nesterov": 0.05,
-    "adam": 1e-3,
-    "adamw": 1e-3,
+    "adam": 3e-3,
+    "adamw": 3e-3,
 }
-"""What `relative_learning_rate` is a multiple of: rates at which each optimizer usually trains."""
+"""What `relative_learning_rate` is a share of.
+
+The largest rate at which each optimizer trained with any momentum up to 0.9 and batches of 32 to 128,
+on subsets and on all the data (LeNet on MNIST). SGD fails at 0.26, Adam at 0.02.
+"""
 
 DEFAULTS: Mapping[str, Any] = {
     "learning_rate": 0.05,
@@ -106,8 +110,8 @@ def hyperparameters(
         `learning_rate_schedule` (a name in `LEARNING_RATE_SCHEDULES`), `label_smoothing`,
         `gradient_clipping` (None clips nothing), `epochs` and `batch_size`; what is missing is
         taken from `DEFAULTS` (the first of a family of optimizers that has no "sgd"). Also
-        `relative_learning_rate`, in place of `learning_rate`: in units of the optimizer's usual
-        rate, see `USUAL_LEARNING_RATES`.
+        `relative_learning_rate`, in place of `learning_rate`: as a share of the largest at which
+        the optimizer trains, see `LARGEST_LEARNING_RATES`.
       optimizers: the known optimizers, in the order of their indices.
       **more: the same by keyword; these win.
 
@@ -167,21 +171,21 @@ def absolute_learning_rate(values: Mapping[str, Any]) -> dict[str, Any]:
     """The same hyper-parameters with `learning_rate` in place of `relative_learning_rate`.
 
     Raises:
-      ValueError: where both are given, or the optimizer has no usual rate.
+      ValueError: where both are given, or the optimizer's largest rate is unknown.
       TypeError: where it is no number.
 
     Example:
-      >>> absolute_learning_rate({"relative_learning_rate": 2.0, "optimizer": "adam"})
-      {'learning_rate': 0.002, 'optimizer': 'adam'}
+      >>> absolute_learning_rate({"relative_learning_rate": 0.5, "optimizer": "adam"})
+      {'learning_rate': 0.0015, 'optimizer': 'adam'}
     """
     if "relative_learning_rate" not in values:
         return dict(values)
     if "learning_rate" in values:
         raise ValueError("learning_rate must be left out where relative_learning_rate is given")
     optimizer = values.get("optimizer", DEFAULTS["optimizer"])
-    _checks.check_choice("optimizer, of relative_learning_rate,", optimizer, USUAL_LEARNING_RATES)
+    _checks.check_choice("optimizer, of relative_learning_rate,", optimizer, LARGEST_LEARNING_RATES)
     relative = values["relative_learning_rate"]
     if isinstance(relative, bool) or not isinstance(relative, (int, float, np.number)):
         raise TypeError(f"relative_learning_rate must be a number, got {type(relative).__name__}")
-    rate = {"learning_rate": float(relative) * USUAL_LEARNING_RATES[optimizer]}
+    rate = {"learning_rate": float(relative) * LARGEST_LEARNING_RATES[optimizer]}
     return {**rate, **{k: v for k, v in values.items() if k != "relative_learning_rate"}}

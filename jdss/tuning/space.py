@@ -15,7 +15,7 @@ from optuna.distributions import (
 from jdss import _checks
 from jdss.training.hyperparameters import (
     NAMES,
-    USUAL_LEARNING_RATES,
+    LARGEST_LEARNING_RATES,
     absolute_learning_rate,
     hyperparameters,
 )
@@ -27,33 +27,33 @@ def default_space(
     *,
     epochs: tuple[int, int] = (10, 20),
     batch_sizes: tuple[int, ...] = (32, 64, 128),
-    optimizers: Iterable[str] = tuple(USUAL_LEARNING_RATES),
+    optimizers: Iterable[str] = tuple(LARGEST_LEARNING_RATES),
 ) -> dict[str, BaseDistribution]:
     """The paper's five hyper-parameters: it names them but gives no ranges, so these are ours.
 
-    The learning rate is drawn in units of its optimizer's usual one (`USUAL_LEARNING_RATES`): 0.02
-    to 6 times 0.05 for SGD and Nesterov, and times 0.001 for Adam and AdamW, so that one range
-    offers none of them a rate at which it cannot train. What the authors publish is
-    `published_space`.
+    The learning rate is drawn as a share, 0.01 to 1 on a logarithmic scale, of the largest at which
+    its optimizer trains (`LARGEST_LEARNING_RATES`): 0.0005 to 0.05 for SGD and Nesterov, 0.00003 to
+    0.003 for Adam and AdamW. So one range offers none of them a rate at which it cannot train. What
+    the authors publish is `published_space`.
 
     Args:
       epochs: the fewest and the most epochs.
       batch_sizes: the batch sizes to choose from; each costs one compilation.
-      optimizers: by name. Of a family with others, whose usual rates nobody knows, the learning
-        rate itself is drawn, from 0.001 to 0.3.
+      optimizers: by name. Of a family with others, whose largest rates nobody knows, the
+        learning rate itself is drawn, from 0.001 to 0.1.
 
     Example:
       >>> default_space(epochs=(5, 8))["epochs"]
       IntDistribution(high=8, log=False, low=5, step=1)
     """
     optimizers = tuple(optimizers)
-    if set(optimizers) <= set(USUAL_LEARNING_RATES):
-        rate = {"relative_learning_rate": FloatDistribution(0.02, 6.0, log=True)}
+    if set(optimizers) <= set(LARGEST_LEARNING_RATES):
+        rate = {"relative_learning_rate": FloatDistribution(0.01, 1.0, log=True)}
     else:
-        rate = {"learning_rate": FloatDistribution(1e-3, 0.3, log=True)}
+        rate = {"learning_rate": FloatDistribution(1e-3, 0.1, log=True)}
     return {
         **rate,
-        "momentum": FloatDistribution(0.5, 0.95),
+        "momentum": FloatDistribution(0.5, 0.9),
         "optimizer": CategoricalDistribution(optimizers),
         "epochs": IntDistribution(*epochs),
         "batch_size": CategoricalDistribution(batch_sizes),
@@ -161,12 +161,12 @@ def check_enqueued(
 
 def _as_drawn(values: Mapping[str, Any], space: Space) -> dict[str, Any]:
     """A learning rate in its optimizer's units, where the space draws it so."""
-    known = values.get("optimizer") in USUAL_LEARNING_RATES
+    known = values.get("optimizer") in LARGEST_LEARNING_RATES
     if not known or not isinstance(space, Mapping) or "relative_learning_rate" not in space:
         return dict(values)
     if not isinstance(values.get("learning_rate"), (int, float)):
         return dict(values)
-    relative = values["learning_rate"] / USUAL_LEARNING_RATES[values["optimizer"]]
+    relative = values["learning_rate"] / LARGEST_LEARNING_RATES[values["optimizer"]]
     rest = {name: value for name, value in values.items() if name != "learning_rate"}
     return {"relative_learning_rate": relative, **rest}
 
