@@ -14,8 +14,8 @@ from optuna.distributions import (
 
 from jdss import _checks
 from jdss.training.hyperparameters import (
-    NAMES,
     LARGEST_LEARNING_RATES,
+    NAMES,
     absolute_learning_rate,
     hyperparameters,
 )
