@@ -354,11 +354,9 @@ def select(
     lifting: Annotated[
         str | None, typer.Option(help="all, per_class or per_batch. Default: the method's own.")
     ] = None,
-    batch_size: Annotated[
-        int, typer.Option(help="Examples in a batch, for per_batch and glister.")
-    ] = 128,
+    batch_size: Annotated[int, typer.Option(help="Examples in a batch, for per_batch.")] = 128,
     learning_rate: Annotated[
-        float, typer.Option(help="Of the training that glister looks an epoch ahead of.")
+        float, typer.Option(help="Of the training that follows: the step of glister.")
     ] = 0.05,
     options: Annotated[str | None, typer.Option(help="For the method, in JSON.")] = None,
     seed: Annotated[int, typer.Option(help="Decides on everything random.")] = 0,

@@ -318,7 +318,6 @@ def train_adaptively(
                 hyper,
                 jax.random.fold_in(select_key, epoch),
                 ledger,
-                num_epochs=min(schedule.select_every, epochs - epoch),
             )
             selections.append({"epoch": epoch, **statistics})
             with ledger.measure("other"):

@@ -29,7 +29,6 @@ from jdss.training.hyperparameters import Hyperparameters
 from jdss.training.problem import Problem
 from jdss.training.schedule import Schedule
 from jdss.training.state import TrainState
-from jdss.training.train_on_subset import steps_per_epoch
 
 
 def everything(problem: Problem) -> Subset:
@@ -121,12 +120,8 @@ def select_subset(
     hyper: Hyperparameters,
     key: jax.Array,
     ledger: Ledger,
-    num_epochs: int,
 ) -> tuple[Subset, dict[str, Any]]:
     """One selection round, on the lines "gradients" and "solving", and what is said of it.
-
-    Args:
-      num_epochs: how long the subset will be trained on.
 
     Returns:
       The subset, its indices positions in `problem.train`; and see `describe_selection`.
@@ -147,9 +142,7 @@ def select_subset(
             if schedule.gradients == "all":
                 gradients, known = _on_all_parameters(problem, state, schedule, hyper, key)
             else:
-                gradients, known = _on_last_layer(
-                    problem, state, schedule, hyper, budget, num_epochs
-                )
+                gradients, known = _on_last_layer(problem, state, schedule, hyper)
             options = {**known, **options}
             finite = bool(is_finite((gradients, known)))
         if not finite:
@@ -186,8 +179,6 @@ def _on_last_layer(
     state: TrainState,
     schedule: Schedule,
     hyper: Hyperparameters,
-    budget: int,
-    num_epochs: int,
 ) -> tuple[Gradients, dict[str, Any]]:
     """The exact gradients of the last layer, and what the strategy is told beside them."""
 
@@ -205,15 +196,12 @@ def _on_last_layer(
         layer, labels = layer_of(problem.validation)
     if schedule.strategy.needs_objective:
         # The outer likelihood is that of the training set, as in the paper, unless it is asked for
-        # otherwise. The one step of equation 4 stands for the training until the next selection:
-        # E epochs of s steps, each of the mean gradient of k / s examples, to first order
-        # η = E · s / k · rate times the sum over the subset. One step of the mean over the whole
-        # subset would be so short that no pick changed the gain of another, and the examples of
-        # one direction were taken.
+        # otherwise. The η of equation 4 is the trial's own learning rate, as in the authors' code,
+        # and multiplies the sum over the subset: a step long enough that each pick changes the
+        # gains of the others. One of the mean over the subset would be so short that none did, and
+        # the examples of one direction were taken.
         objective = LastLayerObjective(*layer, labels, hyper.label_smoothing, state.loss)
-        steps = num_epochs * steps_per_epoch(budget, hyper.batch_size)
-        rate = hyper.learning_rate * (steps / budget)
-        rate = jnp.asarray(rate, jnp.float32)
+        rate = jnp.asarray(hyper.learning_rate, jnp.float32)
         return gradients, {"objective": objective, "learning_rate": rate}
     if schedule.outer == "validation":
         return gradients, _target(problem, schedule.strategy, gradients_of(layer, labels))
