@@ -6,12 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 import jdss
 from jdss.compilation import count_compilations
 from jdss.ledger import Ledger
-from jdss.training.forward import compute_last_layer, compute_projected_gradients
+from jdss.training.forward import (
+    compute_gradients,
+    compute_last_layer,
+    compute_projected_gradients,
+)
 from jdss.training.problem import make_problem
 from jdss.training.schedule import make_schedule
 from jdss.training.selection_round import draw_candidates, lift, select_subset
@@ -27,7 +30,7 @@ def trained(perceptron, blobs):
     return problem, init_state(perceptron, problem.examples.inputs, jax.random.key(0))
 
 
-def select(trained, selection, *, seed=1, num_epochs=10, **options):
+def select(trained, selection, *, seed=1, **options):
     problem, state = trained
     schedule = make_schedule(selection, **options)
     subset, statistics = select_subset(
@@ -39,7 +42,6 @@ def select(trained, selection, *, seed=1, num_epochs=10, **options):
         jdss.hyperparameters(learning_rate=0.3),
         jax.random.key(seed),
         Ledger(),
-        num_epochs,
     )
     assert statistics["selected"] == int(subset.num_selected)
     return subset
@@ -94,35 +96,22 @@ def test_glister_for_the_validation_set_lowers_its_loss_by_the_gains_of_its_own_
     )
 
 
-def test_glisters_one_step_stands_for_the_training_until_the_next_selection(trained):
-    """η = rate · epochs / batch: beyond the first round, more epochs are other picks."""
-    options = {"lifting": "all", "options": {"rounds": 10}}
-    batch = min(128, BUDGET)
-    given = {"rounds": 10, "learning_rate": np.float32(0.3 * 50 / batch)}
-    short, long = (select(trained, "glister", num_epochs=epochs, **options) for epochs in (1, 50))
-    same = select(trained, "glister", lifting="all", options=given)
-    assert long.indices.tolist() == same.indices.tolist()
-    assert long.indices.tolist() != short.indices.tolist()
+def test_glisters_step_is_the_trials_learning_rate_times_the_sum_over_the_subset(trained):
+    problem, state = trained
+    layer = compute_last_layer(state, problem.examples, problem.train)
+    labels = problem.labels_of(problem.train)
+    gradients = compute_gradients(state, problem.examples, problem.train)
+    objective = jdss.LastLayerObjective(*layer, jnp.asarray(labels))
+    chosen = select(trained, "glister").indices.tolist()
 
+    def by_rate(rate):
+        options = {"objective": objective, "learning_rate": rate, "groups": labels}
+        return jdss.glister(gradients, BUDGET, **options).indices.tolist()
 
-def test_glister_looks_no_further_ahead_than_training_goes():
-    images = np.random.default_rng(0).normal(size=(80, 6)).astype(np.float32)
-    data = images, np.arange(80) % 4
-    hyper = {"epochs": 4, "batch_size": 8, "learning_rate": 0.5}
-    found = [
-        jdss.fit(
-            nn.Dense(4),
-            data,
-            selection="glister",
-            fraction=0.3,
-            warm_start=0.5,
-            select_every=every,
-            hyperparameters=hyper,
-            progress=False,
-        ).subset
-        for every in (2, 1000)
-    ]
-    assert found[0].indices.tolist() == found[1].indices.tolist()
+    assert chosen == by_rate(0.3)
+    # Neither that over the mini-batch, nor fewer outer gradients than picks.
+    assert chosen != by_rate(0.3 / 16)
+    assert chosen != select(trained, "glister", options={"rounds": 10}).indices.tolist()
 
 
 def test_projected_gradients_of_all_parameters_keep_the_products_of_the_exact_ones(trained):
