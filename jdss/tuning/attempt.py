@@ -126,7 +126,7 @@ class Attempt:
                 self._check(rung.score)
             if self._checkpoint is not None:
                 self._checkpoint.reports.append((rung.epoch, rung.score))
-            return rung  # type: ignore[no-any-return]
+            return rung
         except StopIteration as end:
             result: FitResult = end.value
         except TrainingDivergedError as error:

@@ -52,7 +52,7 @@ class _WithoutInterrupted:
 def make_pruner(search: Search, space: Space) -> BasePruner:
     """The pruner that a `Search` asks for; Hyperband's brackets follow from the most epochs."""
     if not isinstance(search.pruner, str):
-        return search.pruner  # type: ignore[no-any-return]
+        return search.pruner
     first, factor = search.first_rung, search.reduction_factor
     if search.pruner == "asha":
         return Asha(min_resource=first, reduction_factor=factor)

@@ -87,7 +87,7 @@ def retrain_and_save(
         checkpoint = TrialCheckpoint(path, identity, search.checkpoint_every)
     try:
         retraining = retrain(objective, values, test, checkpoint, progress=progress)
-        if save_to is not None:
+        if save_to is not None and retraining.state is not None:
             save_model(save_to, retraining.state, retraining.normalization)
     except TrainingDivergedError as error:
         failure = f"retraining on everything diverged: {error}"

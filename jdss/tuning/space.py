@@ -257,7 +257,7 @@ class _Drawer:
         if isinstance(self._trial, optuna.trial.FixedTrial):
             return self._trial.suggest_categorical(name, choices)
         drawn = stored(_categorical(choices))
-        if drawn != _known_under(self._trial, name, drawn):
+        if drawn != _first_under(self._trial, name, drawn):
             name = f"{name} of {', '.join(map(str, drawn.choices))}"
         value = self._trial.suggest_categorical(name, drawn.choices)
         return _plain(tuple(choices)[drawn.choices.index(value)])
@@ -269,12 +269,14 @@ def _categorical(choices: Sequence[Any]) -> CategoricalDistribution:
     return distribution
 
 
-def _known_under(trial: Any, name: str, default: BaseDistribution) -> BaseDistribution:
-    """The distribution that the first trial with this name drew from."""
+def _first_under(trial: Any, name: str, drawn: BaseDistribution) -> BaseDistribution | None:
+    """What the first trial with this name drew from; `drawn`, if there was none yet."""
     study = getattr(trial, "study", None)
-    trials = [trial] if study is None else [*study.get_trials(deepcopy=False), trial]
+    if study is None:  # a frozen trial: what it drew from, if it did under this name
+        return trial.distributions.get(name)
+    trials = study.get_trials(deepcopy=False)
     found = (other.distributions[name] for other in trials if name in other.distributions)
-    return next(found, default)
+    return next(found, drawn)
 
 
 def _plain(value: Any) -> Any:

@@ -291,8 +291,11 @@ def requeue_left_behind(study: SearchStudy, dead: Mapping[str, Any] | None) -> N
       study: which this process holds.
       dead: the process that held it before, if it did not let go of it.
     """
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        place = place_of(study, trial)  # it has none if its process died before it wrote it down
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    # One whose process died before it wrote its place down has the lowest that is free, and none
+    # is freed yet.
+    places = [place_of(study, trial) for trial in running]
+    for place, trial in zip(places, running, strict=True):
         worker = trial.user_attrs.get(WORKER) or {}
         killed = dead is not None and worker.get("pid") == dead["pid"]
         if killed and _deaths_at(study, place) >= MOST_DEATHS - 1:

@@ -52,6 +52,33 @@ _TASK, _SEARCH = Task(), Search()
 _CACHE = "jax_compilation_cache_dir"
 
 
+@contextmanager
+def one_cache_warning() -> Iterator[None]:
+    """One sentence for all entries of JAX's compilation cache that cannot be read.
+
+    JAX compiles such a program again, and says so for each.
+    """
+    told = False
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_once(message: Warning | str, *arguments: Any, **options: Any) -> None:
+            nonlocal told
+            if not str(message).startswith("Error reading persistent compilation cache entry"):
+                show(message, *arguments, **options)
+            elif not told:
+                told = True
+                text = (
+                    f"the compilation cache {jax.config.values[_CACHE]} has entries "
+                    "that cannot be read: those programs are compiled again; remove the directory "
+                    "to have them cached anew"
+                )
+                show(RuntimeWarning(text), RuntimeWarning, *arguments[1:], **options)
+
+        warnings.showwarning = show_once
+        yield
+
+
 @dataclass(frozen=True)
 class TuneResult:
     """What a search found, and what it cost.
@@ -114,6 +141,7 @@ class TuneResult:
         }
 
 
+@one_cache_warning()
 def tune(
     model: nn.Module | ModelFactory,
     data: Data,
@@ -215,7 +243,7 @@ def tune(
         test_examples = None if test is None else check_test(test, training.problem)
         described = _describe(training, model, space, task, search, seed)
     objective = Objective(training, model, space, seed, search.first_rung, search.reduction_factor)
-    with one_cache_warning(), quiet_optuna() if progress else nullcontext():
+    with quiet_optuna() if progress else nullcontext():
         with explained(storage):
             study = open_study(opened, study_name, described, trials)
             lease = Lease(study)
@@ -294,7 +322,9 @@ def _run(
 
         def show() -> None:
             trials = finished_trials(study)
-            values = [t.value for t in trials if t.state == TrialState.COMPLETE]
+            values = [
+                t.value for t in trials if t.state == TrialState.COMPLETE and t.value is not None
+            ]
             better = max if study.direction == optuna.study.StudyDirection.MAXIMIZE else min
             outer.advance(len(trials), best=better(values, default=None))
             if values and not compared[0]:
@@ -391,30 +421,3 @@ def quiet_optuna() -> Iterator[None]:
         yield
     finally:
         optuna.logging.set_verbosity(verbosity)
-
-
-@contextmanager
-def one_cache_warning() -> Iterator[None]:
-    """One sentence for all entries of JAX's compilation cache that cannot be read.
-
-    JAX compiles such a program again, and says so for each.
-    """
-    told = False
-    with warnings.catch_warnings():
-        show = warnings.showwarning
-
-        def show_once(message: Warning | str, *arguments: Any, **options: Any) -> None:
-            nonlocal told
-            if not str(message).startswith("Error reading persistent compilation cache entry"):
-                show(message, *arguments, **options)
-            elif not told:
-                told = True
-                text = (
-                    f"the compilation cache {jax.config.values[_CACHE]} has entries "
-                    "that cannot be read: those programs are compiled again; remove the directory "
-                    "to have them cached anew"
-                )
-                show(RuntimeWarning(text), RuntimeWarning, *arguments[1:], **options)
-
-        warnings.showwarning = show_once
-        yield

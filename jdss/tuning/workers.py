@@ -344,5 +344,5 @@ def _cores() -> set[int]:
 def _own(error: Any, slot: _Slot) -> BaseException:
     """The user's own error, with a note on the worker in which it came up."""
     cause: BaseException = error.cause if isinstance(error.cause, BaseException) else error
-    cause.add_note(f"in a worker, process {slot.process.get('pid')}:\n{error.traceback_str}")
+    cause.add_note(f"in a worker, process {slot.process.get('pid')}:\n{error}")
     return cause
