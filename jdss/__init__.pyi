@@ -43,11 +43,15 @@ from .training.train_on_subset import TrainMetrics, train_on_subset
 from .training.trial import FitResult
 from .tuning.objective import Objective, objective
 from .tuning.report import report
-from .tuning.resuming import DifferentSearchError
 from .tuning.retraining import Retraining
 from .tuning.space import default_space, published_space
 from .tuning.storage import StorageError, open_storage
-from .tuning.study import SearchFailedError
+from .tuning.study import (
+    DifferentSearchError,
+    SearchFailedError,
+    SearchInterrupted,
+    StudyInUseError,
+)
 from .tuning.tune import TuneResult, tune
 from .tuning.workers import WorkerError
 
@@ -72,8 +76,10 @@ __all__ = [
     "Retraining",
     "Search",
     "SearchFailedError",
+    "SearchInterrupted",
     "Selection",
     "StorageError",
+    "StudyInUseError",
     "Subset",
     "SummedGradients",
     "Task",

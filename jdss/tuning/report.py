@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from jdss._secrets import hide_passwords
 from jdss.reporting.html import Search, page
-from jdss.tuning.objective import LEDGER, SELECTIONS
-from jdss.tuning.resuming import SEARCH, describe_trial, was_cut_off
+from jdss.tuning.places import was_cut_off
 from jdss.tuning.storage import open_storage
+from jdss.tuning.study import SEARCH, describe_trial
 
 
 def report(
@@ -75,7 +75,7 @@ def search_of(study: optuna.Study) -> Search:
     """What a page says of a study, without the trials that were cut off and run again."""
     search: dict[str, Any] = dict(study.user_attrs.get(SEARCH, {}))
     trials = [
-        _described(trial)
+        describe_trial(trial)
         for trial in study.get_trials(deepcopy=False)
         if trial.state != TrialState.WAITING and not (search and was_cut_off(trial))
     ]
@@ -112,12 +112,3 @@ def importances(study: optuna.Study) -> dict[str, float] | str:
     except (ValueError, RuntimeError, ZeroDivisionError) as error:
         return f"Importances could not be computed: {error}"
     return found or "Importances need a hyper-parameter that was varied."
-
-
-def _described(trial: FrozenTrial) -> dict[str, Any]:
-    attributes = trial.user_attrs
-    return {
-        **describe_trial(trial, attributes.get(LEDGER)),
-        "rungs": trial.intermediate_values,
-        "selections": attributes.get(SELECTIONS, []),
-    }
