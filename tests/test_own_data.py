@@ -16,6 +16,7 @@ from jdss.data.sequences import SequenceRows
 from jdss.training import streaming
 from jdss.training.problem import make_problem
 from jdss.tuning.retraining import check_test
+from tests.settings import fit
 
 N, C = 40, 4
 RNG = np.random.default_rng(0)
@@ -218,21 +219,21 @@ def test_training_from_the_host_ends_where_training_on_the_device_does(
     options = {
         "hyperparameters": {"epochs": 5, "batch_size": 9, "learning_rate_schedule": "cosine"},
         "fraction": 0.4,
-        "select_every": 2,
+        "every": 2,
         "validation": (IMAGES[:10], LABELS[:10]),
         "augmentation": "crop_flip",
         "selection": selection,
         "optimizers": ONLY_SGD,
         "progress": False,
     }
-    expected = jdss.fit(Net(), (IMAGES, LABELS), **options)
+    expected = fit(Net(), (IMAGES, LABELS), **options)
     data = (memory_map(tmp_path / "images.npy"), LABELS)
-    found = [jdss.fit(Net(), data, data_on="host", **options)]
+    found = [fit(Net(), data, data_on="host", **options)]
     if selection != "full":
         # Without the memory for a subset on the device, and from a sequence.
         monkeypatch.setattr(streaming, "SUBSET_SHARE", 0.0)
         sequence = Records(lambda i: {"image": IMAGES[i], "label": LABELS[i]})
-        found.append(jdss.fit(Net(), sequence, data_on="host", **options))
+        found.append(fit(Net(), sequence, data_on="host", **options))
     for result in found:
         for one, other in zip(leaves_of(result), leaves_of(expected), strict=True):
             np.testing.assert_allclose(one, other, atol=1e-5)
@@ -300,7 +301,7 @@ def test_where_data_is_kept_follows_its_size(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert choose_place(None, arrays) == "device"
     with pytest.raises(ValueError, match="data_on must be one of 'device', 'host'; got 'disk'"):
-        jdss.fit(Net(), (IMAGES, LABELS), data_on="disk")
+        fit(Net(), (IMAGES, LABELS), data_on="disk")
 
 
 def test_doubles_and_several_inputs_are_taken_from_the_host_as_they_are_stored():
