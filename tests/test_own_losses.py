@@ -252,7 +252,7 @@ def test_an_optimizer_of_ones_own_is_compiled_once_for_all_learning_rates():
             r"'whole' must give one number an example, shape \(2,\), got \(\)",
         ),
         (
-            {"loss": jdss.Loss("odd", lambda outputs, targets: outputs @ targets)},
+            {"loss": jdss.Loss("odd", lambda outputs, targets: outputs @ jnp.ones(3))},
             ValueError,
             r"'odd' must take outputs float32\[2, 2\].* but fails on them",
         ),

@@ -293,6 +293,7 @@ def test_gradients_of_all_parameters_need_no_last_layer():
         selection=select,
         gradients="all",
         projection_dimension=16,
+        candidates=1.0,
         optimizers=ONLY_SGD,
         **SHORT,
     )

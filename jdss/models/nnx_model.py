@@ -84,7 +84,7 @@ class NnxModel(nn.Module):
             self._keep(module, lambda collection: True)
         else:
             key = self.make_rng("dropout") if self.has_rng("dropout") else jax.random.key(0)
-            module = self._merged(key)
+            module = self.merged(self.variables, key)
         for path, part in nnx.iter_modules(module):
             _set_mode(part, train)
             if watch is not None and isinstance(part, nnx.Linear):
@@ -108,21 +108,20 @@ class NnxModel(nn.Module):
         return output
 
     def _made(self) -> nnx.Module:
-        if self.make is None:
-            raise ValueError("an nnx.Module that came as an instance begins with its own variables")
-        return self.make(rngs=nnx.Rngs(self.make_rng("params")))
+        if self.make is not None:
+            return self.make(rngs=nnx.Rngs(self.make_rng("params")))
+        return self.merged(self.start.value, jax.random.key(0))
 
-    def _merged(self, key: jax.Array) -> nnx.Module:
-        """The module with the variables that this call is given."""
+    def merged(self, variables: Mapping[str, Any], key: jax.Array) -> nnx.Module:
+        """The NNX module with these variables."""
 
         def value(number: int, leaf: _Leaf) -> Any:
             if leaf.collection is None:
                 is_key = leaf.path[-1] == "key"
                 return jax.random.fold_in(key, number) if is_key else jnp.uint32(0)
-            first, *rest = map(str, leaf.path)
-            held: Any = self.get_variable(leaf.collection, first)
-            for name in rest:
-                held = held[name]
+            held: Any = variables[leaf.collection]
+            for name in leaf.path:
+                held = held[str(name)]
             return held
 
         values = [(leaf.path, value(number, leaf)) for number, leaf in enumerate(self.leaves)]
@@ -212,7 +211,7 @@ def makes_nnx(model: Any) -> bool:
 
 def to_nnx(model: NnxModel, variables: Mapping[str, Any]) -> nnx.Module:
     """The NNX module that a linen one stands for, in evaluation mode, with these variables."""
-    module = model.bind(dict(variables))._merged(jax.random.key(0))
+    module = model.merged(variables, jax.random.key(0))
     for _, part in nnx.iter_modules(module):
         _set_mode(part, train=False)
     return module
