@@ -281,7 +281,7 @@ def test_stored_images_go_through_the_normalization_to_the_trained_model(grey_im
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (lambda result: (result,), "state must be a TrainState, .* got FitResult"),
+        (lambda result: (result.normalization,), "state must be a result .* got Normalization"),
         (lambda result: (result.state, result), "normalization must be a Norm.* got FitResult"),
         (lambda result: (result.state, {"mean": 0}), "normalization must be .* got dict"),
     ],

@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 import jdss
+from jdss.models import to_nnx
 from jdss.models.calling import check_model
-from jdss.models.nnx_model import to_nnx
 from tests.settings import fit
 from tests.simulated_devices import on_devices
 

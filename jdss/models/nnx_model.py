@@ -210,7 +210,18 @@ def makes_nnx(model: Any) -> bool:
 
 
 def to_nnx(model: NnxModel, variables: Mapping[str, Any]) -> nnx.Module:
-    """The NNX module that a linen one stands for, in evaluation mode, with these variables."""
+    """The NNX module that a linen one stands for, in evaluation mode, with these variables.
+
+    Args:
+      model: as results have it, `result.state.model`.
+      variables: `result.state.variables`.
+
+    Example:
+      >>> model = as_linen(lambda rngs: nnx.Linear(4, 3, rngs=rngs))
+      >>> variables = model.init(jax.random.key(0), jnp.ones((2, 4)))
+      >>> to_nnx(model, variables)(jnp.ones((2, 4))).shape
+      (2, 3)
+    """
     module = model.merged(variables, jax.random.key(0))
     for _, part in nnx.iter_modules(module):
         _set_mode(part, train=False)

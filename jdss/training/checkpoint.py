@@ -36,7 +36,7 @@ class TrainedModel:
         were such; None where they were numbers.
       inputs: shapes and types [1, …] of what it was trained on; None where they are not known.
 
-    Made by `jdss.load`; results of `fit` have one as `trained`.
+    Results of `fit` have one as `trained`. Made by `jdss.load`.
     """
 
     model: nn.Module
