@@ -4,6 +4,7 @@ from .config import Search, Selection, Task, Workers
 from .data import (
     Dataset,
     Examples,
+    keep_on,
     load_dataset,
     make_examples,
     read_sequence,
@@ -30,7 +31,7 @@ from .selection.uniform import uniform
 from .solvers.facility_location import facility_location
 from .solvers.matching_pursuit import orthogonal_matching_pursuit
 from .subset import Subset, per_batch, per_class
-from .training.checkpoint import load_model, load_normalization, save_model
+from .training.checkpoint import TrainedModel, load, load_model, load_normalization, save_model
 from .training.divergence import TrainingDivergedError
 from .training.fit import fit
 from .training.forward import compute_accuracy, compute_gradients
@@ -38,7 +39,7 @@ from .training.hyperparameters import Hyperparameters, hyperparameters
 from .training.memory import OutOfMemoryError
 from .training.optimizers import OPTIMIZERS
 from .training.state import TrainState, init_state
-from .training.subset_batches import subset_batches
+from .training.subset_batches import subset_batches, torch_sampler
 from .training.train_on_subset import TrainMetrics, train_on_subset
 from .training.trial import FitResult
 from .tuning.objective import Objective, objective
@@ -85,6 +86,7 @@ __all__ = [
     "Task",
     "TrainMetrics",
     "TrainState",
+    "TrainedModel",
     "TrainingDivergedError",
     "TuneResult",
     "WorkerError",
@@ -100,8 +102,10 @@ __all__ = [
     "grad_match",
     "hyperparameters",
     "init_state",
+    "keep_on",
     "keep_programs",
     "last_layer_gradients",
+    "load",
     "load_dataset",
     "load_model",
     "load_normalization",
@@ -123,6 +127,7 @@ __all__ = [
     "stratified_split",
     "subset_batches",
     "sum_consecutive",
+    "torch_sampler",
     "train_on_subset",
     "tune",
     "uniform",

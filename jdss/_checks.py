@@ -81,6 +81,14 @@ def check_positive_int(name: str, value: Any) -> int:
     return int(value)
 
 
+def check_seed(seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise TypeError(f"seed must be an int, at least 0, got {seed!r}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be an int in 0..2**63 - 1, got {seed}")
+    return int(seed)
+
+
 def check_integers(name: str, values: Any) -> jax.Array:
     """Checks and returns integers as an int32 array."""
     values = values if isinstance(values, jax.Array) else np.asarray(values)

@@ -47,6 +47,16 @@ class Subset:
     weights: jax.Array
     num_selected: jax.Array
 
+    def tolist(self) -> list[int]:
+        """The examples of positive weight as Python's ints, such as PyTorch's data sets take.
+
+        Example:
+          >>> Subset(jnp.array([7, 2, 5]), jnp.array([3.0, 0.0, 1.0]), jnp.int32(2)).tolist()
+          [7, 5]
+        """
+        found: list[int] = np.asarray(self.indices)[np.asarray(self.weights) > 0].tolist()
+        return found
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes it to a .npz file, in the place of one that is there (see `write_arrays`).
 

@@ -19,6 +19,7 @@ from jdss.training.problem import make_problem
 from jdss.training.schedule import make_schedule
 from jdss.training.selection_round import draw_candidates, lift, select_subset
 from jdss.training.state import init_state
+from tests.settings import fit
 from tests.simulated_devices import on_devices
 
 BUDGET = 30
@@ -133,7 +134,7 @@ def test_projected_gradients_of_all_parameters_keep_the_products_of_the_exact_on
 
 @pytest.mark.parametrize("selection", ["grad_match", "craig"])
 def test_strategies_train_on_the_gradients_of_all_parameters(perceptron, blobs, selection):
-    result = jdss.fit(
+    result = fit(
         perceptron,
         blobs,
         validation=0.2,
@@ -300,7 +301,7 @@ def test_choices_that_a_strategy_has_no_use_for_are_refused(selection, options, 
 
 def test_an_outer_validation_set_must_be_there(perceptron, blobs):
     with pytest.raises(ValueError, match="validation must be given for outer='validation'"):
-        jdss.fit(perceptron, blobs, outer="validation", progress=False)
+        fit(perceptron, blobs, outer="validation", progress=False)
 
 
 def selected():

@@ -12,6 +12,7 @@ import jdss
 from jdss.data.examples import training_batch
 from jdss.gradients import cross_entropy_errors
 from jdss.losses import cross_entropy
+from tests.settings import fit
 
 N, C = 6, 3
 LABELS = np.arange(N) % C
@@ -59,7 +60,7 @@ def test_selection_rounds_see_the_smoothed_loss(blobs, perceptron):
         return jdss.uniform(gradients, budget, key=key)
 
     hyper = {"epochs": 1, "label_smoothing": 0.5, "batch_size": 32, "learning_rate": 1e-6}
-    jdss.fit(
+    fit(
         perceptron,
         (inputs[:32], labels[:32]),
         hyperparameters=hyper,
@@ -111,7 +112,7 @@ def test_fit_ends_the_cosine_at_its_last_step(selection, blobs, perceptron, monk
 
     monkeypatch.setattr("jdss.training.fit.train_on_subset", spy)
     inputs, labels = blobs
-    result = jdss.fit(
+    result = fit(
         perceptron,
         (inputs[:40], labels[:40]),
         hyperparameters={"epochs": 3, "batch_size": 8, "learning_rate_schedule": "cosine"},

@@ -4,10 +4,12 @@ import math
 
 import jax
 import numpy as np
+from flax.errors import InvalidRngError
 
 from jdss.losses import CROSS_ENTROPY, check_loss
-from jdss.models.calling import input_shapes
+from jdss.models.calling import class_name, input_shapes
 from jdss.models.last_layer import apply_for_outputs
+from jdss.training.examination import REMEDY, check_evaluation
 from jdss.training.forward import check_last_layer
 from jdss.training.hyperparameters import Hyperparameters
 from jdss.training.metrics import METRICS, OF_NUMBERS, Metric, are_class_scores
@@ -34,11 +36,17 @@ def check_together(
             "numbers, got 'accuracy'"
         )
     shapes = input_shapes(problem.examples.inputs)
-    outputs = jax.eval_shape(
-        lambda variables, inputs: apply_for_outputs(state.model, variables, inputs)[0],
-        state.variables,
-        shapes,
-    )
+    try:
+        outputs = jax.eval_shape(
+            lambda variables, inputs: apply_for_outputs(state.model, variables, inputs)[0],
+            state.variables,
+            shapes,
+        )
+    except InvalidRngError as error:
+        raise ValueError(
+            "model must need no random numbers in evaluation, but "
+            f"{class_name(state.model)} asks for some: {REMEDY}"
+        ) from error
     labels = problem.examples.labels
     if loss == CROSS_ENTROPY and len(outputs.shape) != 2:
         raise ValueError(
@@ -60,7 +68,11 @@ def check_together(
             f"metric must be 'loss' or a function of outputs and labels, metric=…, where outputs "
             f"{list(outputs.shape[1:])} are no scores of the {num_classes} classes; got 'accuracy'"
         )
-    check_loss(loss, outputs, jax.ShapeDtypeStruct((1, *labels.shape[1:]), labels.dtype))
+    check_loss(
+        loss,
+        jax.ShapeDtypeStruct((2, *outputs.shape[1:]), outputs.dtype),
+        jax.ShapeDtypeStruct((2, *labels.shape[1:]), labels.dtype),
+    )
     if metric.name in OF_NUMBERS and metric == METRICS[metric.name]:
         wanted, got = math.prod(labels.shape[1:]), math.prod(outputs.shape[1:])
         if wanted != got:
@@ -70,3 +82,4 @@ def check_together(
             )
     if schedule.strategy.needs_gradients and schedule.selection.gradients != "all":
         check_last_layer(state, problem.examples)
+    check_evaluation(state, problem)

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import jax
 
+from jdss import _checks
 from jdss.config import Selection, Task
 from jdss.data.datasets import load_dataset
+from jdss.data.host import Placed
 from jdss.ledger import Ledger
 from jdss.losses import make_loss
 from jdss.models.calling import check_model
@@ -19,7 +22,7 @@ from jdss.training.metrics import make_metric
 from jdss.training.optimizers import OPTIMIZERS
 from jdss.training.problem import Data, Examined, Problem, make_problem
 from jdss.training.schedule import Schedule, make_schedule
-from jdss.training.trial import FitResult, Training, run, train
+from jdss.training.trial import Callback, FitResult, Training, run, train
 
 _TASK = Task()
 
@@ -35,17 +38,21 @@ def fit(
     validation: Examined | float | None = None,
     seed: int = 0,
     progress: bool = True,
+    initial: Any = None,
+    callback: Callback | None = None,
 ) -> FitResult:
     """Trains one model, selecting subsets as it changes.
 
     Args:
       model: a Flax module `__call__(inputs, train=False) -> outputs` (or `deterministic=`, or
-        neither) whose output is that of its last `nn.Dense`; any other, with `gradients="all"` or a
-        selection that needs no gradients. See docs/own_model.md.
+        neither) whose output is that of its last `nn.Dense` or `nnx.Linear`; any other, with
+        `gradients="all"` or a selection that needs no gradients. An `nnx.Module` begins with its
+        own variables, a function of `rngs` to one with new ones. See docs/own_model.md.
       data: (inputs, labels): uint8 images [n, h, w, channels] or floats or integers [n, …], or
         several such arrays as a tuple or a mapping, and class indices [n] (or the numbers that
         another loss takes); or a `Dataset`, of which the training part is used, or the name of one;
-        or examples that are indexed by `len(data)` and `data[i]`. See docs/own_data.md.
+        or examples that are indexed by `len(data)` and `data[i]`; or any of them by
+        `jdss.keep_on`. Class labels may be strings or booleans. See docs/own_data.md.
       selection: "grad_match", "craig", "glister", "uniform", "stratified", "full", a function of
         the selection protocol, or a `jdss.Selection` with what else there is to set.
       fraction: the share of the examples in a subset, in (0, 1].
@@ -54,6 +61,10 @@ def fit(
       validation: examples in the same form, or the fraction of `data` to hold out, or None.
       seed: decides on everything random.
       progress: whether to show a progress bar.
+      initial: where to begin, for fine-tuning: the result of another `fit`, what `jdss.load` gives,
+        or variables; None means anew.
+      callback: called after the warm start and after every epoch with its entry of the history, and
+        the "validation_score" where there is a validation set; returning True stops early.
 
     Returns:
       A `FitResult`.
@@ -72,6 +83,15 @@ def fit(
       >>> [entry["phase"] for entry in result.history]
       ['warm_start', 'subset', 'subset']
     """
+    _checks.check_seed(seed)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be a function, got {type(callback).__name__}")
+    initial = getattr(getattr(initial, "state", initial), "variables", initial)
+    if not isinstance(initial, Mapping | None):
+        raise TypeError(
+            "initial must be a result of jdss.fit, a loaded model, variables, or None, got "
+            f"{type(initial).__name__}"
+        )
     make_schedule(selection, fraction)  # a bad one is refused before data is read
     model = check_model(model)
     hyper = make_hyperparameters(hyperparameters, optimizers=tuple(task.optimizers or OPTIMIZERS))
@@ -89,6 +109,8 @@ def fit(
                 hyper,
                 jax.random.key(seed),
                 ledger=ledger,
+                initial=initial,
+                callback=callback,
                 on_epoch=lambda entry: bar.advance(entry["epoch"], loss=entry["loss"]),
                 ahead=ahead,
             )
@@ -106,8 +128,11 @@ def make_training(
 ) -> Training:
     """What trainings on some data share: the data placed and split, and the settings resolved."""
     loss = make_loss(task.loss)
+    placed = data if isinstance(data, Placed) else Placed(data)
+    if isinstance(placed.data, str):
+        placed = replace(placed, data=load_dataset(placed.data))
     problem = make_problem(
-        load_dataset(data) if isinstance(data, str) else data,
+        placed,
         validation=validation,
         augmentation=task.augmentation,
         classes=loss.classes,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def init_slots(
     factories: Sequence[OptimizerFactory], params: Any, hyper: "Hyperparameters"
 ) -> Slots:
     """Fresh state for a family of optimizers, in the order of `_slot_numbers`."""
+    params = in_float32(params)
     numbers = _slot_numbers(factories, params, hyper)
     slots = {
         number: tuple(jax.tree.leaves(factory(hyper).init(params)))
@@ -138,9 +140,16 @@ def apply_gradients(
 
         return update
 
-    numbers = _slot_numbers(factories, params, hyper)
+    wide, gradients = in_float32((params, gradients))
+    numbers = _slot_numbers(factories, wide, hyper)
     branches = [branch(*pair) for pair in zip(factories, numbers, strict=True)]
-    return jax.lax.switch(hyper.optimizer, branches, params, slots, gradients)
+    moved, slots = jax.lax.switch(hyper.optimizer, branches, wide, slots, gradients)
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), moved, params), slots
+
+
+def in_float32(tree: Any) -> Any:
+    """Parameters or gradients of half precision as float32, in which they are updated."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree)
 
 
 def _slot_numbers(

@@ -23,7 +23,7 @@ from jdss.models.batch_norm import whole_batch_statistics
 from jdss.models.calling import apply_model
 from jdss.subset import Subset
 from jdss.training.hyperparameters import LEARNING_RATE_SCHEDULES, Hyperparameters
-from jdss.training.optimizers import apply_gradients
+from jdss.training.optimizers import apply_gradients, in_float32
 from jdss.training.shuffle import shuffled
 from jdss.training.state import TrainState
 
@@ -330,7 +330,7 @@ def _update(
         state.optimizers,
         state.params,
         state.optimizer_slots,
-        _clip(gradients, hyper.gradient_clipping),
+        _clip(in_float32(gradients), hyper.gradient_clipping),
         scheduled,
     )
     new_state = replace(

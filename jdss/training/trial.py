@@ -13,6 +13,7 @@ from jdss.ledger import Ledger
 from jdss.losses import CROSS_ENTROPY, Loss
 from jdss.subset import Subset
 from jdss.training.ahead import Ahead
+from jdss.training.checkpoint import TrainedResult
 from jdss.training.checks import check_together
 from jdss.training.divergence import TrainingDivergedError, is_finite
 from jdss.training.hyperparameters import Hyperparameters
@@ -28,6 +29,7 @@ from jdss.training.train_on_subset import train_on_subset
 from jdss.training.trial_checkpoint import TrialCheckpoint
 
 OnEpoch = Callable[[Mapping[str, Any]], None]
+Callback = Callable[[Mapping[str, Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Rung:
 
 
 @dataclass
-class FitResult:
+class FitResult(TrainedResult):
     """A trained model.
 
     Attributes:
@@ -59,6 +61,8 @@ class FitResult:
       selections: for each selection round, its epoch, the number of examples selected and, for
         methods that match gradients, the relative residual (see `describe_selection`).
       normalization: what was done to every input: new ones go through it to `model.apply`.
+      classes: what `predict` calls the classes; None where labels are numbers.
+      inputs: shapes and types [1, …] of what was trained on.
 
     Made by `jdss.fit`.
     """
@@ -71,6 +75,8 @@ class FitResult:
     validation_score: float | None = None
     selections: list[dict[str, Any]] = field(default_factory=list)
     normalization: Normalization | None = None
+    classes: np.ndarray | None = None
+    inputs: Any = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,8 @@ def train(
     selections: list[dict[str, Any]] | None = None,
     checkpoint: TrialCheckpoint | None = None,
     ahead: Ahead | None = None,
+    initial: Any = None,
+    callback: Callback | None = None,
 ) -> Generator[Rung, None, FitResult]:
     """Trains one model, and stops at rungs: a generator, whose value is the result.
 
@@ -121,6 +129,9 @@ def train(
       selections: where `FitResult.selections` are kept, for one who looks before the end.
       checkpoint: where training goes on if it was cut off, and is saved at the end of stretches.
       ahead: compiles in other threads what is needed later.
+      initial: variables to begin with; see `init_state`.
+      callback: called after every stretch with its entry of the history and, where there is a
+        validation set, the "validation_score"; returning True ends the training there.
 
     Yields:
       A `Rung`, at each of `rungs`.
@@ -147,6 +158,7 @@ def train(
             init_key,
             optimizers=training.optimizers,
             loss=training.loss,
+            initial=initial,
         )
         check_together(schedule, problem, state, hyper, metric)
         select = lift(schedule, problem, hyper.batch_size)
@@ -206,7 +218,20 @@ def train(
         on_epoch(history[-1])
         if checkpoint is not None:
             checkpoint.save_if_due(state, subset, history, selections, ledger)
+        if callback is not None and callback(_told(training, state, history[-1], ledger)) is True:
+            break
     return _finish(training, state, history, subset, ledger, selections)
+
+
+def _told(
+    training: Training, state: TrainState, entry: Mapping[str, Any], ledger: Ledger
+) -> dict[str, Any]:
+    """What a callback is told."""
+    if not len(training.problem.validation):
+        return dict(entry)
+    with ledger.measure("evaluating"):
+        _, score = validate(training.problem, state, training.metric)
+    return {**entry, "validation_score": score}
 
 
 def run(steps: Generator[Rung, None, FitResult]) -> FitResult:
@@ -255,4 +280,20 @@ def _finish(
         score,
         selections,
         problem.examples.normalization.on_host(),
+        class_names(problem),
+        shapes_of(problem),
+    )
+
+
+def class_names(problem: Problem) -> np.ndarray | None:
+    """What the classes of a problem are called: their indices where they have no other names."""
+    if problem.classes is not None or problem.num_classes is None:
+        return problem.classes
+    return np.arange(problem.num_classes)
+
+
+def shapes_of(problem: Problem) -> Any:
+    """Shapes and types [1, …] of a problem's inputs."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), problem.examples.inputs
     )
