@@ -1,4 +1,4 @@
-from . import data, models, reporting
+from . import data, models
 from .config import Search, Selection, Task, Workers
 from .data import (
     Dataset,
@@ -20,6 +20,7 @@ from .gradients import (
 from .ledger import Ledger
 from .losses import Loss
 from .random_projection import projected_gradients
+from .reports import report
 from .selection.craig import craig
 from .selection.glister import LastLayerObjective, glister
 from .selection.grad_match import grad_match
@@ -41,7 +42,6 @@ from .training.subset_batches import subset_batches
 from .training.train_on_subset import TrainMetrics, train_on_subset
 from .training.trial import FitResult
 from .tuning.objective import Objective, objective
-from .tuning.report import report
 from .tuning.resuming import DifferentSearchError
 from .tuning.retraining import Retraining
 from .tuning.space import default_space, published_space
@@ -109,7 +109,6 @@ __all__ = [
     "published_space",
     "read_sequence",
     "report",
-    "reporting",
     "save_model",
     "select",
     "stratified_split",
