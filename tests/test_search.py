@@ -5,10 +5,10 @@ import math
 import numpy as np
 import optuna
 import pytest
+from jdss.reporting import summary
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 import jdss
-from jdss.reporting import summary
 from jdss.tuning.points import grid, low_discrepancy, value_at
 from jdss.tuning.sampling import SAMPLERS, make_sampler
 

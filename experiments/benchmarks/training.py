@@ -21,8 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jdss import reporting
 from jdss.reporting.results import REQUIRED_KEYS
+
+from jdss import reporting
 
 OUT = Path(__file__).parent.parent / "results" / "benchmarks" / "training.json"
 GOALS = {
