@@ -24,24 +24,25 @@ STRATEGIES = searches.strategies(every=10, warm_start=0.5)  # R, in epochs, and 
 def search(run: Run) -> None:
     scale = SCALES[run.options.scale]
     model = jdss.models.ResNet18(num_classes=10, width=scale.width or 64)
-    with run.measured():
-        cifar = run.load(scale.images)
-        found = jdss.tune(
-            model,
-            cifar,
-            selection=STRATEGIES[run.strategy],
-            fraction=FRACTION,
-            trials=scale.trials,
-            task=jdss.Task(augmentation="crop_flip"),
-            search=jdss.Search(
-                space=jdss.default_space(epochs=scale.epochs, batch_sizes=scale.batch_sizes),
-                pruner=run.pruner,
-            ),
-            seed=run.seed,
-            **run.study,
-        )
-    result = run.write(found, cifar, scale, "ResNet-18")
-    run.retrain_again(result, model, cifar, "crop_flip")
+    cifar = run.load(scale.images)
+    if not run.path.exists():
+        with run.measured():
+            found = jdss.tune(
+                model,
+                cifar,
+                selection=STRATEGIES[run.strategy],
+                fraction=FRACTION,
+                trials=scale.trials,
+                task=jdss.Task(augmentation="crop_flip"),
+                search=jdss.Search(
+                    space=jdss.default_space(epochs=scale.epochs, batch_sizes=scale.batch_sizes),
+                    pruner=run.pruner,
+                ),
+                seed=run.seed,
+                **run.study,
+            )
+        run.write(found, cifar, scale, "ResNet-18")
+    run.retrain_again(model, cifar, "crop_flip")
 
 
 if __name__ == "__main__":

@@ -37,21 +37,22 @@ def search(run: Run) -> None:
     scale = SCALES[run.options.scale]
     model = partial(network, width=scale.width or 64)
     space = jdss.default_space(epochs=scale.epochs, batch_sizes=scale.batch_sizes)
-    with run.measured():
-        cifar = run.load(scale.images)
-        found = jdss.tune(
-            model,
-            cifar,
-            selection=STRATEGIES[run.strategy],
-            fraction=FRACTION,
-            trials=scale.trials,
-            task=jdss.Task(augmentation="crop_flip"),
-            search=jdss.Search(space={**space, "repetitions": REPETITIONS}, pruner=run.pruner),
-            seed=run.seed,
-            **run.study,
-        )
-    result = run.write(found, cifar, scale, "ResNet-50")
-    run.retrain_again(result, model, cifar, "crop_flip")
+    cifar = run.load(scale.images)
+    if not run.path.exists():
+        with run.measured():
+            found = jdss.tune(
+                model,
+                cifar,
+                selection=STRATEGIES[run.strategy],
+                fraction=FRACTION,
+                trials=scale.trials,
+                task=jdss.Task(augmentation="crop_flip"),
+                search=jdss.Search(space={**space, "repetitions": REPETITIONS}, pruner=run.pruner),
+                seed=run.seed,
+                **run.study,
+            )
+        run.write(found, cifar, scale, "ResNet-50")
+    run.retrain_again(model, cifar, "crop_flip")
 
 
 if __name__ == "__main__":

@@ -23,23 +23,24 @@ STRATEGIES = searches.strategies(every=5, warm_start=0.5)  # R, in epochs, and Î
 def search(run: Run) -> None:
     scale = SCALES[run.options.scale]
     model = jdss.models.LeNet(num_classes=10)
-    with run.measured():
-        mnist = run.load(scale.images)
-        found = jdss.tune(
-            model,
-            mnist,
-            selection=STRATEGIES[run.strategy],
-            fraction=FRACTION,
-            trials=scale.trials,
-            search=jdss.Search(
-                space=jdss.default_space(epochs=scale.epochs, batch_sizes=scale.batch_sizes),
-                pruner=run.pruner,
-            ),
-            seed=run.seed,
-            **run.study,
-        )
-    result = run.write(found, mnist, scale, "LeNet")
-    run.retrain_again(result, model, mnist)
+    mnist = run.load(scale.images)
+    if not run.path.exists():
+        with run.measured():
+            found = jdss.tune(
+                model,
+                mnist,
+                selection=STRATEGIES[run.strategy],
+                fraction=FRACTION,
+                trials=scale.trials,
+                search=jdss.Search(
+                    space=jdss.default_space(epochs=scale.epochs, batch_sizes=scale.batch_sizes),
+                    pruner=run.pruner,
+                ),
+                seed=run.seed,
+                **run.study,
+            )
+        run.write(found, mnist, scale, "LeNet")
+    run.retrain_again(model, mnist)
 
 
 if __name__ == "__main__":

@@ -117,6 +117,7 @@ class Run:
     @contextmanager
     def measured(self) -> Iterator[None]:
         """Around the search: its programs, memory and energy."""
+        resumed = self.path.with_suffix(".db").exists()
         use_compilation_cache(self.path.parent / "compiled" / self._name)
         with energy.measured() as spent, count_compilations() as programs:
             yield
@@ -126,12 +127,14 @@ class Run:
         if status.exists():  # on Linux the other would hold what the parent process had, too
             lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
             peak = int(lines["VmHWM"].split()[0])
-        self._more["process_peak_memory_bytes"] = peak if sys.platform == "darwin" else 1024 * peak
+        if not resumed:  # else it is not that of the whole search
+            peak = peak if sys.platform == "darwin" else 1024 * peak
+            self._more["process_peak_memory_bytes"] = peak
 
     def write(
         self, found: "jdss.TuneResult", data: jdss.Dataset, scale: Scale, model_name: str
-    ) -> dict[str, Any]:
-        """Writes the result file and returns what it holds."""
+    ) -> None:
+        """Writes the result file."""
         known = found.as_dict()
         train, validation = found.search["examples"]
         ledger = known["ledger"]
@@ -150,15 +153,13 @@ class Run:
             model=model_name,
             **self._more,
         )
-        return dict(json.loads(self.path.read_text()))
 
-    def retrain_again(
-        self, result: dict[str, Any], model: Any, data: jdss.Dataset, augmentation: str = "none"
-    ) -> None:
+    def retrain_again(self, model: Any, data: jdss.Dataset, augmentation: str = "none") -> None:
         """Retrains the winner with further seeds, which tell chance from merit.
 
         Two searches that chose the same hyper-parameters are retrained with the same seeds: once.
         """
+        result = json.loads(self.path.read_text())
         done = result.setdefault("retrainings", [])
         left = sorted(set(range(1, self.options.retrainings)) - {one["seed"] for one in done})
         if not left or result["retraining"] is None:
@@ -211,7 +212,7 @@ def main(
       description: the module's.
       scales: by name.
       known: the strategies, by name.
-      search: makes one search, writes its file and retrains its winner.
+      search: makes one search and writes its file, unless it is there, and retrains its winner.
       argv: the arguments; None means the command line's.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
