@@ -174,6 +174,16 @@ def test_tables_of_nothing_or_of_several_studies_are_refused(make_table):
         make_table([make_result(), make_result() | {"dataset": {"name": "cifar10"}}])
 
 
+def test_the_best_value_is_of_completed_trials_and_of_accuracies_only():
+    result = make_result()
+    result["trials"].append({"state": "pruned", "value": 0.99, "hyperparameters": {}, "rungs": {}})
+    assert run_of([result], "full")["validation_accuracy"] == 0.97
+    del result["search"]  # files from before there were metrics
+    assert run_of([result], "full")["validation_accuracy"] == 0.97
+    result["search"] = {"metric": "loss"}
+    assert run_of([result], "full")["validation_accuracy"] is None
+
+
 # Several seeds and retrainings ------------------------------------------------------------------
 
 
