@@ -79,7 +79,7 @@ def regret(truth: np.ndarray, scores: np.ndarray) -> Interval:
     def of(truths: np.ndarray, scored: np.ndarray) -> np.ndarray:
         chosen = scored == scored.max(axis=-1, keepdims=True)
         means = (truths * chosen).sum(axis=-1) / chosen.sum(axis=-1)
-        return np.asarray(truths.max(axis=-1) - means)
+        return np.maximum(truths.max(axis=-1) - means, 0.0)
 
     draws = _draws(len(truth))
     low, high = np.quantile(of(truth[draws], scores[draws]), (0.025, 0.975))

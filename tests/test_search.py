@@ -5,7 +5,6 @@ import math
 import numpy as np
 import optuna
 import pytest
-from jdss.reporting import summary
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 import jdss
@@ -283,13 +282,6 @@ def test_a_metric_that_is_not_a_number_fails_its_trial_only(perceptron, blobs):
     result = tune(perceptron, blobs, metric=own, direction="maximize", trials=2)
     assert [trial["state"] for trial in result.trials] == ["failed", "complete"]
     assert "metric 'own' became nan" in result.trials[0]["failure"]
-
-
-def test_tables_do_not_take_a_loss_for_an_accuracy():
-    trials = [{"state": "complete", "value": 0.3}, {"state": "pruned", "value": 0.9}]
-    assert summary._best_value({"trials": trials, "search": {"metric": "accuracy"}}) == 0.3
-    assert summary._best_value({"trials": trials}) == 0.3  # files from before there were metrics
-    assert summary._best_value({"trials": trials, "search": {"metric": "loss"}}) is None
 
 
 # --- what trials carry ---
