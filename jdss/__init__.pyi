@@ -1,4 +1,4 @@
-from . import data, models, reporting
+from . import data, models
 from .compilation import keep_programs
 from .config import Search, Selection, Task, Workers
 from .data import (
@@ -22,6 +22,7 @@ from .gradients import (
 from .ledger import Ledger
 from .losses import Loss
 from .random_projection import projected_gradients
+from .reports import report
 from .selection.craig import craig
 from .selection.glister import LastLayerObjective, glister
 from .selection.grad_match import grad_match
@@ -43,7 +44,6 @@ from .training.subset_batches import subset_batches, torch_sampler
 from .training.train_on_subset import TrainMetrics, train_on_subset
 from .training.trial import FitResult
 from .tuning.objective import Objective, objective
-from .tuning.report import report
 from .tuning.retraining import Retraining
 from .tuning.space import default_space, published_space
 from .tuning.storage import StorageError, open_storage
@@ -121,7 +121,6 @@ __all__ = [
     "published_space",
     "read_sequence",
     "report",
-    "reporting",
     "save_model",
     "select",
     "stratified_split",

@@ -327,7 +327,7 @@ def test_a_result_is_shown_also_where_it_cannot_be_written(files, tmp_path, monk
 
 
 def test_a_result_s_command_holds_no_password():
-    from jdss.reporting.results import _command
+    from jdss.results import command as _command
 
     url = "postgresql://me:se/c@ret@host/db?sslpassword=another"
     for words in (["--storage", url], [f"--storage={url}"]):
