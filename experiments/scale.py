@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
@@ -74,15 +75,18 @@ def distances(rows: FactoredGradients, to: FactoredGradients) -> np.ndarray:
 
 def cost_of(rows: FactoredGradients, chosen: np.ndarray) -> float:
     """CRAIG's objective: the sum of the distances to the nearest chosen gradient."""
-    return float(distances(rows, rows.take(chosen)).min(axis=1).sum())
+    return float(distances(rows, rows.take(jnp.asarray(chosen))).min(axis=1).sum())
 
 
 def in_two_rounds(rows: FactoredGradients, budget: int, parts: int, seed: int) -> np.ndarray:
     """Indices that two-round distributed greedy chooses, with parts drawn at random."""
     order = np.random.default_rng(seed).permutation(rows.num_examples)
-    union = [part[chosen_of(rows.take(part), budget)] for part in np.array_split(order, parts)]
+    union = [
+        part[chosen_of(rows.take(jnp.asarray(part)), budget)]
+        for part in np.array_split(order, parts)
+    ]
     together = np.concatenate(union)
-    return together[chosen_of(rows.take(together), budget)]
+    return together[chosen_of(rows.take(jnp.asarray(together)), budget)]
 
 
 def chosen_of(rows: FactoredGradients, budget: int) -> np.ndarray:
@@ -95,7 +99,7 @@ def losses(
     """How much larger the objective is than that of greedy on one device, per cent, by class."""
     found: list[dict[str, Any]] = []
     for label in np.unique(labels):
-        rows = gradients.take(np.flatnonzero(labels == label))
+        rows = gradients.take(jnp.asarray(np.flatnonzero(labels == label)))
         budget = max(round(fraction * rows.num_examples), 1)
         whole = cost_of(rows, chosen_of(rows, budget))
         random = cost_of(rows, np.random.default_rng(0).permutation(rows.num_examples)[:budget])

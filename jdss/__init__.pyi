@@ -44,6 +44,7 @@ from .training.subset_batches import subset_batches, torch_sampler
 from .training.train_on_subset import TrainMetrics, train_on_subset
 from .training.trial import FitResult
 from .tuning.objective import Objective, objective
+from .tuning.result import TuneResult
 from .tuning.retraining import Retraining
 from .tuning.space import default_space, published_space
 from .tuning.storage import StorageError, open_storage
@@ -53,7 +54,7 @@ from .tuning.study import (
     SearchInterrupted,
     StudyInUseError,
 )
-from .tuning.tune import TuneResult, tune
+from .tuning.tune import tune
 from .tuning.workers import WorkerError
 
 __version__: str

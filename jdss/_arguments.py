@@ -34,8 +34,10 @@ _KINDS = {
 
 def with_space(search: Search) -> Search:
     """The same search, with its space read where it is a file."""
-    is_file = isinstance(search.space, str) and search.space.endswith((".json", ".toml"))
-    return replace(search, space=space(Path(search.space))) if is_file else search
+    given = search.space
+    if isinstance(given, str) and given.endswith((".json", ".toml")):
+        return replace(search, space=space(Path(given)))
+    return search
 
 
 def space(path: Path) -> dict[str, BaseDistribution]:
@@ -189,17 +191,14 @@ def write_result(
     path: Path, result: jdss.TuneResult, data_name: str, model_name: str, seed: int
 ) -> None:
     """Writes a search's result file."""
-    from jdss import reporting
+    from jdss import results
 
     train, validated = result.search["examples"]
-    reporting.write_result(
+    results.write_result(
         path,
-        {
-            **reporting.environment(),
-            "seeds": {"search": seed},
-            "scale": {"name": "user", "reduced": False, "description": ""},
-            "dataset": {"name": Path(data_name).stem, "train": train, "validation": validated},
-            "model": model_name,
-            **result.as_dict(),
-        },
+        result,
+        seeds={"search": seed},
+        scale={"name": "user", "reduced": False, "description": ""},
+        dataset={"name": Path(data_name).stem, "train": train, "validation": validated},
+        model=model_name,
     )

@@ -109,9 +109,10 @@ def keep_programs(enabled: bool = True) -> None:
             use_compilation_cache(home / "jdss" / "programs")
 
 
-def is_keeping_allowed() -> bool:
-    """Whether nobody has turned the keeping of programs off."""
-    return bool(jax.config.values["jax_enable_compilation_cache"])
+def keep_programs_by_default() -> None:
+    """`keep_programs`, unless that was turned off."""
+    if jax.config.values["jax_enable_compilation_cache"]:
+        keep_programs()
 
 
 @cache

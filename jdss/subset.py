@@ -359,7 +359,8 @@ def _class_by_class(
     # every branch and copy its whole state each step; several at once on an accelerator.
     at_once = 1
     if jax.default_backend() != "cpu":
-        at_once = classes_at_once(*classes.members.shape, method.budget, gradients)
+        num_classes, members = classes.members.shape
+        at_once = classes_at_once(num_classes, members, method.budget, gradients)
     if at_once == 1:
         return jax.lax.map(select_in_class, classes)
     return jax.lax.map(select_in_class, classes, batch_size=at_once)

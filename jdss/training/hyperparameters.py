@@ -55,8 +55,8 @@ LEARNING_RATE_SCHEDULES: Mapping[str, optax.Schedule] = {
     "warmup_cosine": optax.warmup_cosine_decay_schedule(
         0.01,
         1.0,
-        warmup_steps=0.1,  # type: ignore[arg-type]
-        decay_steps=1.0,  # type: ignore[arg-type]
+        warmup_steps=0.1,
+        decay_steps=1.0,
     ),
 }
 """The schedules, in the order of their index in `Hyperparameters.learning_rate_schedule`.

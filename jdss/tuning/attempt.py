@@ -14,6 +14,7 @@ from flax import nnx
 
 from jdss.ledger import Ledger
 from jdss.models.calling import check_model
+from jdss.training.ahead import Ahead
 from jdss.training.divergence import TrainingDivergedError
 from jdss.training.hyperparameters import NAMES, hyperparameters
 from jdss.training.memory import OutOfMemoryError, is_out_of_memory, shortage
@@ -77,6 +78,7 @@ class Attempt:
         seed: int,
         order: Order,
         on_epoch: OnEpoch = lambda entry: None,
+        ahead: Ahead | None = None,
     ) -> None:
         self._metric = training.metric.name
         self._ledger = Ledger()
@@ -86,10 +88,16 @@ class Attempt:
         if order.checkpoint is not None:
             path, every = order.checkpoint
             self._checkpoint = TrialCheckpoint(path, order.identity, every, tell=self._tell)
-        self._steps: Any = self._train(training, model, seed, order, on_epoch)
+        self._steps: Any = self._train(training, model, seed, order, on_epoch, ahead)
 
     def _train(
-        self, training: Training, model: Any, seed: int, order: Order, on_epoch: OnEpoch
+        self,
+        training: Training,
+        model: Any,
+        seed: int,
+        order: Order,
+        on_epoch: OnEpoch,
+        ahead: Ahead | None,
     ) -> Generator[Rung, None, FitResult]:
         return (
             yield from train(
@@ -102,6 +110,7 @@ class Attempt:
                 on_epoch=on_epoch,
                 selections=self._selections,
                 checkpoint=self._checkpoint,
+                ahead=ahead,
             )
         )
 

@@ -15,7 +15,7 @@ import optuna
 from optuna.trial import TrialState
 
 from jdss.config import Search
-from jdss.training.trial import OnEpoch, Rung, Training
+from jdss.training.trial import Rung
 from jdss.tuning.attempt import Attempt, Order, Outcome, PassedRung
 from jdss.tuning.objective import Objective, checkpoint_path, note_outcome, note_values
 from jdss.tuning.places import (
@@ -68,10 +68,8 @@ class Pool(Protocol):
 class OwnProcess:
     """A pool of one slot: trials are trained here."""
 
-    def __init__(
-        self, training: Training, model: Any, seed: int, on_epoch: OnEpoch, this: Mapping[str, Any]
-    ) -> None:
-        self._make = lambda order: Attempt(training, model, seed, order, on_epoch)
+    def __init__(self, make: Callable[..., Attempt], this: Mapping[str, Any]) -> None:
+        self._make = make
         self._this = this
         self._attempt: Attempt | None = None
         self._stopped: Outcome | None = None
@@ -80,7 +78,7 @@ class OwnProcess:
         return [0] if self._attempt is None else []
 
     def start(self, slot: int, order: Order) -> Mapping[str, Any]:
-        self._attempt = self._make(order)
+        self._attempt = self._make(order=order)
         return self._this
 
     def next_event(self) -> tuple[int, Rung | Outcome | Died] | None:

@@ -4,8 +4,8 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import optuna
@@ -13,25 +13,29 @@ from flax import linen as nn
 from optuna.trial import TrialState
 
 from jdss import _checks
+from jdss.compilation import keep_programs_by_default
 from jdss.config import Search, Selection, Task, Workers, as_selection
 from jdss.data.datasets import Dataset, load_dataset
 from jdss.ledger import Ledger, importing_seconds
 from jdss.losses import CROSS_ENTROPY
 from jdss.progress import progress_bar
 from jdss.subset import Select
+from jdss.training.ahead import Ahead, batch_sizes_of
 from jdss.training.fit import make_training
+from jdss.training.hyperparameters import DEFAULTS
 from jdss.training.optimizers import OPTIMIZERS
 from jdss.training.problem import Data, Examined
 from jdss.training.schedule import make_schedule
 from jdss.training.train_on_subset import STEP
 from jdss.training.trial import Training
-from jdss.tuning.attempt import ModelFactory
+from jdss.tuning.attempt import Attempt, ModelFactory
 from jdss.tuning.driver import Driver, OwnProcess, attainable
 from jdss.tuning.objective import Objective, check_problem
 from jdss.tuning.places import finished_trials
 from jdss.tuning.pruners import describe_pruner, make_pruner
 from jdss.tuning.quiet import one_cache_warning, quiet_optuna
-from jdss.tuning.retraining import Retraining, check_test, known_retraining, retrain_and_save
+from jdss.tuning.result import TuneResult
+from jdss.tuning.retraining import check_test, known_retraining, retrain_and_save
 from jdss.tuning.samplers import STARTUP_SAMPLERS, ByPlace, make_sampler
 from jdss.tuning.space import check_enqueued, describe_space, stored_value, values_of
 from jdss.tuning.storage import explained, open_storage
@@ -50,68 +54,6 @@ from jdss.tuning.study import (
 from jdss.tuning.workers import check_ray, make_job, ray_pool
 
 _TASK, _SEARCH = Task(), Search()
-
-
-@dataclass(frozen=True)
-class TuneResult:
-    """What a search found, and what it cost.
-
-    Attributes:
-      best_hyperparameters: of the completed trial with the best score.
-      best_value: that score: the validation accuracy as a fraction, or what `metric` measures.
-      trials: every finished trial: number, state, value, hyperparameters, failure, ledger, the
-        scores at its rungs, and the statistics of its selections.
-      retraining: the retrained model; None where it was not asked for, or diverged.
-      failure: what went wrong after the search, in retraining or saving; None if nothing did.
-      ledger: where all the seconds went: importing, loading, the trials' lines, and retraining.
-      study: the Optuna study.
-      search: what was searched, and how, as result files say it.
-
-    Made by `jdss.tune`.
-    """
-
-    best_hyperparameters: dict[str, Any]
-    best_value: float
-    trials: list[dict[str, Any]]
-    retraining: Retraining | None
-    failure: str | None
-    ledger: Ledger
-    study: optuna.Study
-    search: dict[str, Any]
-
-    def as_dict(self) -> dict[str, Any]:
-        """What result files hold of it: trials, retraining and the ledger, in JSON's types."""
-        best = {name: stored_value(value) for name, value in self.best_hyperparameters.items()}
-        # A trial whose worker died has none.
-        ledgers = [trial["ledger"]["seconds"] for trial in self.trials if trial["ledger"]]
-        search_seconds = sum(sum(ledger.values()) for ledger in ledgers)
-        compiling = sum(ledger["compiling"] for ledger in ledgers)
-        ledger = {
-            "seconds": dict(self.ledger.seconds),
-            "total_seconds": self.ledger.total_seconds,
-            "search_seconds": search_seconds,
-            "search_compiling_seconds": compiling,
-            "retraining_seconds": None,
-            "retraining_compiling_seconds": None,
-        }
-        retraining = None
-        if self.retraining is not None:
-            ledger["retraining_seconds"] = self.retraining.ledger.total_seconds
-            ledger["retraining_compiling_seconds"] = self.retraining.ledger.seconds["compiling"]
-            retraining = {
-                "hyperparameters": best,
-                "test_accuracy": self.retraining.test_accuracy,
-                "test_score": self.retraining.test_score,
-                "ledger": self.retraining.ledger.as_dict(),
-            }
-        return {
-            "strategy": self.search["strategy"],
-            "search": {name: self.search[name] for name in self.search if name != "strategy"},
-            "best": {"hyperparameters": best, "value": self.best_value},
-            "trials": self.trials,
-            "retraining": retraining,
-            "ledger": ledger,
-        }
 
 
 @one_cache_warning()
@@ -191,6 +133,7 @@ def tune(
       result.best_hyperparameters, result.retraining.test_accuracy
       ```
     """
+    keep_programs_by_default()
     crew = workers if isinstance(workers, Workers) else Workers(workers)
     selection = as_selection(selection)
     trials = _checks.check_positive_int("trials", trials)
@@ -337,7 +280,11 @@ def _run(
                 with explained(study.storage):
                     lease.renew()
 
-            pool = OwnProcess(training, objective.model, objective.seed, on_epoch, this_process())
+            sizes = batch_sizes_of(objective.space, DEFAULTS["batch_size"])
+            ahead = stack.enter_context(closing(Ahead(sizes)))
+            attempt = partial(Attempt, training, objective.model, objective.seed)
+            make = partial(attempt, on_epoch=on_epoch, ahead=ahead)
+            pool = OwnProcess(make, this_process())
         driver.run(pool, lease=lease, show=show)
 
 
