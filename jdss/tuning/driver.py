@@ -21,7 +21,6 @@ from jdss.tuning.objective import Objective, checkpoint_path, note_outcome, note
 from jdss.tuning.places import (
     FAILURE,
     PLACE,
-    finished_trials,
     held_places,
     num_enqueued,
     place_of,
@@ -33,7 +32,6 @@ from jdss.tuning.study import (
     SEARCH,
     WORKER,
     Lease,
-    SearchInterrupted,
     SearchStudy,
     cut_off_running,
 )
@@ -124,7 +122,7 @@ class Driver:
         """Runs what is missing of the search.
 
         Raises:
-          SearchInterrupted: after Ctrl-C; every trial that was cut off is marked.
+          KeyboardInterrupt: after Ctrl-C; every trial that was cut off is marked.
           StorageError: where the storage fails. The trials that run are found by the next call.
         """
         end = None if self.search.timeout is None else time.monotonic() + self.search.timeout
@@ -145,16 +143,15 @@ class Driver:
                     lease.check()
                     finished = self._take(pool, *event)
                 if finished is not None:
-                    show()
-                    frozen = self.study.get_trials(deepcopy=False)[finished]
+                    with explained(self._place):
+                        show()
+                        frozen = self.study.get_trials(deepcopy=False)[finished]
                     for callback in self.search.callbacks:
                         callback(self.study, frozen)
         except BaseException as error:
             if not isinstance(error, StorageError):
                 with suppress(Exception):  # of a storage that is away: the next call finds them
                     cut_off_running(self.study, repr(error))
-            if isinstance(error, KeyboardInterrupt):
-                raise self._interrupted() from error
             raise
         finally:
             self.study.searching = False
@@ -230,16 +227,6 @@ class Driver:
         running.trial.report(rung.score, rung.epoch)
         # Asked even where the answer was given before: it is when a pruner notes the rung.
         return running.trial.should_prune() and not isinstance(rung, PassedRung)
-
-    def _interrupted(self) -> SearchInterrupted:
-        number = len(finished_trials(self.study))
-        storage = self.study.storage
-        how = "the same call goes on"
-        if isinstance(storage, optuna.storages.InMemoryStorage):
-            name = self.study.study_name
-            how = f"tune(…, storage=error.storage, study_name={name!r}) goes on, error being this"
-        text = f"the search was interrupted with {number} of {self.trials} trials finished: {how}"
-        return SearchInterrupted(text, self.study, storage)
 
 
 def attainable(study: optuna.Study, trials: int) -> int:

@@ -42,6 +42,7 @@ from jdss.tuning.study import (
     SearchStudy,
     best_trial,
     describe_trial,
+    interrupted,
     open_study,
     requeue_left_behind,
     this_process,
@@ -259,6 +260,8 @@ def _held(
         lease = Lease(study)
     try:
         yield study, lease
+    except KeyboardInterrupt as error:
+        raise interrupted(study, trials) from error
     finally:
         lease.release()
 
