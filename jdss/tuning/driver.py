@@ -6,6 +6,7 @@ answer a rung.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from jdss.tuning.samplers import Points
 from jdss.tuning.space import HYPERPARAMETERS, suggest
 from jdss.tuning.storage import StorageError, explained
 from jdss.tuning.study import (
+    LEDGER,
     SEARCH,
     WORKER,
     Lease,
@@ -235,3 +237,19 @@ def attainable(study: optuna.Study, trials: int) -> int:
     if isinstance(sampler, Points) and sampler.size is not None:
         return min(trials, sampler.size + num_enqueued(study))
     return trials
+
+
+def warn_if_subsets_cannot_pay(trials: list[optuna.trial.FrozenTrial], training: Training) -> None:
+    """Compares the first trial that was completed with what it would have been on everything."""
+    first = next(trial for trial in trials if trial.state == TrialState.COMPLETE)
+    seconds = first.user_attrs[LEDGER]["seconds"]
+    spent = sum(seconds.values()) - seconds["compiling"]
+    everything = (seconds["warm_start"] + seconds["training"]) / training.schedule.fraction
+    if spent > max(everything, 1.0):
+        warnings.warn(
+            f"subsets do not pay here: without compiling, a trial took {spent:.1f} s, and training "
+            f"on everything would take about {everything:.1f} s; select less often (`every`), from "
+            "fewer `candidates`, or use 'full'",
+            RuntimeWarning,
+            stacklevel=5,
+        )
