@@ -5,6 +5,7 @@ import random
 import signal
 import threading
 import time
+from collections import Counter
 
 import optuna
 from optuna.trial import TrialState
@@ -57,13 +58,15 @@ def run_and_kill(url, *, trials, workers, kills, seed, seconds):
 
 def kill_workers(url, kills, seconds, moments, killed):
     """Kills processes that train trials, one after the other, each at a random moment."""
-    study = optuna.load_study(study_name="shared", storage=url)
+    study, deaths = optuna.load_study(study_name="shared", storage=url), Counter()
     while len(killed) < kills:
         time.sleep(moments.uniform(0.2, 2 * seconds))
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        workers = [t.user_attrs["jdss:worker"] for t in running if "jdss:worker" in t.user_attrs]
-        victims = [worker["pid"] for worker in workers if worker["pid"] not in killed]
+        pids = {t.number: t.user_attrs.get("jdss:worker", {}).get("pid") for t in running}
+        # A trial that takes three workers with it would be given up.
+        victims = [n for n, pid in pids.items() if pid and pid not in killed and deaths[n] < 2]
         if victims:
-            pid = moments.choice(victims)
-            os.kill(pid, signal.SIGKILL)
-            killed.append(pid)
+            number = moments.choice(victims)
+            os.kill(pids[number], signal.SIGKILL)
+            killed.append(pids[number])
+            deaths[number] += 1

@@ -158,6 +158,16 @@ def test_ctrl_c_without_a_storage_loses_no_finished_trial(perceptron, blobs):
     assert values(resumed) == values(tune(perceptron, blobs, selection=interrupt, trials=4))
 
 
+def test_ctrl_c_in_retraining_loses_no_trial(perceptron, blobs, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jdss.tuning.retraining.retrain", interrupt)
+    with pytest.raises(jdss.SearchInterrupted, match="2 of 2 trials finished") as caught:
+        tune(perceptron, blobs, trials=2)
+    assert len(caught.value.study.trials) == 2
+
+
 def test_a_second_driver_is_refused_and_may_take_over(perceptron, blobs, tmp_path, monkeypatch):
     options = {"storage": f"sqlite:///{tmp_path}/s.db", "study_name": "s", "retrain": False}
     refused = []

@@ -6,6 +6,7 @@ answer a rung.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,7 +22,6 @@ from jdss.tuning.objective import Objective, checkpoint_path, note_outcome, note
 from jdss.tuning.places import (
     FAILURE,
     PLACE,
-    finished_trials,
     held_places,
     num_enqueued,
     place_of,
@@ -30,10 +30,10 @@ from jdss.tuning.samplers import Points
 from jdss.tuning.space import HYPERPARAMETERS, suggest
 from jdss.tuning.storage import StorageError, explained
 from jdss.tuning.study import (
+    LEDGER,
     SEARCH,
     WORKER,
     Lease,
-    SearchInterrupted,
     SearchStudy,
     cut_off_running,
 )
@@ -122,7 +122,7 @@ class Driver:
         """Runs what is missing of the search.
 
         Raises:
-          SearchInterrupted: after Ctrl-C; every trial that was cut off is marked.
+          KeyboardInterrupt: after Ctrl-C; every trial that was cut off is marked.
           StorageError: where the storage fails. The trials that run are found by the next call.
         """
         end = None if self.search.timeout is None else time.monotonic() + self.search.timeout
@@ -143,16 +143,15 @@ class Driver:
                     lease.check()
                     finished = self._take(pool, *event)
                 if finished is not None:
-                    show()
-                    frozen = self.study.get_trials(deepcopy=False)[finished]
+                    with explained(self._place):
+                        show()
+                        frozen = self.study.get_trials(deepcopy=False)[finished]
                     for callback in self.search.callbacks:
                         callback(self.study, frozen)
         except BaseException as error:
             if not isinstance(error, StorageError):
                 with suppress(Exception):  # of a storage that is away: the next call finds them
                     cut_off_running(self.study, repr(error))
-            if isinstance(error, KeyboardInterrupt):
-                raise self._interrupted() from error
             raise
         finally:
             self.study.searching = False
@@ -229,16 +228,6 @@ class Driver:
         # Asked even where the answer was given before: it is when a pruner notes the rung.
         return running.trial.should_prune() and not isinstance(rung, PassedRung)
 
-    def _interrupted(self) -> SearchInterrupted:
-        number = len(finished_trials(self.study))
-        storage = self.study.storage
-        how = "the same call goes on"
-        if isinstance(storage, optuna.storages.InMemoryStorage):
-            name = self.study.study_name
-            how = f"tune(…, storage=error.storage, study_name={name!r}) goes on, error being this"
-        text = f"the search was interrupted with {number} of {self.trials} trials finished: {how}"
-        return SearchInterrupted(text, self.study, storage)
-
 
 def attainable(study: optuna.Study, trials: int) -> int:
     """How many trials there are: no more than points on the grid, besides those enqueued."""
@@ -246,3 +235,19 @@ def attainable(study: optuna.Study, trials: int) -> int:
     if isinstance(sampler, Points) and sampler.size is not None:
         return min(trials, sampler.size + num_enqueued(study))
     return trials
+
+
+def warn_if_subsets_cannot_pay(trials: list[optuna.trial.FrozenTrial], training: Training) -> None:
+    """Compares the first trial that was completed with what it would have been on everything."""
+    first = next(trial for trial in trials if trial.state == TrialState.COMPLETE)
+    seconds = first.user_attrs[LEDGER]["seconds"]
+    spent = sum(seconds.values()) - seconds["compiling"]
+    everything = (seconds["warm_start"] + seconds["training"]) / training.schedule.fraction
+    if spent > max(everything, 1.0):
+        warnings.warn(
+            f"subsets do not pay here: without compiling, a trial took {spent:.1f} s, and training "
+            f"on everything would take about {everything:.1f} s; select less often (`every`), from "
+            "fewer `candidates`, or use 'full'",
+            RuntimeWarning,
+            stacklevel=5,
+        )

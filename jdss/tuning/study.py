@@ -19,6 +19,7 @@ from jdss.tuning.places import (
     INTERRUPTED,
     PLACE,
     RETRIED,
+    finished_trials,
     place_of,
     was_cut_off,
 )
@@ -73,12 +74,34 @@ class SearchInterrupted(KeyboardInterrupt):
     Attributes:
       study: with the trials that were finished.
       storage: for another call of `jdss.tune`, which goes on.
+
+    Example:
+      ```python
+      try:
+          result = jdss.tune(model, data, trials=40)
+      except jdss.SearchInterrupted as error:
+          finished, storage = error.study.trials, error.storage
+      result = jdss.tune(model, data, trials=40, storage=storage, study_name="search")  # goes on
+      ```
     """
 
     def __init__(self, message: str, study: Any = None, storage: Any = None) -> None:
         super().__init__(message)
         self.study = study
         self.storage = storage
+
+
+def interrupted(study: "SearchStudy", trials: int) -> SearchInterrupted:
+    """What is raised after Ctrl-C."""
+    how = "the same call goes on"
+    if isinstance(study.storage, optuna.storages.InMemoryStorage):
+        name = study.study_name
+        how = f"tune(…, storage=error.storage, study_name={name!r}) goes on, error being this"
+    number = "?"
+    with suppress(Exception):  # of a storage that is away
+        number = str(len(finished_trials(study)))
+    text = f"the search was interrupted with {number} of {trials} trials finished: {how}"
+    return SearchInterrupted(text, study, study.storage)
 
 
 class SearchStudy(optuna.Study):

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
@@ -29,7 +28,7 @@ from jdss.training.schedule import make_schedule
 from jdss.training.train_on_subset import STEP
 from jdss.training.trial import Training
 from jdss.tuning.attempt import Attempt, ModelFactory
-from jdss.tuning.driver import Driver, OwnProcess, attainable
+from jdss.tuning.driver import Driver, OwnProcess, attainable, warn_if_subsets_cannot_pay
 from jdss.tuning.objective import Objective, check_problem
 from jdss.tuning.places import finished_trials
 from jdss.tuning.pruners import describe_pruner, make_pruner
@@ -40,12 +39,12 @@ from jdss.tuning.samplers import STARTUP_SAMPLERS, ByPlace, make_sampler
 from jdss.tuning.space import check_enqueued, describe_space, stored_value, values_of
 from jdss.tuning.storage import explained, open_storage
 from jdss.tuning.study import (
-    LEDGER,
     SEARCH,
     Lease,
     SearchStudy,
     best_trial,
     describe_trial,
+    interrupted,
     open_study,
     requeue_left_behind,
     this_process,
@@ -202,6 +201,8 @@ def _held(
         lease = Lease(study)
     try:
         yield study, lease
+    except KeyboardInterrupt as error:
+        raise interrupted(study, trials) from error
     finally:
         lease.release()
 
@@ -263,7 +264,7 @@ def _run(
             outer.advance(len(trials), best=better(values, default=None))
             if values and not compared[0]:
                 compared[0] = True
-                _warn_if_subsets_cannot_pay(trials, training)
+                warn_if_subsets_cannot_pay(trials, training)
 
         show()
         pool: Any
@@ -286,22 +287,6 @@ def _run(
             make = partial(attempt, on_epoch=on_epoch, ahead=ahead)
             pool = OwnProcess(make, this_process())
         driver.run(pool, lease=lease, show=show)
-
-
-def _warn_if_subsets_cannot_pay(trials: list[optuna.trial.FrozenTrial], training: Training) -> None:
-    """Compares the first trial that was completed with what it would have been on everything."""
-    first = next(trial for trial in trials if trial.state == TrialState.COMPLETE)
-    seconds = first.user_attrs[LEDGER]["seconds"]
-    spent = sum(seconds.values()) - seconds["compiling"]
-    everything = (seconds["warm_start"] + seconds["training"]) / training.schedule.fraction
-    if spent > max(everything, 1.0):
-        warnings.warn(
-            f"subsets do not pay here: without compiling, a trial took {spent:.1f} s, and training "
-            f"on everything would take about {everything:.1f} s; select less often (`every`), from "
-            "fewer `candidates`, or use 'full'",
-            RuntimeWarning,
-            stacklevel=5,
-        )
 
 
 def _check_save_to(
