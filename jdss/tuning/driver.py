@@ -16,7 +16,7 @@ import optuna
 from optuna.trial import TrialState
 
 from jdss.config import Search
-from jdss.training.trial import Rung
+from jdss.training.trial import Rung, Training
 from jdss.tuning.attempt import Attempt, Order, Outcome, PassedRung
 from jdss.tuning.objective import Objective, checkpoint_path, note_outcome, note_values
 from jdss.tuning.places import (
