@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 import jdss
 from jdss.compilation import count_compilations
@@ -33,7 +32,7 @@ def trained(perceptron, blobs):
     return problem, init_state(perceptron, problem.examples.inputs, jax.random.key(0))
 
 
-def select(trained, selection, *, seed=1, num_epochs=10, **options):
+def select(trained, selection, *, seed=1, **options):
     problem, state = trained
     schedule = schedule_of(selection, **options)
     subset, statistics = select_subset(
@@ -45,7 +44,6 @@ def select(trained, selection, *, seed=1, num_epochs=10, **options):
         jdss.hyperparameters(learning_rate=0.3),
         jax.random.key(seed),
         Ledger(),
-        num_epochs,
     )
     assert statistics["selected"] == int(subset.num_selected)
     return subset
@@ -100,35 +98,13 @@ def test_glister_for_the_validation_set_lowers_its_loss_by_the_gains_of_its_own_
     )
 
 
-def test_glisters_one_step_stands_for_the_training_until_the_next_selection(trained):
-    """η = rate · epochs / batch: beyond the first round, more epochs are other picks."""
+def test_glister_looks_ahead_by_the_learning_rate(trained):
     options = {"lifting": "all", "options": {"rounds": 10}}
-    batch = min(128, BUDGET)
-    given = {"rounds": 10, "learning_rate": np.float32(0.3 * 50 / batch)}
-    short, long = (select(trained, "glister", num_epochs=epochs, **options) for epochs in (1, 50))
-    same = select(trained, "glister", lifting="all", options=given)
-    assert long.indices.tolist() == same.indices.tolist()
-    assert long.indices.tolist() != short.indices.tolist()
-
-
-def test_glister_looks_no_further_ahead_than_training_goes():
-    images = np.random.default_rng(0).normal(size=(80, 6)).astype(np.float32)
-    data = images, np.arange(80) % 4
-    hyper = {"epochs": 4, "batch_size": 8, "learning_rate": 0.5}
-    found = [
-        fit(
-            nn.Dense(4),
-            data,
-            selection="glister",
-            fraction=0.3,
-            warm_start=0.5,
-            every=every,
-            hyperparameters=hyper,
-            progress=False,
-        ).subset
-        for every in (2, 1000)
-    ]
-    assert found[0].indices.tolist() == found[1].indices.tolist()
+    ours = select(trained, "glister", **options)
+    for rate, same in ((0.3, True), (300.0, False)):
+        given = {"rounds": 10, "learning_rate": np.float32(rate)}
+        other = select(trained, "glister", lifting="all", options=given)
+        assert (ours.indices.tolist() == other.indices.tolist()) == same
 
 
 def test_projected_gradients_of_all_parameters_keep_the_products_of_the_exact_ones(trained):
@@ -275,8 +251,7 @@ def test_all_as_candidates_is_the_selection_without_and_uniform_draws_from_all(t
     [
         (0.0, ValueError, r"candidates must be in \(0, 1\], got 0"),
         (1.5, ValueError, r"candidates must be in \(0, 1\], got 1.5"),
-        ("half", TypeError, "candidates must be a number in"),
-        (0.04, ValueError, "candidates must be at least fraction, 0.05, .*got 0.04"),
+        ("half", TypeError, "candidates must be a number, in"),
     ],
 )
 def test_shares_of_candidates_out_of_bounds_are_refused(candidates, error, message):
