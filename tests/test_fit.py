@@ -53,7 +53,9 @@ def test_a_subset_is_selected_every_r_epochs_with_the_current_gradients(perceptr
         seen.append(np.asarray(gradients.errors))
         return jdss.Subset(jnp.arange(budget), jnp.ones(budget), jnp.int32(budget))
 
-    result = fit(perceptron, blobs, selection=first_examples, every=3, warm_start=0.0)
+    result = fit(
+        perceptron, blobs, selection=first_examples, every=3, warm_start=0.0, candidates=1.0
+    )
     assert len(seen) == 3  # before epochs 1, 4 and 7
     assert not np.allclose(seen[0], seen[1])
     assert result.subset.indices.tolist() == list(range(60))
@@ -144,7 +146,9 @@ def test_the_reported_subset_are_examples_that_were_trained_on(perceptron, blobs
         seen.append(np.asarray(gradients.inputs))
         return jdss.Subset(jnp.arange(budget), jnp.ones(budget), jnp.int32(budget))
 
-    result = fit(perceptron, blobs, selection=first_examples, validation=0.5, warm_start=0.0)
+    result = fit(
+        perceptron, blobs, selection=first_examples, validation=0.5, warm_start=0.0, candidates=1.0
+    )
     train, held_out = jdss.stratified_split(blobs[1], 0.5, seed=0)
     assert result.subset.indices.tolist() == train[: len(result.subset.indices)].tolist()
     assert not set(result.subset.indices.tolist()) & set(held_out.tolist())

@@ -25,6 +25,11 @@ from tests.simulated_devices import on_devices
 BUDGET = 30
 
 
+def schedule_of(selection="grad_match", fraction=0.05, **options):
+    """A schedule with settings by their names, that chooses from all examples by default."""
+    return make_schedule(jdss.Selection(selection, **{"candidates": 1.0, **options}), fraction)
+
+
 @pytest.fixture(scope="module")
 def trained(perceptron, blobs):
     problem = make_problem(blobs, validation=0.2)
@@ -33,7 +38,7 @@ def trained(perceptron, blobs):
 
 def select(trained, selection, *, seed=1, **options):
     problem, state = trained
-    schedule = make_schedule(selection, **options)
+    schedule = schedule_of(selection, **options)
     subset, statistics = select_subset(
         problem,
         state,
@@ -170,7 +175,7 @@ def test_stratified_subsets_hold_every_class_in_proportion(trained):
 def candidates_of(trained, seed, **options):
     """What the selection of `select` with the same arguments chooses from."""
     key = jax.random.fold_in(jax.random.key(seed), 2**31 - 2)
-    return draw_candidates(make_schedule(**options), trained[0], key)
+    return draw_candidates(schedule_of(**options), trained[0], key)
 
 
 def test_candidates_are_the_share_of_every_class_and_others_each_time(trained):
@@ -259,18 +264,17 @@ def test_all_as_candidates_is_the_selection_without_and_uniform_draws_from_all(t
     [
         (0.0, ValueError, r"candidates must be in \(0, 1\], got 0"),
         (1.5, ValueError, r"candidates must be in \(0, 1\], got 1.5"),
-        ("half", TypeError, "candidates must be a number in"),
-        (0.04, ValueError, "candidates must be at least fraction, 0.05, .*got 0.04"),
+        ("half", TypeError, "candidates must be a number, in"),
     ],
 )
 def test_shares_of_candidates_out_of_bounds_are_refused(candidates, error, message):
     with pytest.raises(error, match=message):
-        make_schedule("grad_match", candidates=candidates)
+        schedule_of("grad_match", candidates=candidates)
 
 
 def test_candidates_are_described_where_they_are_not_all():
-    assert make_schedule(candidates=0.5).describe()["candidates"] == 0.5
-    assert "candidates" not in make_schedule().describe()
+    assert schedule_of(candidates=0.5).describe()["candidates"] == 0.5
+    assert "candidates" not in schedule_of().describe()
 
 
 @pytest.mark.parametrize(
@@ -296,7 +300,7 @@ def test_candidates_are_described_where_they_are_not_all():
 )
 def test_choices_that_a_strategy_has_no_use_for_are_refused(selection, options, message):
     with pytest.raises(ValueError, match=message):
-        make_schedule(selection, **options)
+        schedule_of(selection, **options)
 
 
 def test_an_outer_validation_set_must_be_there(perceptron, blobs):

@@ -66,6 +66,7 @@ def test_selection_rounds_see_the_smoothed_loss(blobs, perceptron):
         hyperparameters=hyper,
         selection=select,
         lifting="all",
+        candidates=1.0,
         fraction=0.5,
         warm_start=0.0,
         optimizers=ONLY_SGD,
@@ -104,13 +105,13 @@ def test_the_cosine_goes_from_the_learning_rate_to_zero_over_all_stretches():
 @pytest.mark.parametrize("selection", ["full", "uniform"])
 def test_fit_ends_the_cosine_at_its_last_step(selection, blobs, perceptron, monkeypatch):
     ends = []
-    plain = jdss.training.fit.train_on_subset
+    plain = jdss.training.trial.train_on_subset
 
     def spy(*arguments, total_steps, **more):
         ends.append(total_steps)
         return plain(*arguments, total_steps=total_steps, **more)
 
-    monkeypatch.setattr("jdss.training.fit.train_on_subset", spy)
+    monkeypatch.setattr("jdss.training.trial.train_on_subset", spy)
     inputs, labels = blobs
     result = fit(
         perceptron,

@@ -110,7 +110,7 @@ def load_dataset(name: str, *, data_dir: str | os.PathLike[str] | None = None) -
     found = read_cached(source)
     if found is not None:
         arrays, about = found
-        return Dataset(name, *(arrays[part] for part in _PARTS), about["num_classes"])
+        return Dataset(name, **arrays, num_classes=about["num_classes"])
     manifest = manifest_of(source)
     loaded = _load_tfds(name, data_dir)
     arrays = {part: getattr(loaded, part) for part in _PARTS}

@@ -7,6 +7,7 @@ of devices changes no result.
 """
 
 import math
+import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -54,7 +55,9 @@ def whole_batch_statistics(axis_name: str, counts: jax.Array) -> Iterator[None]:
         masked = keywords.get("mask") is not None
         if running or layer.is_initializing() or layer.axis_name or masked:
             return call(*arguments, **keywords)
-        averages = {name: layer.get_variable("batch_stats", name) for name in ("mean", "var")}
+        averages: dict[str, Any] = {
+            name: layer.get_variable("batch_stats", name) for name in ("mean", "var")
+        }
         statistics = _statistics(x, layer.axis, axis_name, counts)
         # Flax's own layer normalises, by what it takes to be running averages.
         for name, value in statistics.items():
@@ -92,7 +95,10 @@ def nnx_over_devices(kind: type[nnx.BatchNorm]) -> type[nnx.BatchNorm]:
             getattr(self, name).set_value(_moved(self, averages[name], value))
         return result
 
-    return type(kind)(kind.__name__, (kind,), {"__call__": call})
+    made: type[nnx.BatchNorm] = types.new_class(
+        kind.__name__, (kind,), exec_body=lambda body: body.update(__call__=call)
+    )
+    return made
 
 
 def _moved(layer: Any, average: Any, value: jax.Array) -> Any:

@@ -7,6 +7,7 @@ statistics over all devices.
 """
 
 import inspect
+import types
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from functools import lru_cache
@@ -87,12 +88,13 @@ class NnxModel(nn.Module):
             module = self.merged(self.variables, key)
         for path, part in nnx.iter_modules(module):
             _set_mode(part, train)
+            told: Any = part  # its class is another one from here on
             if watch is not None and isinstance(part, nnx.Linear):
-                part.__class__ = _watched(type(part))
-                part.jdss_watch = Held((watch, "/".join(map(str, path))))
+                told.__class__ = _watched(type(part))
+                told.jdss_watch = Held((watch, "/".join(map(str, path))))
             if batch is not None and isinstance(part, nnx.BatchNorm):
-                part.__class__ = nnx_over_devices(type(part))
-                part.jdss_batch = Held(batch)
+                told.__class__ = nnx_over_devices(type(part))
+                told.jdss_batch = Held(batch)
         positional, keywords = call_arguments(module, named or inputs, train=train)
         output = module(*positional, **keywords)
         if watch is not None:
@@ -195,9 +197,8 @@ def makes_nnx(model: Any) -> bool:
     if isinstance(model, nn.Module) or not callable(model) or isinstance(model, nnx.Module):
         return False
     try:
-        parameters = dict(
-            inspect.signature(model.__init__ if isinstance(model, type) else model).parameters
-        )
+        function: Any = model.__init__ if isinstance(model, type) else model  # type: ignore[misc]
+        parameters = dict(inspect.signature(function).parameters)
     except (TypeError, ValueError):
         return False
     needed = {
@@ -253,4 +254,7 @@ def _watched(kind: type[nnx.Linear]) -> type[nnx.Linear]:
             setattr(self, name, HandedOut({"inputs": inputs, "result": result}))
         return result
 
-    return type(kind)(kind.__name__, (kind,), {"__call__": call})
+    made: type[nnx.Linear] = types.new_class(
+        kind.__name__, (kind,), exec_body=lambda body: body.update(__call__=call)
+    )
+    return made

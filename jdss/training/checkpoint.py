@@ -125,7 +125,7 @@ class TrainedResult:
 
 
 def _restored(kind: type, attributes: bytes) -> Any:
-    result = object.__new__(kind)
+    result: Any = object.__new__(kind)
     vars(result).update(pickle.loads(attributes))
     return result
 

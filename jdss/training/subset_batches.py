@@ -102,7 +102,7 @@ def torch_sampler(subset: Subset, *, seed: int = 0) -> Any:
     if np.allclose(weights, weights[0]):
         return torch.utils.data.SubsetRandomSampler(chosen, generator)
 
-    class Weighted(torch.utils.data.Sampler):  # type: ignore[misc]
+    class Weighted(torch.utils.data.Sampler):
         def __iter__(self) -> Iterator[int]:
             drawn = torch.multinomial(
                 torch.as_tensor(weights), len(chosen), replacement=True, generator=generator

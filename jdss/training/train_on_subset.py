@@ -356,7 +356,7 @@ def _learning_rate(hyper: Hyperparameters, step: jax.Array, last_step: jax.Array
 
 def _clip(gradients: Any, largest: jax.Array) -> Any:
     """Scales gradients whose norm exceeds the largest one allowed down to it."""
-    clipping = optax.clip_by_global_norm(largest)  # type: ignore[arg-type]
+    clipping = optax.clip_by_global_norm(largest)
     return clipping.update(gradients, clipping.init(gradients))[0]
 
 
