@@ -11,7 +11,14 @@ from pathlib import Path
 
 from rich.table import Table
 
-from experiments import comparison, differences, pruning, rank_fidelity, robustness
+from experiments import (
+    comparison,
+    cords_quality,
+    differences,
+    pruning,
+    rank_fidelity,
+    robustness,
+)
 from jdss import reporting
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +44,8 @@ def table(directory: str) -> Table:
         return rank_fidelity.table(results)
     if directory.startswith("robustness"):
         return robustness.table(results)
+    if directory.startswith("cords-quality"):
+        return cords_quality.table(results)
     if directory.startswith("pruning"):
         return pruning.table(results)
     return reporting.comparison_table(results, by_column=True)
