@@ -9,7 +9,11 @@ seeds. What differs is the library:
   weights are divided by their sum in the batch, over a shuffled `DataLoader`. The warm start is
   that of `jdss.fit`, κT·k/n passes over all the data; CORDS would round up to a whole one.
 
-Both sides start from the weights that Flax initialises with the seed; the order of the examples and
+A third side, `cords-in-our-loop`, has CORDS's subsets and our steps: an epoch's batches are of one
+size, where CORDS's last of 900 examples is one of four, and weights are divided by their mean in
+the subset. It tells what is due to the subsets from what is due to the loop.
+
+All sides start from the weights that Flax initialises with the seed; the order of the examples and
 random subsets are each library's own. Options of CORDS's strategies are those of its configurations
 (`configs/SL`). On the device "cpu" its GRAD-MATCH uses another solver than on a GPU, without ridge:
 both were tried. Its CRAIG takes the gradients of the biases, as in its configuration: those of the
@@ -26,7 +30,7 @@ import itertools
 import random
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +58,7 @@ from jdss.training.hyperparameters import DEFAULTS
 from jdss.training.problem import Problem
 from jdss.training.train_on_subset import steps_per_epoch
 
-SIDES = ("cords", "jdss")
+SIDES = ("cords", "cords-in-our-loop", "jdss")
 HYPERPARAMETERS: Mapping[str, Any] = {
     "learning_rate": 0.05,
     "momentum": 0.9,
@@ -213,22 +217,31 @@ class Selector:
         return mock.patch.object(module, "SubsetRandomSampler", lambda indices: indices.tolist())
 
 
-def train_cords(
-    problem: Problem, test: Examples, form: Form, epochs: int, seed: int
-) -> dict[str, Any]:
-    """One training of CORDS's side, as a result file holds it."""
-    torch = peers.import_peer("torch", "torch")
-    random.seed(seed)
-    np.random.seed(seed)  # CORDS draws from both, and PyTorch's loaders from a third
-    torch.manual_seed(seed)
+class EvenBatches:
+    """An epoch's places in a new random order, in ceil(n / size) batches as even as can be."""
 
+    def __init__(self, num_examples: int, batch_size: int) -> None:
+        self._num_examples = num_examples
+        self._num_batches = steps_per_epoch(num_examples, batch_size)
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        torch = peers.import_peer("torch", "torch")
+        for batch in torch.randperm(self._num_examples).tensor_split(self._num_batches):
+            yield batch.tolist()
+
+
+def before_training(problem: Problem, seed: int) -> Trained:
+    """The network with which `jdss.fit` begins, and its data."""
     assert isinstance(problem.examples, Examples)
     assert problem.num_classes is not None
-    init_key, _, _ = jax.random.split(jax.random.key(seed), 3)  # as `jdss.fit` does
+    init_key, _, _ = jax.random.split(jax.random.key(seed), 3)
     state = jdss.init_state(
         jdss.models.LeNet(problem.num_classes), problem.examples.inputs, init_key
     )
-    trained = Trained(
+    return Trained(
         "LeNet, not trained yet",
         state,
         problem.examples,
@@ -237,6 +250,24 @@ def train_cords(
         problem.labels_of(problem.train),
         problem.num_classes,
     )
+
+
+def train_cords(
+    problem: Problem,
+    test: Examples,
+    form: Form,
+    epochs: int,
+    seed: int,
+    *,
+    our_loop: bool = False,
+) -> dict[str, Any]:
+    """One training on CORDS's subsets, in its loop or in ours, as a result file holds it."""
+    torch = peers.import_peer("torch", "torch")
+    random.seed(seed)
+    np.random.seed(seed)  # CORDS draws from both, and PyTorch's loaders from a third
+    torch.manual_seed(seed)
+
+    trained = before_training(problem, seed)
     data = cords_round.loaders(trained)
     images, labels = data[0].dataset.tensors
     model, selector = cords_round.twin(trained), Selector(form, trained, data)
@@ -252,7 +283,12 @@ def train_cords(
     losses_of = torch.nn.CrossEntropyLoss(reduction="none")
 
     def loader(indices: Any, weights: Any) -> Any:
+        if our_loop:
+            weights = weights / weights.mean()
         rows = torch.utils.data.TensorDataset(images[indices], labels[indices], weights)
+        if our_loop:
+            batches = EvenBatches(len(rows), batch_size)
+            return torch.utils.data.DataLoader(rows, batch_sampler=batches)
         return torch.utils.data.DataLoader(rows, batch_size=batch_size, shuffle=True)
 
     def train(batches: Iterable[Any]) -> int:
@@ -260,7 +296,8 @@ def train_cords(
         for inputs, targets, weights in batches:
             optimizer.zero_grad()
             losses = losses_of(model(inputs), targets)
-            torch.dot(losses, weights / weights.sum()).backward()
+            total = len(weights) if our_loop else weights.sum()
+            torch.dot(losses, weights / total).backward()
             optimizer.step()
             cosine.step()
             steps += 1
@@ -321,10 +358,11 @@ def run_cords(
     seed: int,
     settings: Mapping[str, Any],
 ) -> None:
-    """One training of CORDS's side into its file."""
+    """One training on CORDS's subsets into its file."""
     environment = reporting.environment()
     environment["versions"] |= peers.versions()
-    trial = train_cords(problem, test, form, epochs, seed)
+    our_loop = settings["library"] == "cords-in-our-loop"
+    trial = train_cords(problem, test, form, epochs, seed, our_loop=our_loop)
     result = {
         **environment,
         "model": "LeNet",
@@ -355,7 +393,7 @@ def train_all(arguments: argparse.Namespace, out: Path) -> None:
     hyperparameters = {**HYPERPARAMETERS, "epochs": epochs}
     assert set(hyperparameters) <= set(DEFAULTS)
     for seed, side in itertools.product(arguments.seeds, arguments.sides):
-        named: Mapping[str, Form | Way] = FORMS if side == "cords" else WAYS
+        named: Mapping[str, Form | Way] = WAYS if side == "jdss" else FORMS
         for name in (name for name in named if name in (arguments.methods or named)):
             path = out / f"{side}-{name}-seed{seed}.json"
             if path.exists():
@@ -376,12 +414,12 @@ def train_all(arguments: argparse.Namespace, out: Path) -> None:
                 },
                 "seeds": {"training": seed, "split": 0},
             }
-            if side == "cords":
-                run_cords(path, problem, test, FORMS[name], epochs, seed, settings)
-            else:
+            if side == "jdss":
                 model = jdss.models.LeNet(num_classes=10)
                 plan = [(hyperparameters, seed)]
                 trainings.run(path, problem, test, model, WAYS[name], plan, settings=settings)
+            else:
+                run_cords(path, problem, test, FORMS[name], epochs, seed, settings)
             print(path.name, flush=True)
 
 
@@ -396,30 +434,38 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
     shown = Table(
         title=f"MNIST, LeNet, {scale['name']} scale (reduced: {scale['description']}), subsets of "
         f"{FRACTION:.0%}",
-        caption="Means ± standard deviations over seeds; differences are ours less CORDS's, paired "
-        "by seed, with the 95% interval of their mean. Seconds are medians, without what JAX "
-        "compiles.",
+        caption="Means ± standard deviations over seeds, as many as are given in brackets; "
+        "differences are ours less CORDS's, paired by seed, with the 95% interval of their mean. "
+        "Seconds are medians, without what JAX compiles.",
         box=box.SIMPLE_HEAD,
     )
     shown.add_column("CORDS's")
     shown.add_column("ours")
-    for header in ("seeds", "CORDS's accuracy", "ours", "difference (points)"):
-        shown.add_column(header, justify="right")
-    for header in ("seconds: CORDS", "ours", "selecting: CORDS", "ours"):
+    for header in (
+        "CORDS",
+        "ours",
+        "difference (points)",
+        "CORDS in our loop",
+        "difference (points)",
+        "seconds: CORDS",
+        "ours",
+        "selecting: CORDS",
+        "ours",
+    ):
         shown.add_column(header, justify="right")
     for form in FORMS.values():
-        theirs, ours = found.get(("cords", form.name), {}), found.get(("jdss", form.ours), {})
-        if not theirs and not ours:
+        theirs, moved = (found.get((side, form.name), {}) for side in SIDES[:2])
+        ours = found.get(("jdss", form.ours), {})
+        if not theirs:
             continue
-        both = sorted(set(theirs) & set(ours))
-        differences = [ours[seed]["test_accuracy"] - theirs[seed]["test_accuracy"] for seed in both]
         shown.add_row(
             form.label,
             WAYS[form.ours].label,
-            " / ".join(dict.fromkeys(str(len(runs)) for runs in (theirs, ours))),
             _accuracy(theirs),
             _accuracy(ours),
-            difference_in_points(reporting.Estimate.of(differences) if differences else None),
+            _difference(ours, theirs),
+            _accuracy(moved),
+            _difference(ours, moved),
             _median(map(trainings.seconds, theirs.values())),
             _median(map(trainings.seconds, ours.values())),
             _median(map(selecting, theirs.values())),
@@ -439,7 +485,17 @@ def _accuracy(runs: Mapping[int, Mapping[str, Any]]) -> str:
     if not values:
         return "–"
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}%{spread}"
+    return f"{statistics.fmean(values):.2f}%{spread} ({len(values)})"
+
+
+def _difference(
+    ours: Mapping[int, Mapping[str, Any]], theirs: Mapping[int, Mapping[str, Any]]
+) -> str:
+    differences = [
+        ours[seed]["test_accuracy"] - theirs[seed]["test_accuracy"]
+        for seed in sorted(set(ours) & set(theirs))
+    ]
+    return difference_in_points(reporting.Estimate.of(differences) if differences else None)
 
 
 def _median(values: Iterable[float]) -> str:
