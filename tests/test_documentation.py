@@ -9,6 +9,8 @@ import functools
 import importlib.util
 import re
 import shlex
+import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from unittest import SkipTest
@@ -149,6 +151,41 @@ def test_every_public_name_is_in_the_reference():
         public += [f"{module}.{name}" for name in getattr(jdss, module).__all__]
     # What is public in two places is shown at the shorter one.
     assert not [n for n in public if n not in shown and n.rpartition(".")[2] not in shown]
+
+
+def test_the_walk_of_a_trial_is_that_of_the_code(blobs, perceptron):
+    """Every file of docs/architecture.md is entered where it says, from one that came before."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    walk = re.findall(r"^\| \d+ \| \[`(\S+)`\]\(\.\./jdss/(\S+)\) \| `(\w+)` \|", text, re.MULTILINE)
+    files = [file for file, _, _ in walk]
+    assert 20 <= len(set(files)) == len(walk) <= 25
+    assert all(file == link for file, link, _ in walk)
+    entered = set()
+
+    def note(frame, event, _):
+        if event == "call":
+            entered.add((frame.f_code.co_filename, frame.f_code.co_name))
+
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        space = jdss.default_space(epochs=(4, 4), batch_sizes=(32,))
+        jdss.tune(
+            perceptron,
+            blobs,
+            fraction=0.2,
+            trials=1,
+            search=jdss.Search(space=space, pruner="asha"),
+            progress=False,
+        )
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    assert not [step for step in walk if (str(ROOT / "jdss" / step[0]), step[2]) not in entered]
+    for place, file in enumerate(files[1:], 1):
+        module = f"jdss.{file.removesuffix('.py').replace('/', '.')}"
+        before = [(ROOT / "jdss" / earlier).read_text("utf-8") for earlier in files[:place]]
+        assert any(f"from {module} import" in code for code in before), f"no way to {file}"
 
 
 def test_there_is_one_address_of_the_repository():
