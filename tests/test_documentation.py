@@ -156,7 +156,8 @@ def test_every_public_name_is_in_the_reference():
 def test_the_walk_of_a_trial_is_that_of_the_code(blobs, perceptron):
     """Every file of docs/architecture.md is entered where it says, from one that came before."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    walk = re.findall(r"^\| \d+ \| \[`(\S+)`\]\(\.\./jdss/(\S+)\) \| `(\w+)` \|", text, re.MULTILINE)
+    row = r"^\| \d+ \| \[`(\S+)`\]\(\.\./jdss/(\S+)\) \| `(\w+)` \|"
+    walk = re.findall(row, text, re.MULTILINE)
     files = [file for file, _, _ in walk]
     assert 20 <= len(set(files)) == len(walk) <= 25
     assert all(file == link for file, link, _ in walk)
