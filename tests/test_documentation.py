@@ -7,6 +7,7 @@ What a block needs and a reader does not, is in `<!-- invisible-code-block: pyth
 
 import functools
 import importlib.util
+import inspect
 import re
 import shlex
 import sys
@@ -151,6 +152,14 @@ def test_every_public_name_is_in_the_reference():
         public += [f"{module}.{name}" for name in getattr(jdss, module).__all__]
     # What is public in two places is shown at the shorter one.
     assert not [n for n in public if n not in shown and n.rpartition(".")[2] not in shown]
+
+
+def test_the_page_of_the_search_names_every_argument_and_every_setting():
+    text = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
+    calls = (jdss.tune, jdss.objective, jdss.select)
+    settings = (jdss.Selection, jdss.Task, jdss.Search, jdss.Workers)
+    names = {name for made in (*calls, *settings) for name in inspect.signature(made).parameters}
+    assert not [name for name in sorted(names) if not re.search(rf"`[^`\n]*\b{name}\b", text)]
 
 
 def test_the_walk_of_a_trial_is_that_of_the_code(blobs, perceptron):
