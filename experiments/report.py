@@ -11,9 +11,23 @@ import argparse
 import re
 from pathlib import Path
 
+<<<<<<< HEAD
 from experiments import agreement, comparison, robustness, searches
 from experiments.results import RESULTS, read_results
 from experiments.tables import Table
+=======
+from rich.table import Table
+
+from experiments import (
+    comparison,
+    cords_quality,
+    differences,
+    pruning,
+    rank_fidelity,
+    robustness,
+)
+from jdss import reporting
+>>>>>>> cords
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
@@ -37,7 +51,15 @@ def table(directory: str) -> Table:
         return agreement.table(results)
     if directory.startswith("robustness"):
         return robustness.table(results)
+<<<<<<< HEAD
     return comparison.comparison(results)
+=======
+    if directory.startswith("cords-quality"):
+        return cords_quality.table(results)
+    if directory.startswith("pruning"):
+        return pruning.table(results)
+    return reporting.comparison_table(results, by_column=True)
+>>>>>>> cords
 
 
 def updated(text: str) -> str:
