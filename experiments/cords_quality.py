@@ -39,21 +39,17 @@ from unittest import mock
 
 import jax
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 import jdss
 from experiments import trainings
 from experiments.benchmarks import cords_round, peers
 from experiments.benchmarks.problems import Trained
-from experiments.comparison import VARIANTS
+from experiments.results import environment, read_results, write_result
 from experiments.robustness import EPOCHS, FRACTION, IMAGES, SELECT_EVERY, WARM_START, subsets
+from experiments.tables import Estimate, Table, points
 from experiments.trainings import Way
-from jdss import reporting
 from jdss.data.examples import Examples
-from jdss.reporting.ledger import Ledger
-from jdss.reporting.tables import difference_in_points
+from jdss.ledger import Ledger
 from jdss.training.hyperparameters import DEFAULTS
 from jdss.training.problem import Problem
 from jdss.training.train_on_subset import steps_per_epoch
@@ -72,7 +68,7 @@ WAYS = {
     for way in (
         subsets("uniform", "random"),
         subsets("grad_match", "GRAD-MATCH"),
-        subsets("grad_match-batch", "GRAD-MATCH of mini-batches", **VARIANTS["grad_match-batch"]),
+        subsets("grad_match-batch", "GRAD-MATCH of mini-batches", lifting="per_batch"),
         subsets("craig", "CRAIG"),
         subsets("glister-validation", "GLISTER for the validation set", outer="validation"),
         subsets("glister", "GLISTER"),
@@ -359,12 +355,12 @@ def run_cords(
     settings: Mapping[str, Any],
 ) -> None:
     """One training on CORDS's subsets into its file."""
-    environment = reporting.environment()
-    environment["versions"] |= peers.versions()
+    where = environment()
+    where["versions"] |= peers.versions()
     our_loop = settings["library"] == "cords-in-our-loop"
     trial = train_cords(problem, test, form, epochs, seed, our_loop=our_loop)
     result = {
-        **environment,
+        **where,
         "model": "LeNet",
         "network": "its twin in PyTorch, with the weights that Flax initialises with the seed",
         "strategy": {
@@ -379,10 +375,10 @@ def run_cords(
             "in_order": form.in_order,
         },
         **settings,
-        "trials": [{"number": 0, **trainings.origin(environment), **trial}],
+        "trials": [{"number": 0, **trainings.origin(where), **trial}],
         "ledger": trial["ledger"],
     }
-    reporting.write_result(path, result)
+    write_result(path, result)
 
 
 def train_all(arguments: argparse.Namespace, out: Path) -> None:
@@ -430,48 +426,34 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
         for trial in result["trials"]:
             key = result["library"], result["strategy"]["way"]
             found.setdefault(key, {})[trial["seed"]] = trial
-    scale = results[0]["scale"]
-    shown = Table(
-        title=f"MNIST, LeNet, {scale['name']} scale (reduced: {scale['description']}), subsets of "
-        f"{FRACTION:.0%}",
-        caption="Means ± standard deviations over seeds, as many as are given in brackets; "
-        "differences are ours less CORDS's, paired by seed, with the 95% interval of their mean. "
-        "Seconds are medians, without what JAX compiles.",
-        box=box.SIMPLE_HEAD,
-    )
-    shown.add_column("CORDS's")
-    shown.add_column("ours")
-    for header in (
-        "CORDS",
-        "ours",
-        "difference (points)",
-        "CORDS in our loop",
-        "difference (points)",
-        "seconds: CORDS",
-        "ours",
-        "selecting: CORDS",
-        "ours",
-    ):
-        shown.add_column(header, justify="right")
+    scale, rows = results[0]["scale"], []
     for form in FORMS.values():
         theirs, moved = (found.get((side, form.name), {}) for side in SIDES[:2])
         ours = found.get(("jdss", form.ours), {})
-        if not theirs:
-            continue
-        shown.add_row(
-            form.label,
-            WAYS[form.ours].label,
-            _accuracy(theirs),
-            _accuracy(ours),
-            _difference(ours, theirs),
-            _accuracy(moved),
-            _difference(ours, moved),
-            _median(map(trainings.seconds, theirs.values())),
-            _median(map(trainings.seconds, ours.values())),
-            _median(map(selecting, theirs.values())),
-            _median(map(selecting, ours.values())),
-        )
-    return shown
+        if theirs:
+            rows.append(
+                {
+                    "CORDS's": form.label,
+                    "ours": WAYS[form.ours].label,
+                    "accuracy: CORDS": _accuracy(theirs),
+                    "ours ": _accuracy(ours),
+                    "difference": _difference(ours, theirs),
+                    "CORDS in our loop": _accuracy(moved),
+                    "difference ": _difference(ours, moved),
+                    "seconds: CORDS": _median(map(trainings.seconds, theirs.values())),
+                    "ours  ": _median(map(trainings.seconds, ours.values())),
+                    "selecting: CORDS": _median(map(selecting, theirs.values())),
+                    "ours   ": _median(map(selecting, ours.values())),
+                }
+            )
+    return Table.of(
+        rows,
+        f"MNIST, LeNet, {scale['name']} scale (reduced: {scale['description']}), subsets of "
+        f"{FRACTION:.0%}",
+        "Means ± standard deviations over seeds, as many as are given in brackets; differences "
+        "are ours less CORDS's in points, paired by seed, with the 95% interval of their mean. "
+        "Seconds are medians, without what JAX compiles.",
+    )
 
 
 def selecting(trial: Mapping[str, Any]) -> float:
@@ -495,7 +477,7 @@ def _difference(
         ours[seed]["test_accuracy"] - theirs[seed]["test_accuracy"]
         for seed in sorted(set(ours) & set(theirs))
     ]
-    return difference_in_points(reporting.Estimate.of(differences) if differences else None)
+    return points(Estimate.of(differences) if differences else None)
 
 
 def _median(values: Iterable[float]) -> str:
@@ -518,7 +500,7 @@ def main() -> None:
     out = arguments.out or Path(f"runs/cords-quality-{arguments.scale}")
     if not arguments.report:
         train_all(arguments, out)
-    Console(width=200).print(table(reporting.read_results(out)))
+    print(table(read_results(out)).markdown())
 
 
 if __name__ == "__main__":

@@ -30,13 +30,13 @@ SEARCHES: dict[str, tuple[jdss.Selection, str]] = {
 
 @jax.jit
 def moved(image: jax.Array, key: jax.Array) -> jax.Array:
-    """An image of 8 × 8 as one of 16 × 16, turned by up to 15° and shifted by up to a pixel."""
+    """An image of 16 × 16 pixels, turned by up to 15° and shifted by up to a pixel."""
     keys = jax.random.split(key)
     angle = jnp.pi / 12 * jax.random.uniform(keys[0], minval=-1.0)
     shift = jax.random.uniform(keys[1], (2,), minval=-1.0)
-    place = jnp.stack(jnp.meshgrid(jnp.arange(16), jnp.arange(16), indexing="ij")) / 2 - 3.75
+    place = jnp.stack(jnp.meshgrid(jnp.arange(16), jnp.arange(16), indexing="ij")) - 7.5
     turn = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
-    at = jnp.einsum("ij,jkl->ikl", turn, place) + 3.5 + shift[:, None, None]
+    at = jnp.einsum("ij,jkl->ikl", turn, place) + 7.5 + shift[:, None, None]
     return jax.scipy.ndimage.map_coordinates(image, list(at), order=1, mode="nearest")
 
 
@@ -94,6 +94,7 @@ def draw(found: dict[str, jdss.TuneResult], path: Path) -> None:
     names = list(found)
     left.barh(names, [seconds(result) for result in found.values()], color="#1f4e79")
     left.set_xlabel("seconds of the search, without compilation")
+    left.set_xlim(0, 1.15 * max(map(seconds, found.values())))
     right.barh(names, [100 * accuracy(result) for result in found.values()], color="#bcd7ea")
     right.set_xlim(0, 100)
     right.set_xlabel("test accuracy after retraining (%)")

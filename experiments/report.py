@@ -11,23 +11,9 @@ import argparse
 import re
 from pathlib import Path
 
-<<<<<<< HEAD
-from experiments import agreement, comparison, robustness, searches
+from experiments import agreement, comparison, cords_quality, robustness, searches
 from experiments.results import RESULTS, read_results
 from experiments.tables import Table
-=======
-from rich.table import Table
-
-from experiments import (
-    comparison,
-    cords_quality,
-    differences,
-    pruning,
-    rank_fidelity,
-    robustness,
-)
-from jdss import reporting
->>>>>>> cords
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
@@ -51,15 +37,9 @@ def table(directory: str) -> Table:
         return agreement.table(results)
     if directory.startswith("robustness"):
         return robustness.table(results)
-<<<<<<< HEAD
-    return comparison.comparison(results)
-=======
     if directory.startswith("cords-quality"):
         return cords_quality.table(results)
-    if directory.startswith("pruning"):
-        return pruning.table(results)
-    return reporting.comparison_table(results, by_column=True)
->>>>>>> cords
+    return comparison.comparison(results)
 
 
 def updated(text: str) -> str:

@@ -85,6 +85,19 @@ WAYS = (
     subsets("craig-half", "CRAIG, half of the candidates", candidates=0.5),
     subsets("glister-half", "GLISTER, half of the candidates", candidates=0.5),
     subsets("glister-validation", "GLISTER for the validation set", outer="validation"),
+    subsets(
+        "glister-stochastic",
+        "GLISTER, stochastic greedy, all classes together",
+        lifting="all",
+        options={"greedy": "stochastic"},
+    ),
+    subsets(
+        "glister-stochastic-validation",
+        "GLISTER for the validation set, stochastic greedy, all classes together",
+        outer="validation",
+        lifting="all",
+        options={"greedy": "stochastic"},
+    ),
     subsets("grad_match-batch", "GRAD-MATCH of mini-batches", lifting="per_batch"),
     subsets("grad_match-validation", "GRAD-MATCH for the validation set", outer="validation"),
 )
