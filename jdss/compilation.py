@@ -101,6 +101,11 @@ def keep_programs(enabled: bool = True) -> None:
 
     Args:
       enabled: False turns it off for the whole process, from now on.
+
+    Example:
+      ```python
+      jdss.keep_programs(False)  # before the first search
+      ```
     """
     jax.config.update("jax_enable_compilation_cache", enabled)
     if enabled and jax.config.values["jax_compilation_cache_dir"] is None:
