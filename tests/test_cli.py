@@ -179,7 +179,7 @@ def test_a_search_is_kept_reported_and_written(files, tmp_path):
         (["--metric", "tests.conftest:nothing"], "cannot be imported"),
         (["--validation", "half"], "--validation must be an .npz file"),
         (["--enqueue", '{"epochs": 99}'], "must be in IntDistribution"),
-        (["--trials", "many"], "invalid int value"),
+        (["--trials", "many"], "invalid literal for int()"),
         (["--no-such-option"], "nrecognized"),
     ],
 )

@@ -4,11 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
+from jdss.reporting.ledger import Ledger
 
 import jdss
 from experiments import cords_quality, trainings
 from jdss import reporting
-from jdss.reporting.ledger import Ledger
 
 
 def result(side, way, seed, test_accuracy):

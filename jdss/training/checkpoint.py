@@ -108,6 +108,11 @@ class TrainedResult:
     def trained(self) -> TrainedModel:
         """The trained model by itself."""
         state = self.state
+        if state is None:
+            raise ValueError(
+                "the model was retrained by an earlier call: jdss.load(…) has it where that call "
+                "was told to save it (save_to=)"
+            )
         given = self.normalization, self.classes, self.inputs
         return TrainedModel(state.model, state.variables, *given)
 

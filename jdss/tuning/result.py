@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import Any
 
+import numpy as np
 import optuna
 from rich.console import Console
 from rich.table import Table
@@ -61,6 +62,16 @@ class TuneResult:
         console = Console(width=100, file=StringIO())
         console.print(table)
         return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+
+    def predict(self, raw: Any, *, batch_size: int = 512) -> np.ndarray:
+        """What the labels of inputs are, by the retrained model (see `TrainedModel.predict`).
+
+        Raises:
+          ValueError: where nothing was retrained, or not by this call and not saved.
+        """
+        if self.retraining is None:
+            raise ValueError("the winner was not retrained: tune(…, retrain=True) does it")
+        return self.retraining.predict(raw, batch_size=batch_size)
 
     def __str__(self) -> str:
         return self.summary()

@@ -16,7 +16,7 @@ from jdss.data.examples import Examples, Normalization, make_examples
 from jdss.data.host import ArrayRows, HostExamples
 from jdss.ledger import Ledger
 from jdss.progress import progress_bar
-from jdss.training.checkpoint import save_model
+from jdss.training.checkpoint import TrainedResult, save_model
 from jdss.training.divergence import TrainingDivergedError
 from jdss.training.memory import is_out_of_memory, shortage
 from jdss.training.metrics import measure
@@ -37,7 +37,7 @@ _PLACE = 2**31 - 1  # its key is apart from every trial's
 
 
 @dataclass(frozen=True)
-class Retraining:
+class Retraining(TrainedResult):
     """The winner, trained on the whole original training set.
 
     Where an earlier call has retrained it already, this is what the study keeps of that: no state,
@@ -50,16 +50,20 @@ class Retraining:
       ledger: where its seconds went.
       test_score: the search's metric on the test set; None where there is none.
       normalization: what was done to every input: new ones go through it to `model.apply`.
+      classes: what the labels were, where they were no indices; see `predict`.
+      inputs: the shapes and types of one example's inputs.
 
     Made by `jdss.tune`.
     """
 
-    state: TrainState | None
+    state: TrainState | None  # type: ignore[assignment]
     test_accuracy: float | None
     history: list[dict[str, Any]]
     ledger: Ledger
     test_score: float | None = None
     normalization: Normalization | None = None
+    classes: np.ndarray | None = None
+    inputs: Any = None
 
 
 def retrain_and_save(
@@ -88,7 +92,7 @@ def retrain_and_save(
     try:
         retraining = retrain(objective, values, test, checkpoint, progress=progress)
         if save_to is not None and retraining.state is not None:
-            save_model(save_to, retraining.state, retraining.normalization)
+            save_model(save_to, retraining)
     except TrainingDivergedError as error:
         failure = f"retraining on everything diverged: {error}"
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -190,14 +194,25 @@ def retrain(
                 )
     if checkpoint is not None:
         ledger.add(checkpoint.past)
-    return Retraining(result.state, accuracy, result.history, ledger, score, result.normalization)
+    return Retraining(
+        result.state,
+        accuracy,
+        result.history,
+        ledger,
+        score,
+        result.normalization,
+        result.classes,
+        result.inputs,
+    )
 
 
 def check_test(test: Any, problem: Problem) -> Examples | HostExamples:
     """The test set, checked before the search, and looked at after it."""
     examples = problem.examples
     place = "host" if isinstance(examples, HostExamples) else "device"
-    rows, labels = check_like("test", test, examples.inputs, examples.labels, place=place)
+    rows, labels = check_like(
+        "test", test, examples.inputs, examples.labels, place=place, classes=problem.classes
+    )
     if problem.num_classes is not None:
         _checks.check_labels(labels, num_examples=len(labels), num_classes=problem.num_classes)
     # Their own statistics are never used: `retrain` puts in those of all that was trained on.

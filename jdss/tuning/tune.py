@@ -322,6 +322,7 @@ def _describe(
             "model": repr(model) if isinstance(model, nn.Module) else stored_value(model),
             "optimizers": list(training.optimizers),
             "augmentation": task.augmentation,
+            "learning_rate_schedule": DEFAULTS["learning_rate_schedule"],
             "examples": [len(problem.train), len(problem.validation)],
             "fingerprint": problem.fingerprint(),
             "step": STEP,
