@@ -8,6 +8,7 @@ A selection method is a function of the protocol
 possibly traced, is the number of places to fill. Places from `count` on hold weight 0.
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -45,6 +46,16 @@ class Subset:
     indices: jax.Array
     weights: jax.Array
     num_selected: jax.Array
+
+    def tolist(self) -> list[int]:
+        """The examples of positive weight as Python's ints, such as PyTorch's data sets take.
+
+        Example:
+          >>> Subset(jnp.array([7, 2, 5]), jnp.array([3.0, 0.0, 1.0]), jnp.int32(2)).tolist()
+          [7, 5]
+        """
+        found: list[int] = np.asarray(self.indices)[np.asarray(self.weights) > 0].tolist()
+        return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes it to a .npz file, in the place of one that is there (see `write_arrays`).
@@ -231,21 +242,27 @@ def per_class(select: Select, labels: Any, num_classes: int) -> Select:
             ),
         )
         places = np.flatnonzero(np.arange(shares.max()) < shares[:, None])
-        return _join(subset, jnp.asarray(places, jnp.int32))
+        if not _checks.is_concrete(subset):
+            return _join(subset, places, jnp)
+        # By NumPy: a program for so little would take a second to compile.
+        joined = _join(jax.tree.map(np.asarray, subset), places, np)
+        return jax.tree.map(jnp.asarray, joined)
 
     return lifted
 
 
-@jax.jit
-def _join(subset: Subset, places: jax.Array) -> Subset:
-    """The classes' places in one `Subset`, those that the method itself filled first."""
+def _join(subset: Subset, places: Any, numpy: Any) -> Subset:
+    """The classes' places in one `Subset`, those that the method itself filled first.
+
+    Computed by `numpy` or `jax.numpy`, which is given.
+    """
     width = subset.indices.shape[1]
-    filled = (jnp.arange(width) < subset.num_selected[:, None]).ravel()[places]
-    order = places[jnp.argsort(~filled, stable=True)]
+    filled = (numpy.arange(width) < subset.num_selected[:, None]).ravel()[places]
+    order = numpy.asarray(places)[numpy.argsort(~filled, stable=True)]
     return Subset(
         indices=subset.indices.ravel()[order],
         weights=subset.weights.ravel()[order],
-        num_selected=filled.sum(dtype=jnp.int32),
+        num_selected=filled.sum(dtype=numpy.int32),
     )
 
 
@@ -339,10 +356,28 @@ def _class_by_class(
         return Subset(own.members[subset.indices], subset.weights, subset.num_selected)
 
     # One class after another on a CPU, where a batched while loop would compute both sides of
-    # every branch and copy its whole state each step; all at once on an accelerator.
-    if jax.default_backend() == "cpu":
+    # every branch and copy its whole state each step; several at once on an accelerator.
+    at_once = 1
+    if jax.default_backend() != "cpu":
+        num_classes, members = classes.members.shape
+        at_once = classes_at_once(num_classes, members, method.budget, gradients)
+    if at_once == 1:
         return jax.lax.map(select_in_class, classes)
-    return jax.vmap(select_in_class)(classes)
+    return jax.lax.map(select_in_class, classes, batch_size=at_once)
+
+
+def classes_at_once(
+    num_classes: int, members: int, budget: int, gradients: Gradients | None
+) -> int:
+    """How many classes an accelerator works on together: what 2 GiB hold, and at least one.
+
+    Of each it holds the rows of its m members, two float64[k, k] (GRAD-MATCH) and, up to as many as
+    a method stores, m × m similarities (CRAIG).
+    """
+    row = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(gradients))
+    similarities = members if members <= 16_384 else 0
+    needed = 4 * members * (row + similarities) + 16 * budget**2
+    return max(1, min(num_classes, (2 << 30) // max(needed, 1)))
 
 
 _on_one_device = jax.jit(_class_by_class, static_argnames="method")

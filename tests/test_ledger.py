@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jdss.reporting.ledger import LINES, Ledger, _CompileClock
+from jdss.ledger import LINES, Ledger, _CompileClock
 
 
 def test_compilation_inside_an_activity_is_moved_to_its_own_line():

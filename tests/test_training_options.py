@@ -12,6 +12,7 @@ import jdss
 from jdss.data.examples import training_batch
 from jdss.gradients import cross_entropy_errors
 from jdss.losses import cross_entropy
+from tests.settings import fit
 
 N, C = 6, 3
 LABELS = np.arange(N) % C
@@ -59,12 +60,13 @@ def test_selection_rounds_see_the_smoothed_loss(blobs, perceptron):
         return jdss.uniform(gradients, budget, key=key)
 
     hyper = {"epochs": 1, "label_smoothing": 0.5, "batch_size": 32, "learning_rate": 1e-6}
-    jdss.fit(
+    fit(
         perceptron,
         (inputs[:32], labels[:32]),
         hyperparameters=hyper,
         selection=select,
         lifting="all",
+        candidates=1.0,
         fraction=0.5,
         warm_start=0.0,
         optimizers=ONLY_SGD,
@@ -103,15 +105,15 @@ def test_the_cosine_goes_from_the_learning_rate_to_zero_over_all_stretches():
 @pytest.mark.parametrize("selection", ["full", "uniform"])
 def test_fit_ends_the_cosine_at_its_last_step(selection, blobs, perceptron, monkeypatch):
     ends = []
-    plain = jdss.training.fit.train_on_subset
+    plain = jdss.training.trial.train_on_subset
 
     def spy(*arguments, total_steps, **more):
         ends.append(total_steps)
         return plain(*arguments, total_steps=total_steps, **more)
 
-    monkeypatch.setattr("jdss.training.fit.train_on_subset", spy)
+    monkeypatch.setattr("jdss.training.trial.train_on_subset", spy)
     inputs, labels = blobs
-    result = jdss.fit(
+    result = fit(
         perceptron,
         (inputs[:40], labels[:40]),
         hyperparameters={"epochs": 3, "batch_size": 8, "learning_rate_schedule": "cosine"},

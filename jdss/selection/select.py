@@ -41,9 +41,9 @@ def select(
       fraction: the share of the examples to select, in (0, 1]; 0.05 if nothing is said.
       budget: how many examples to select, in place of a fraction.
       lifting: "all", "per_class" or "per_batch"; None means the method's own.
-      batch_size: examples in a mini-batch, for "per_batch", and of the training that follows.
-      learning_rate: of that training; "glister" looks one epoch of it ahead, by a step of
-        `learning_rate / batch_size` times the sum of the chosen gradients.
+      batch_size: examples in a mini-batch, for "per_batch".
+      learning_rate: of the training that follows: the η of "glister", whose one step ahead is
+        `learning_rate` times the sum of the chosen gradients.
       options: passed to the method.
       seed: decides on everything random.
 
@@ -89,8 +89,7 @@ def select(
     if strategy.needs_objective:
         assert isinstance(gradients, FactoredGradients)
         chosen.setdefault("objective", LastLayerObjective(logits, gradients.inputs, labels))
-        _checks.check_positive_int("batch_size", batch_size)
-        chosen.setdefault("learning_rate", learning_rate / min(batch_size, budget))
+        chosen.setdefault("learning_rate", learning_rate)
     lifted = strategy.select
     if (lifting or strategy.lifting) == "per_class" and keeps_shares(strategy, chosen):
         chosen["groups"] = np.asarray(labels)

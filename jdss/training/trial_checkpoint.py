@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdss.reporting.ledger import Ledger
+from jdss.ledger import Ledger
 from jdss.subset import Subset
 from jdss.training.state import TrainState
 

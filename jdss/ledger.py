@@ -1,0 +1,173 @@
+"""The ledger: where each second went.
+
+A line is an activity: importing, loading, compiling, warm start, gradients, solving, training,
+evaluating, retraining, and other. Compilation happens inside the other activities; it is measured
+by JAX's own monitoring events and moved to its own line, wherever it occurs.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+LINES = (
+    "importing",
+    "loading",
+    "compiling",
+    "warm_start",
+    "gradients",
+    "solving",
+    "training",
+    "evaluating",
+    "retraining",
+    "other",
+)
+"""The lines of a ledger, in the order in which they are shown."""
+
+
+class Ledger:
+    """Seconds by activity, and energy.
+
+    Activities do not nest: inside `measure`, a second `measure` of the same ledger is an error.
+
+    Example:
+      >>> ledger = Ledger()
+      >>> with ledger.measure("training"):
+      ...     _ = sum(range(1000))
+      >>> ledger.seconds["training"] > 0
+      True
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = dict.fromkeys(LINES, 0.0)
+        self.joules: float | None = None
+        self._measuring = False
+
+    @contextmanager
+    def measure(self, line: str) -> Iterator[None]:
+        """Adds the seconds spent inside to a line, less those of compilation, which go to theirs.
+
+        JAX returns before its work is done: what is computed inside must be waited for inside.
+
+        Raises:
+          ValueError: for a line that is not one of `LINES`.
+          RuntimeError: inside another measurement of this ledger.
+        """
+        if line not in self.seconds:
+            raise ValueError(f"line must be one of {', '.join(LINES)}; got {line!r}")
+        if self._measuring:
+            raise RuntimeError("activities do not nest: this ledger is already measuring one")
+        self._measuring = True
+        compiled, start = compile_seconds(), time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - start
+            compiling = min(max(compile_seconds() - compiled, 0.0), elapsed)
+            self.seconds["compiling"] += compiling
+            self.seconds[line] += elapsed - compiling
+            self._measuring = False
+
+    @contextmanager
+    def measure_rest(self) -> Iterator[None]:
+        """Adds what is spent inside, and on no other line meanwhile, to "other" (and compiling)."""
+        before, compiled, start = self.total_seconds, compile_seconds(), time.perf_counter()
+        compiling_before = self.seconds["compiling"]
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - start
+            known_compiling = self.seconds["compiling"] - compiling_before
+            compiling = max(compile_seconds() - compiled - known_compiling, 0.0)
+            rest = max(elapsed - (self.total_seconds - before), 0.0)
+            compiling = min(compiling, rest)
+            self.seconds["compiling"] += compiling
+            self.seconds["other"] += rest - compiling
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.seconds.values())
+
+    def add(self, other: "Ledger | Mapping[str, Any]") -> None:
+        """Adds another ledger (or its `as_dict`) line by line."""
+        other_dict = other.as_dict() if isinstance(other, Ledger) else other
+        for line, seconds in other_dict["seconds"].items():
+            self.seconds[line] = self.seconds.get(line, 0.0) + seconds
+        if other_dict.get("joules") is not None:
+            self.joules = (self.joules or 0.0) + other_dict["joules"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """{"seconds": {line: seconds}, "joules": float or None}, as result files hold it."""
+        return {"seconds": dict(self.seconds), "joules": self.joules}
+
+
+class _CompileClock(threading.local):
+    """Seconds that this thread has spent tracing, lowering and compiling.
+
+    JAX reports the duration of each stage when it ends; stages nest (a function traced inside
+    another), so what counts is the union of their intervals. They end in order, and an enclosing
+    one ends after those that it encloses.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.recent: list[tuple[float, float]] = []
+
+    def record(self, duration: float) -> None:
+        end = time.perf_counter()
+        start = end - duration
+        while self.recent and self.recent[-1][0] >= start:
+            inner_start, inner_end = self.recent.pop()
+            self.seconds -= inner_end - inner_start
+        if self.recent:
+            start = max(start, self.recent[-1][1])
+        self.recent.append((start, end))
+        self.seconds += end - start
+        del self.recent[:-1000]
+
+
+def _process_start() -> float:
+    """When this process began, by `time.perf_counter`; where nobody tells, when time did."""
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            ticks = int(file.read().rpartition(b")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError):
+        return -float("inf")
+    return time.perf_counter() - age
+
+
+_CLOCK = _CompileClock()
+
+
+def compile_seconds() -> float:
+    """Seconds this thread has spent tracing, lowering and compiling since `jdss` was imported."""
+    return _CLOCK.seconds
+
+
+def _listen(event: str, duration_secs: float, **_: str | int) -> None:
+    if event.startswith("/jax/core/compile/"):
+        _CLOCK.record(duration_secs)
+
+
+jax.monitoring.register_event_duration_secs_listener(_listen)
+
+
+# JAX and most of what a search needs are imported by now.
+_IMPORTED = min(time.process_time(), time.perf_counter() - _process_start())
+_COUNTED: list[bool] = []
+
+
+def importing_seconds() -> float:
+    """Seconds from the start of the process until `jdss` was imported; 0 when asked again.
+
+    Of these, no more than the process has worked: a notebook may have been open for a day.
+    """
+    if _COUNTED:
+        return 0.0
+    _COUNTED.append(True)
+    return _IMPORTED
