@@ -64,6 +64,7 @@ HYPERPARAMETERS: Mapping[str, Any] = {
     "learning_rate_schedule": "cosine",
     "batch_size": 128,
 }
+_OURS_STOCHASTIC: Mapping[str, Any] = {"lifting": "all", "options": {"greedy": "stochastic"}}
 WAYS = {
     way.name: way
     for way in (
@@ -74,6 +75,13 @@ WAYS = {
         subsets("craig", "CRAIG"),
         subsets("glister-validation", "GLISTER for the validation set", outer="validation"),
         subsets("glister", "GLISTER"),
+        subsets("glister-stochastic", "GLISTER, stochastic greedy", **_OURS_STOCHASTIC),
+        subsets(
+            "glister-stochastic-validation",
+            "the same for the validation set",
+            outer="validation",
+            **_OURS_STOCHASTIC,
+        ),
     )
 }
 
@@ -158,7 +166,7 @@ FORMS = {
         Form(
             "glister-stochastic",
             "GLISTER, stochastic greedy",
-            "glister-validation",
+            "glister-stochastic-validation",
             "glister",
             _STOCHASTIC,
         ),
@@ -173,7 +181,7 @@ FORMS = {
         Form(
             "glister-stochastic-training",
             "GLISTER, stochastic greedy, for the training set",
-            "glister",
+            "glister-stochastic",
             "glister",
             _STOCHASTIC,
             outer="training",
