@@ -78,7 +78,7 @@ WAYS = {
         subsets("glister-stochastic", "GLISTER, stochastic greedy", **_OURS_STOCHASTIC),
         subsets(
             "glister-stochastic-validation",
-            "the same for the validation set",
+            "GLISTER, stochastic greedy, for the validation set",
             outer="validation",
             **_OURS_STOCHASTIC,
         ),
