@@ -11,7 +11,8 @@ seeds. What differs is the library:
 
 A third side, `cords-in-our-loop`, has CORDS's subsets and our steps: an epoch's batches are of one
 size, where CORDS's last of 900 examples is one of four, and weights are divided by their mean in
-the subset. It tells what is due to the subsets from what is due to the loop.
+the subset. It tells what is due to the subsets from what is due to the loop. CORDS's CRAIG, whose
+squared distances give a single example most of a class's weight, can ruin a training in it.
 
 All sides start from the weights that Flax initialises with the seed; the order of the examples and
 random subsets are each library's own. Options of CORDS's strategies are those of its configurations
@@ -44,9 +45,9 @@ import jdss
 from experiments import trainings
 from experiments.benchmarks import cords_round, peers
 from experiments.benchmarks.problems import Trained
-from experiments.results import environment, read_results, write_result
+from experiments.results import Result, environment, read_results, write_result
 from experiments.robustness import EPOCHS, FRACTION, IMAGES, SELECT_EVERY, WARM_START, subsets
-from experiments.tables import Estimate, Table, points
+from experiments.tables import UNKNOWN, Estimate, Table, number, percent, points
 from experiments.trainings import Way
 from jdss.data.examples import Examples
 from jdss.ledger import Ledger
@@ -63,15 +64,24 @@ HYPERPARAMETERS: Mapping[str, Any] = {
     "learning_rate_schedule": "cosine",
     "batch_size": 128,
 }
+_OURS_STOCHASTIC: Mapping[str, Any] = {"lifting": "all", "options": {"greedy": "stochastic"}}
 WAYS = {
     way.name: way
     for way in (
         subsets("uniform", "random"),
         subsets("grad_match", "GRAD-MATCH"),
+        subsets("grad_match-own", "GRAD-MATCH, own class's gradient", gradients="own_class"),
         subsets("grad_match-batch", "GRAD-MATCH of mini-batches", lifting="per_batch"),
         subsets("craig", "CRAIG"),
         subsets("glister-validation", "GLISTER for the validation set", outer="validation"),
         subsets("glister", "GLISTER"),
+        subsets("glister-stochastic", "GLISTER, stochastic greedy", **_OURS_STOCHASTIC),
+        subsets(
+            "glister-stochastic-validation",
+            "GLISTER, stochastic greedy, for the validation set",
+            outer="validation",
+            **_OURS_STOCHASTIC,
+        ),
     )
 }
 
@@ -118,14 +128,14 @@ FORMS = {
         Form(
             "grad_match-own",
             "GRAD-MATCH per class and gradient",
-            "grad_match",
+            "grad_match-own",
             "grad_match",
             {**_AS_CONFIGURED, **_OWN},
         ),
         Form(
             "grad_match-own-cpu",
             "the same, CPU solver",
-            "grad_match",
+            "grad_match-own",
             "grad_match",
             {**_MATCHING, **_OWN},
         ),
@@ -156,7 +166,7 @@ FORMS = {
         Form(
             "glister-stochastic",
             "GLISTER, stochastic greedy",
-            "glister-validation",
+            "glister-stochastic-validation",
             "glister",
             _STOCHASTIC,
         ),
@@ -171,7 +181,7 @@ FORMS = {
         Form(
             "glister-stochastic-training",
             "GLISTER, stochastic greedy, for the training set",
-            "glister",
+            "glister-stochastic",
             "glister",
             _STOCHASTIC,
             outer="training",
@@ -355,12 +365,12 @@ def run_cords(
     settings: Mapping[str, Any],
 ) -> None:
     """One training on CORDS's subsets into its file."""
-    where = environment()
-    where["versions"] |= peers.versions()
+    here = environment()
+    here["versions"] |= peers.versions()
     our_loop = settings["library"] == "cords-in-our-loop"
     trial = train_cords(problem, test, form, epochs, seed, our_loop=our_loop)
     result = {
-        **where,
+        **here,
         "model": "LeNet",
         "network": "its twin in PyTorch, with the weights that Flax initialises with the seed",
         "strategy": {
@@ -375,7 +385,7 @@ def run_cords(
             "in_order": form.in_order,
         },
         **settings,
-        "trials": [{"number": 0, **trainings.origin(where), **trial}],
+        "trials": [{"number": 0, **trainings.origin(here), **trial}],
         "ledger": trial["ledger"],
     }
     write_result(path, result)
@@ -419,14 +429,14 @@ def train_all(arguments: argparse.Namespace, out: Path) -> None:
             print(path.name, flush=True)
 
 
-def table(results: Sequence[Mapping[str, Any]]) -> Table:
+def table(results: Sequence[Result]) -> Table:
     """One row a form of CORDS's; differences are ours less CORDS's, paired by seed."""
-    found: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
+    found: dict[tuple[str, str], dict[int, Result]] = {}
     for result in results:
         for trial in result["trials"]:
             key = result["library"], result["strategy"]["way"]
             found.setdefault(key, {})[trial["seed"]] = trial
-    scale, rows = results[0]["scale"], []
+    rows = []
     for form in FORMS.values():
         theirs, moved = (found.get((side, form.name), {}) for side in SIDES[:2])
         ours = found.get(("jdss", form.ours), {})
@@ -434,55 +444,54 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
             rows.append(
                 {
                     "CORDS's": form.label,
-                    "ours": WAYS[form.ours].label,
-                    "accuracy: CORDS": _accuracy(theirs),
-                    "ours ": _accuracy(ours),
-                    "difference": _difference(ours, theirs),
+                    "beside ours": WAYS[form.ours].label,
+                    "CORDS": _accuracy(theirs),
+                    "ours": _accuracy(ours),
+                    "ours less CORDS (points)": _difference(ours, theirs),
                     "CORDS in our loop": _accuracy(moved),
-                    "difference ": _difference(ours, moved),
+                    "ours less that (points)": _difference(ours, moved),
                     "seconds: CORDS": _median(map(trainings.seconds, theirs.values())),
-                    "ours  ": _median(map(trainings.seconds, ours.values())),
+                    "ours (s)": _median(map(trainings.seconds, ours.values())),
                     "selecting: CORDS": _median(map(selecting, theirs.values())),
-                    "ours   ": _median(map(selecting, ours.values())),
+                    "ours selecting (s)": _median(map(selecting, ours.values())),
                 }
             )
+    scale = results[0]["scale"]
     return Table.of(
         rows,
         f"MNIST, LeNet, {scale['name']} scale (reduced: {scale['description']}), subsets of "
-        f"{FRACTION:.0%}",
-        "Means ± standard deviations over seeds, as many as are given in brackets; differences "
-        "are ours less CORDS's in points, paired by seed, with the 95% interval of their mean. "
-        "Seconds are medians, without what JAX compiles.",
+        f"{percent(FRACTION)}",
+        "Test accuracy: means ± standard deviations over as many seeds as stand in brackets; "
+        "differences are paired by seed, with the 95% interval of their mean. Seconds are medians, "
+        "without what JAX compiles, on one core that other work shared.",
     )
 
 
-def selecting(trial: Mapping[str, Any]) -> float:
+def selecting(trial: Result) -> float:
     """The seconds of a training's selections."""
     seconds = trial["ledger"]["seconds"]
     return float(seconds["gradients"] + seconds["solving"])
 
 
-def _accuracy(runs: Mapping[int, Mapping[str, Any]]) -> str:
-    values = [100 * trial["test_accuracy"] for trial in runs.values()]
-    if not values:
-        return "–"
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}%{spread} ({len(values)})"
+def _accuracy(runs: Mapping[int, Result]) -> str:
+    mean = Estimate.of([trial["test_accuracy"] for trial in runs.values()])
+    return number(mean, 2, f"% ({len(runs)})", factor=100) if mean else UNKNOWN
 
 
-def _difference(
-    ours: Mapping[int, Mapping[str, Any]], theirs: Mapping[int, Mapping[str, Any]]
-) -> str:
-    differences = [
-        ours[seed]["test_accuracy"] - theirs[seed]["test_accuracy"]
-        for seed in sorted(set(ours) & set(theirs))
-    ]
-    return points(Estimate.of(differences) if differences else None)
+def _difference(ours: Mapping[int, Result], theirs: Mapping[int, Result]) -> str:
+    return points(
+        Estimate.of(
+            [
+                ours[seed]["test_accuracy"] - theirs[seed]["test_accuracy"]
+                for seed in sorted(set(ours) & set(theirs))
+            ]
+        )
+    )
 
 
 def _median(values: Iterable[float]) -> str:
     known = list(values)
-    return f"{statistics.median(known):.1f}" if known else "–"
+    return f"{statistics.median(known):.1f}" if known else UNKNOWN
 
 
 def main() -> None:

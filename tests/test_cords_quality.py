@@ -4,11 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
-from jdss.reporting.ledger import Ledger
 
 import jdss
 from experiments import cords_quality, trainings
-from jdss import reporting
+from jdss.ledger import Ledger
 
 
 def result(side, way, seed, test_accuracy):
@@ -28,11 +27,14 @@ def test_differences_are_ours_less_theirs_paired_by_seed():
         result("cords", "craig", 1, 0.92),
         result("jdss", "craig", 1, 0.95),
     ]
-    text = reporting.to_text(cords_quality.table(results))
-    row = next(line for line in text.splitlines() if "CRAIG per class" in line)
-    cells = [cell.strip() for cell in row.split("  ") if cell.strip()]
-    assert cells[2:7] == ["91.00% ± 1.41 (2)", "95.00% (1)", "+3.00", "–", "–"]
-    assert cells[7:] == ["5.0", "5.0", "2.0", "2.0"]
+    (row,) = cords_quality.table(results).frame.to_dict("records")
+    assert row["CORDS's"] == "CRAIG per class"
+    assert row["CORDS"] == "91.00 ± 1.41% (2)"
+    assert row["ours"] == "95.00% (1)"
+    assert row["ours less CORDS (points)"] == "+3.00"
+    assert row["CORDS in our loop"] == "–"
+    assert row["seconds: CORDS"] == "5.0"
+    assert row["ours selecting (s)"] == "2.0"
 
 
 def test_even_batches_visit_every_place_once():
