@@ -33,7 +33,7 @@ class Layer(nn.Module):
     rate2: float
 
     @nn.compact
-    def __call__(self, x: np.ndarray) -> np.ndarray:
+    def __call__(self, x: Any) -> Any:
         return nn.Dense(2)(x)
 
 

@@ -139,7 +139,8 @@ def write(path: Path, case: str, result: dict[str, Any]) -> None:
     cases = json.loads(path.read_text())["trials"] if path.exists() else []
     cases = [one for one in cases if one["case"] != case]
     # A machine that is shared is said to be: `cores` used by a process that waits tell it, too.
-    load = (load_average() or [None])[0]
+    loads = load_average()
+    load = loads[0] if loads else None
     cases.append({"case": case, "load_average": load, **environment(), **result})
     record = {**dict.fromkeys(REQUIRED_KEYS), **environment(), "dataset": {}, "ledger": {}}
     write_result(path, {**record, "trials": sorted(cases, key=lambda one: one["case"])})
