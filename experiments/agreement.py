@@ -17,8 +17,7 @@ from scipy import stats
 from experiments import figures
 from experiments.results import Result
 from experiments.tables import Table
-from jdss.selection.strategies import STRATEGIES
-from jdss.training.hyperparameters import DEFAULTS
+from experiments.trainings import cost
 
 FULL, AGAIN = "full", "full-again"
 RESAMPLES = 10_000
@@ -124,23 +123,6 @@ def agreement(
 def accuracies(trials: Trials, of: str = "validation") -> np.ndarray:
     """Of each training; one that diverged is the worst of all."""
     return np.array([trial[f"{of}_accuracy"] or 0.0 for trial in trials])
-
-
-def cost(trials: Trials, strategy: Mapping[str, Any]) -> float:
-    """Epochs on all the data that trainings take.
-
-    A forward pass, which a selection by gradients needs, counts as a third of an epoch; solving
-    does not count. Unlike seconds it does not depend on what else the machine did.
-    """
-    reads = STRATEGIES[strategy["name"]].needs_gradients
-    share, fraction = strategy.get("candidates", 1.0), strategy["fraction"]
-    return float(
-        sum(
-            fraction * trial["hyperparameters"].get("epochs", DEFAULTS["epochs"])
-            + reads * share * len(trial["selections"]) / 3
-            for trial in trials
-        )
-    )
 
 
 class Compared(NamedTuple):

@@ -22,6 +22,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from experiments.comparison import groups
 from experiments.results import Result
 from experiments.tables import Estimate
+from experiments.trainings import cost
 
 # Colours of different lightness (after Okabe and Ito) and different markers, so that neither
 # colour vision nor a colour printer is needed.
@@ -78,6 +79,53 @@ def accuracy_against_time(results: Iterable[Result], path: str | os.PathLike[str
         axes.set_xlabel("seconds from end to end, search and retraining")
         axes.set_ylabel("test accuracy after retraining (%)")
         _title(axes, pd.concat([part for _, part, *_ in drawn]), "Accuracy against time", _SDS)
+        _legend(figure)
+        return _save(figure, path)
+
+
+def accuracy_against_cost(results: Iterable[Result], path: str | os.PathLike[str]) -> Pair:
+    """Trainings by GRAD-MATCH with several R and shares of candidates: accuracy against cost.
+
+    The cost is counted, not timed: epochs on all the data (see `experiments.trainings.cost`).
+
+    Raises:
+      ValueError: without results of such trainings.
+    """
+    rows = [
+        {
+            "R": result["strategy"]["select_every"],
+            "candidates": result["strategy"].get("candidates", 1.0),
+            "cost": cost([trial], result["strategy"]),
+            "accuracy": 100 * trial["test_accuracy"],
+        }
+        for result in results
+        if result["strategy"]["way"].startswith("grad_match-R")
+        for trial in result["trials"]
+        if trial["test_accuracy"] is not None
+    ]
+    if not rows:
+        raise ValueError("results must hold trainings by GRAD-MATCH with several R, got none")
+    table = pd.DataFrame(rows)
+    with _figure() as (figure, axes):
+        for (share, part), color, marker in zip(
+            table.groupby("candidates"), _OTHER_COLORS, _MARKERS, strict=False
+        ):
+            points = part.groupby("R").agg({"cost": "mean", "accuracy": ["mean", "std"]})
+            axes.errorbar(
+                points["cost", "mean"],
+                points["accuracy", "mean"],
+                yerr=points["accuracy", "std"],
+                color=color,
+                marker=marker,
+                capsize=3,
+                label=f"{share:.0%} of the examples as candidates",
+            )
+            for every, row in points.iterrows():
+                at = row["cost", "mean"], row["accuracy", "mean"]
+                axes.annotate(f" R = {every}", at, xytext=(4, -10), textcoords="offset points")
+        axes.set_xlabel("cost of a training, in epochs on all the data")
+        axes.set_ylabel("test accuracy (%)")
+        axes.set_title("GRAD-MATCH at 5%: R and the share of candidates")
         _legend(figure)
         return _save(figure, path)
 

@@ -11,7 +11,7 @@ import argparse
 import re
 from pathlib import Path
 
-from experiments import agreement, comparison, cords_quality, robustness, searches
+from experiments import agreement, comparison, cords_quality, figures, robustness, searches
 from experiments.results import RESULTS, read_results
 from experiments.tables import Table
 
@@ -58,6 +58,10 @@ def draw(directory: Path) -> list[Path]:
         return list(agreement.figure(results, directory / "rank_fidelity"))
     if results and directory.name.startswith(("mnist", "cifar", "pruning")):
         return searches.draw(results, directory)
+    schedule = directory / "schedule"
+    if schedule.is_dir() and any("-R2-c" in path.name for path in schedule.iterdir()):
+        found = figures.accuracy_against_cost(read_results(schedule), schedule / "defaults")
+        return list(found)
     return []
 
 

@@ -20,9 +20,11 @@ from experiments.results import as_read, environment, write_result
 from jdss.data.examples import Examples, make_examples
 from jdss.ledger import Ledger
 from jdss.progress import progress_bar
+from jdss.selection.strategies import STRATEGIES
 from jdss.training.divergence import TrainingDivergedError
 from jdss.training.fit import training_on
 from jdss.training.forward import compute_accuracy
+from jdss.training.hyperparameters import DEFAULTS
 from jdss.training.problem import Problem, make_problem
 from jdss.training.schedule import Schedule, make_schedule
 from jdss.training.train_on_subset import STEP
@@ -207,3 +209,20 @@ def seconds(trial: Mapping[str, Any]) -> float:
     """What a training took, without compilation, which a search pays once."""
     ledger = trial["ledger"]["seconds"]
     return float(sum(ledger.values()) - ledger["compiling"])
+
+
+def cost(trials: Iterable[Mapping[str, Any]], strategy: Mapping[str, Any]) -> float:
+    """Epochs on all the data that trainings take.
+
+    A forward pass, which a selection by gradients needs, counts as a third of an epoch; solving
+    does not count. Unlike seconds it does not depend on what else the machine did.
+    """
+    reads = STRATEGIES[strategy["name"]].needs_gradients
+    share, fraction = strategy.get("candidates", 1.0), strategy["fraction"]
+    return float(
+        sum(
+            fraction * trial["hyperparameters"].get("epochs", DEFAULTS["epochs"])
+            + reads * share * len(trial["selections"]) / 3
+            for trial in trials
+        )
+    )

@@ -206,7 +206,13 @@ LABELS = np.arange(N) % C
 UNIT = jdss.make_examples(np.eye(N, dtype=np.float32), LABELS)
 VISITED = np.array([0, 1, 2, 4, 5, 6, 7, 8, 9])  # not example 3
 WEIGHTS = np.array([1.0, 2.0, 0.5, 1.0, 3.0, 1.0, 1.0, 0.25, 4.0], np.float32)
-PLAIN_SGD = jdss.hyperparameters(learning_rate=1.0, momentum=0.0, batch_size=BATCH, optimizer="sgd")
+PLAIN_SGD = jdss.hyperparameters(
+    learning_rate=1.0,
+    momentum=0.0,
+    batch_size=BATCH,
+    optimizer="sgd",
+    learning_rate_schedule="constant",
+)
 
 
 ONLY_SGD = {"sgd": OPTIMIZERS["sgd"]}  # compiles faster than the whole family
@@ -296,7 +302,12 @@ def test_a_step_equals_the_hand_written_one_on_a_network_with_a_bias_and_momentu
         return (weights * losses).sum() / weights.sum()
 
     hyper = jdss.hyperparameters(
-        learning_rate=0.3, momentum=0.5, weight_decay=0.1, optimizer="sgd", batch_size=16
+        learning_rate=0.3,
+        momentum=0.5,
+        weight_decay=0.1,
+        optimizer="sgd",
+        learning_rate_schedule="constant",
+        batch_size=16,
     )
     state, metrics = jdss.train_on_subset(
         state, data, SUBSET, hyper, jax.random.key(0), num_steps=2
