@@ -118,7 +118,7 @@ def accuracy_against_cost(results: Iterable[Result], path: str | os.PathLike[str
                 color=color,
                 marker=marker,
                 capsize=3,
-                label=f"{share:.0%} of the examples as candidates",
+                label=f"candidates {share:.0%}",
             )
             for every, row in points.iterrows():
                 at = row["cost", "mean"], row["accuracy", "mean"]

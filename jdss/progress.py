@@ -1,5 +1,6 @@
-"""Progress bars for terminals and notebooks."""
+"""Progress: bars in terminals and notebooks, plain lines in logs."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,31 @@ class ProgressBar:
         self._bar.reset()
 
 
+class _Lines:
+    """What stands in for a bar where there is no terminal: a line for each step."""
+
+    def __init__(self, description: str, total: int, *, inner: bool) -> None:
+        self.description, self.total, self.n = description, total, 0
+        self._inner, self._shown = inner, ""
+
+    def set_postfix(self, values: dict[str, str], refresh: bool = True) -> None:
+        del refresh
+        self._shown = "".join(f", {name} {value}" for name, value in values.items())
+
+    def update(self, moved: int) -> None:
+        self.n += moved
+        if moved and not self._inner:  # what an inner bar shows would fill a log
+            text = f"{self.description}: {self.n} of {self.total}{self._shown}"
+            print(text, file=sys.stderr, flush=True)
+
+    def set_description(self, description: str, refresh: bool = True) -> None:
+        del refresh
+        self.description = description
+
+    def reset(self) -> None:
+        self.n = 0
+
+
 def _format(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.4g}"
 
@@ -35,7 +61,10 @@ def _format(value: float | str) -> str:
 def progress_bar(
     total: int, description: str, *, enabled: bool = True, position: int = 0
 ) -> Iterator[ProgressBar]:
-    """A progress bar over `total` steps; inner ones have a `position` above 0 and then vanish."""
+    """Progress over `total` steps; inner bars have a `position` above 0 and vanish at their end."""
+    if enabled and not sys.stderr.isatty() and "ipykernel" not in sys.modules:
+        yield ProgressBar(_Lines(description, total, inner=position > 0))
+        return
     with tqdm(
         total=total,
         desc=description,
