@@ -1,4 +1,4 @@
-"""Energy of a whole run, by CodeCarbon where it is installed (`pip install "jdss[energy]"`).
+"""Energy of a whole run, by CodeCarbon where it is installed (`pip install "jdss-jax[energy]"`).
 
 Without RAPL, as in most virtual machines, CodeCarbon models the CPU's power from its load and its
 rated power, and it models the memory's almost everywhere: then the figure is an estimate.

@@ -198,7 +198,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Workers:
-    """Processes that train trials side by side, as Ray actors (`pip install "jdss[ray]"`).
+    """Processes that train trials side by side, as Ray actors (`pip install "jdss-jax[ray]"`).
 
     Attributes:
       number: how many.

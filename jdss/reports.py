@@ -34,7 +34,7 @@ def report(
     """Writes one self-contained HTML page of a search: Optuna's plots, the ledger and all trials.
 
     The search may be finished or still running, and a study of your own will do as well. Needs
-    plotly and Jinja2: `pip install "jdss[report]"`.
+    plotly and Jinja2: `pip install "jdss-jax[report]"`.
 
     Args:
       storage: an Optuna storage or its URL.
@@ -61,7 +61,7 @@ def report(
         import plotly  # noqa: F401
     except ImportError as error:
         raise ModuleNotFoundError(
-            f'a report needs {error.name}: pip install "jdss[report]"', name=error.name
+            f'a report needs {error.name}: pip install "jdss-jax[report]"', name=error.name
         ) from None
     study = _open_study(storage, study_name)
     templates = jinja2.Environment(

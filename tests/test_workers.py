@@ -22,7 +22,7 @@ from tests.crew import run_and_kill
 from tests.postgresql import postgresql  # noqa: F401
 from tests.searching import environment, tune, values
 
-ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "jdss[ray]"')
+ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "jdss-jax[ray]"')
 
 # Two workers that have nothing to compile but what every trial needs.
 SMALL = {"selection": "uniform", "sampler": "random", "warm_start": 0.0, "retrain": False}

@@ -1,7 +1,7 @@
 """Data sets by name: scikit-learn's digits (embedded), and MNIST and CIFAR through TFDS.
 
 `tensorflow_datasets.data_source` reads prepared data without TensorFlow. Preparing a data set for
-the first time does import TensorFlow: that is the extra `jdss[prepare]`.
+the first time does import TensorFlow: that is the extra `jdss-jax[prepare]`.
 """
 
 import os

@@ -297,7 +297,7 @@ def _import_ray() -> Any:
         import ray
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'workers above 1 need the package ray: pip install "jdss[ray]"'
+            'workers above 1 need the package ray: pip install "jdss-jax[ray]"'
         ) from error
     return ray
 
