@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from jdss import _checks
 from jdss.compilation import keep_programs_by_default
 from jdss.config import Search, Selection, Task, Workers, as_selection
 from jdss.data.datasets import Dataset, load_dataset
+from jdss.data.host import Placed
 from jdss.ledger import Ledger, importing_seconds
 from jdss.losses import CROSS_ENTROPY
 from jdss.progress import progress_bar
@@ -150,11 +152,14 @@ def tune(
     ledger = Ledger()
     ledger.seconds["importing"] = importing_seconds()
     with ledger.measure("loading"):
-        if isinstance(data, str):
-            data = load_dataset(data)
-        if test is None and isinstance(data, Dataset):
-            test = (data.test_images, data.test_labels)
-        training = make_training(data, selection, fraction, task, validation=validation, seed=seed)
+        placed = data if isinstance(data, Placed) else Placed(data)
+        if isinstance(placed.data, str):
+            placed = replace(placed, data=load_dataset(placed.data))
+        if test is None and isinstance(placed.data, Dataset):
+            test = (placed.data.test_images, placed.data.test_labels)
+        training = make_training(
+            placed, selection, fraction, task, validation=validation, seed=seed
+        )
         test_examples = None if test is None else check_test(test, training.problem)
         described = _describe(training, model, space, task, search, seed)
     objective = Objective(training, model, space, seed, search.first_rung, search.reduction_factor)
