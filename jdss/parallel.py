@@ -62,11 +62,16 @@ def parallel(
         with _LOCK:
             own_lock = _LOCKS.setdefault(signature, threading.Lock())
         with own_lock:  # two threads that need one program compile it once
-            if signature not in _PROGRAMS:
-                while len(_PROGRAMS) >= _MOST_PROGRAMS:
-                    del _PROGRAMS[next(iter(_PROGRAMS))]  # the oldest
-                _PROGRAMS[signature] = mapped.lower(*placed).compile(compiler_options=options)
-            return _PROGRAMS[signature]
+            program = _PROGRAMS.get(signature)
+            if program is None:
+                program = mapped.lower(*placed).compile(compiler_options=options)
+                with _LOCK:  # which others may put programs in at the same moment
+                    while len(_PROGRAMS) >= _MOST_PROGRAMS:
+                        oldest = next(iter(_PROGRAMS))
+                        del _PROGRAMS[oldest]
+                        _LOCKS.pop(oldest, None)
+                    _PROGRAMS[signature] = program
+            return program
 
     def prepare(*arguments: Any) -> None:
         """Compiles what `call` of such arguments needs, and computes nothing."""

@@ -22,11 +22,6 @@ class ProgressBar:
             self._bar.total = total
         self._bar.update(position - self._bar.n)
 
-    def restart(self, description: str) -> None:
-        """Empties the bar, for another activity."""
-        self._bar.set_description(description, refresh=False)
-        self._bar.reset()
-
 
 class _Lines:
     """What stands in for a bar where there is no terminal: a line for each step."""
@@ -44,13 +39,6 @@ class _Lines:
         if moved and not self._inner:  # what an inner bar shows would fill a log
             text = f"{self.description}: {self.n} of {self.total}{self._shown}"
             print(text, file=sys.stderr, flush=True)
-
-    def set_description(self, description: str, refresh: bool = True) -> None:
-        del refresh
-        self.description = description
-
-    def reset(self) -> None:
-        self.n = 0
 
 
 def _format(value: float | str) -> str:

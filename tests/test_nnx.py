@@ -6,12 +6,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optuna
 import pytest
 from flax import nnx
+from optuna.distributions import CategoricalDistribution, IntDistribution
 
 import jdss
 from jdss.models import to_nnx
 from jdss.models.calling import check_model
+from tests.searching import tune
 from tests.settings import fit
 from tests.simulated_devices import on_devices
 
@@ -154,3 +157,22 @@ def test_a_function_that_makes_no_nnx_module_is_refused():
         learned(lambda rngs: nn.Dense(C))
     with pytest.raises(TypeError, match=r"function of rngs to an nnx.Module, got function"):
         learned(lambda width: nn.Dense(width + 1))
+
+
+@pytest.mark.parametrize("model", [Twin(nnx.Rngs(0)), Twin, lambda: Twin])
+def test_searches_take_what_fit_takes(model):
+    space = {
+        "epochs": IntDistribution(1, 2),
+        "batch_size": CategoricalDistribution((8,)),
+    }
+    options = {"space": space, "fraction": 0.3, "validation": 0.25}
+    result = tune(model, (X, LABELS), trials=1, **options)
+    assert result.predict(X).shape == (N,)
+    objective = jdss.objective(model, (X, LABELS), **options)
+    values = {"epochs": 1, "batch_size": 8}
+    assert 0 <= objective(optuna.trial.FixedTrial(values)) <= 1
+
+
+def test_a_module_has_no_architecture_to_search():
+    with pytest.raises(ValueError, match="give model as a function of them"):
+        tune(Twin, (X, LABELS), space={"width": IntDistribution(2, 3)})

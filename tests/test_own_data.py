@@ -280,6 +280,15 @@ def test_labels_may_be_strings_and_booleans(kind, place):
     np.testing.assert_array_equal(problem.labels_of(everything), NAMES == "rose")
 
 
+@pytest.mark.parametrize(
+    ("labels", "others"),
+    [(LABELS, NAMES), (LABELS, LABELS == 0), (NAMES, LABELS), (NAMES, LABELS == 0)],
+)
+def test_validation_labels_of_another_kind_are_refused(labels, others):
+    with pytest.raises(ValueError, match="validation labels must be"):
+        make_problem((IMAGES, labels), validation=(IMAGES[:8], others[:8]))
+
+
 def test_strings_of_any_length_are_read_from_a_sequence(monkeypatch):
     monkeypatch.setattr("jdss.data.sequences._AT_ONCE", 7)
     for place in ("device", "host"):

@@ -38,6 +38,12 @@ def test_without_a_test_set_there_is_no_test_accuracy(perceptron, blobs):
     assert tune(perceptron, blobs).retraining.test_accuracy is None
 
 
+def test_a_data_set_that_is_kept_somewhere_keeps_its_test_set(perceptron, blobs):
+    data = jdss.keep_on(jdss.Dataset("blobs", *blobs, *blobs, num_classes=None), "host")
+    result = tune(perceptron, data, trials=1, selection="uniform")
+    assert result.retraining.test_accuracy is not None
+
+
 def test_the_same_seed_gives_the_same_search(perceptron, blobs):
     assert values(tune(perceptron, blobs, seed=5)) == values(tune(perceptron, blobs, seed=5))
     assert values(tune(perceptron, blobs, seed=5)) != values(tune(perceptron, blobs, seed=6))

@@ -42,7 +42,7 @@ def encode_labels(
     classes = np.array([False, True]) if labels.dtype.kind == "b" else np.unique(labels)
     if known is not None:
         odd = np.setdiff1d(classes, known)
-        if len(odd) and labels.dtype.kind != "b":
+        if len(odd):
             raise ValueError(
                 f"{name} must be among the classes of data, {', '.join(map(repr, known.tolist()))};"
                 f" got {odd.tolist()[0]!r}"

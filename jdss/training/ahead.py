@@ -63,7 +63,7 @@ class Ahead:
         for size in self._batch_sizes:
             if size != hyper.batch_size:  # which the training compiles itself
                 other = replace(hyper, batch_size=size)
-                self._submit(size, prepare_training, state, problem.examples, everyone, other)
+                self._submit(size, _prepare, problem, state, everyone, other)
 
     def wait(self, name: Any, ledger: Ledger) -> None:
         """Waits for "select", or the step of a batch size, where it is being compiled."""
@@ -100,6 +100,12 @@ def _can_be_tried(schedule: Schedule) -> bool:
         and strategy.name in STRATEGIES
         and (schedule.selection.gradients, schedule.selection.outer) == ("last_layer", "training")
     )
+
+
+def _prepare(problem: Problem, state: TrainState, everyone: Subset, hyper: Hyperparameters) -> None:
+    """Compiles the step for a state like this one, whose memory training has given up by now."""
+    like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
+    prepare_training(like, problem.examples, everyone, hyper)
 
 
 def _try_selection(problem: Problem, schedule: Schedule, state: TrainState, select: Select) -> None:

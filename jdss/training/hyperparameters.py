@@ -124,12 +124,12 @@ def hyperparameters(
       >>> int(hyper.optimizer), hyper.batch_size
       (2, 128)
     """
-    given = absolute_learning_rate({**(values or {}), **more})
+    optimizers = tuple(optimizers)
+    default = DEFAULTS["optimizer"] if DEFAULTS["optimizer"] in optimizers else optimizers[0]
+    given = absolute_learning_rate({**(values or {}), **more}, default)
     for name in given:
         _checks.check_choice("a hyper-parameter", name, DEFAULTS)
-    merged = {**DEFAULTS, **given}
-    if "optimizer" not in given and merged["optimizer"] not in optimizers:
-        merged["optimizer"] = optimizers[0]  # a family of one's own
+    merged = {**DEFAULTS, "optimizer": default, **given}
     _checks.check_choice("optimizer", merged["optimizer"], optimizers)
     _checks.check_choice(
         "learning_rate_schedule", merged["learning_rate_schedule"], LEARNING_RATE_SCHEDULES
@@ -156,7 +156,7 @@ def hyperparameters(
         learning_rate=merged["learning_rate"],
         momentum=merged["momentum"],
         weight_decay=merged["weight_decay"],
-        optimizer=np.int32(list(optimizers).index(merged["optimizer"])),  # type: ignore[arg-type]
+        optimizer=np.int32(optimizers.index(merged["optimizer"])),  # type: ignore[arg-type]
         learning_rate_schedule=np.int32(  # type: ignore[arg-type]
             list(LEARNING_RATE_SCHEDULES).index(merged["learning_rate_schedule"])
         ),
@@ -167,8 +167,14 @@ def hyperparameters(
     )
 
 
-def absolute_learning_rate(values: Mapping[str, Any]) -> dict[str, Any]:
+def absolute_learning_rate(
+    values: Mapping[str, Any], default: str = DEFAULTS["optimizer"]
+) -> dict[str, Any]:
     """The same hyper-parameters with `learning_rate` in place of `relative_learning_rate`.
+
+    Args:
+      values: by name.
+      default: the optimizer where they name none.
 
     Raises:
       ValueError: where both are given, or the optimizer's largest rate is unknown.
@@ -182,7 +188,7 @@ def absolute_learning_rate(values: Mapping[str, Any]) -> dict[str, Any]:
         return dict(values)
     if "learning_rate" in values:
         raise ValueError("learning_rate must be left out where relative_learning_rate is given")
-    optimizer = values.get("optimizer", DEFAULTS["optimizer"])
+    optimizer = values.get("optimizer", default)
     _checks.check_choice("optimizer, of relative_learning_rate,", optimizer, LARGEST_LEARNING_RATES)
     relative = values["relative_learning_rate"]
     if isinstance(relative, bool) or not isinstance(relative, (int, float, np.number)):

@@ -204,7 +204,12 @@ def check_like(
     if wanted != got:
         raise ValueError(f"{name} inputs must be like those of data, {wanted} each, got {got}")
     are_classes = labels.dtype.kind == "i"
-    rows, own_labels, _ = _checked(rows, own_labels, are_classes, place, f"{name} ", classes)
+    rows, own_labels, names = _checked(rows, own_labels, are_classes, place, f"{name} ", classes)
+    if classes is None and names is not None:  # they would be counted in an order of their own
+        raise ValueError(
+            f"{name} labels must be like those of data, class indices, got the names "
+            f"{', '.join(map(repr, names.tolist()[:3]))}"
+        )
     if own_labels.shape[1:] != labels.shape[1:]:
         raise ValueError(
             f"{name} labels must be like those of data, of shape {list(labels.shape[1:])} each, "

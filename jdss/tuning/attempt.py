@@ -14,6 +14,7 @@ from flax import nnx
 
 from jdss.ledger import Ledger
 from jdss.models.calling import check_model
+from jdss.models.nnx_model import makes_nnx
 from jdss.training.ahead import Ahead
 from jdss.training.divergence import TrainingDivergedError
 from jdss.training.hyperparameters import NAMES, hyperparameters
@@ -177,13 +178,17 @@ def trial_key(seed: int, place: int) -> jax.Array:
 # The model of a trial ----------------------------------------------------------------------------
 
 
-def check_model_or_factory(model: Any) -> None:
-    """Raises TypeError where a model is neither a `flax.linen` module nor a function to one."""
-    is_nnx = isinstance(model, nnx.Module) or (
-        isinstance(model, type) and issubclass(model, nnx.Module)
-    )
-    if isinstance(model, nn.Module) or is_nnx or not callable(model):
+def as_model_or_factory(model: Any) -> nn.Module | ModelFactory:
+    """A module, one of NNX or a function of `rngs` to one as of linen; or a function as it is.
+
+    Raises:
+      TypeError: for anything else.
+    """
+    if isinstance(model, nn.Module):
         check_model(model)
+        return model
+    is_nnx = isinstance(model, nnx.Module) or makes_nnx(model)
+    return check_model(model) if is_nnx or not callable(model) else model
 
 
 def check_architecture(model: nn.Module | ModelFactory, names: Iterable[str]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 import optuna
 from flax import linen as nn
 
+from jdss import _checks
 from jdss.config import Search, Selection, Task
 from jdss.ledger import Ledger
 from jdss.subset import Select
@@ -22,8 +23,8 @@ from jdss.tuning.attempt import (
     ModelFactory,
     Order,
     Outcome,
+    as_model_or_factory,
     check_architecture,
-    check_model_or_factory,
 )
 from jdss.tuning.places import FAILURE
 from jdss.tuning.pruners import rungs
@@ -163,6 +164,7 @@ def objective(
       True
     """
     Search(first_rung=first_rung, reduction_factor=reduction_factor)
+    model = as_model_or_factory(model)
     checked = check_problem(model, space, task, validation, seed)
     training = make_training(data, selection, fraction, task, validation=validation, seed=seed)
     return Objective(training, model, checked, seed, first_rung, reduction_factor)
@@ -177,7 +179,7 @@ def check_problem(model: Any, space: Any, task: Task, validation: Any, seed: Any
     checked = space_of(model, space, task.optimizers or OPTIMIZERS)
     if validation is None:
         raise TypeError("validation must be a fraction or (inputs, labels): it scores the trials")
-    check_seed(seed)
+    _checks.check_seed(seed)
     return checked
 
 
@@ -185,24 +187,14 @@ def space_of(model: Any, space: Space | None, optimizers: Mapping[str, Optimizer
     """The search space, checked together with the model that it is for.
 
     Raises:
-      TypeError, ValueError: see `check_model_or_factory`, `check_space` and `check_architecture`.
+      TypeError, ValueError: see `check_space` and `check_architecture`.
     """
-    check_model_or_factory(model)
     space = check_space(
         default_space(optimizers=optimizers) if space is None else space, optimizers
     )
     if isinstance(space, Mapping):
         check_architecture(model, space)
     return space
-
-
-def check_seed(seed: Any) -> int:
-    """Raises TypeError or ValueError where a seed is no natural number."""
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-        raise TypeError(f"seed must be an int, got {seed!r}")
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
-    return int(seed)
 
 
 def checkpoint_path(directory: Any, study_name: str, place: int | str) -> Path:

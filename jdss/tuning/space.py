@@ -102,6 +102,7 @@ def check_space(space: Any, optimizers: Iterable[str]) -> Space:
     """
     if callable(space):
         return space
+    optimizers = tuple(optimizers)
     if isinstance(space, str):
         _checks.check_choice("space", space, SPACES)
         space = SPACES[space]()
@@ -120,10 +121,15 @@ def check_space(space: Any, optimizers: Iterable[str]) -> Space:
             )
         if name in NAMES:
             for value in _extremes(distribution):
-                hyperparameters({name: value}, optimizers=tuple(optimizers))
+                hyperparameters({name: value}, optimizers=optimizers)
     if "relative_learning_rate" in space:
         if "learning_rate" in space:
             raise ValueError("space must have learning_rate or relative_learning_rate, got both")
+        if "optimizer" not in space and "sgd" not in optimizers:
+            raise ValueError(
+                "space must have an optimizer beside relative_learning_rate, which is a share of "
+                "that optimizer's largest rate"
+            )
         drawn = _extremes(space["optimizer"]) if "optimizer" in space else ()
         for optimizer in drawn:
             absolute_learning_rate({"relative_learning_rate": 1.0, "optimizer": optimizer})
@@ -170,9 +176,10 @@ def _as_drawn(values: Mapping[str, Any], space: Space) -> dict[str, Any]:
     known = values.get("optimizer") in LARGEST_LEARNING_RATES
     if not known or not isinstance(space, Mapping) or "relative_learning_rate" not in space:
         return dict(values)
-    if not isinstance(values.get("learning_rate"), (int, float)):
+    rate = values.get("learning_rate")
+    if not isinstance(rate, (int, float, np.number)) or "relative_learning_rate" in values:
         return dict(values)
-    relative = values["learning_rate"] / LARGEST_LEARNING_RATES[values["optimizer"]]
+    relative = float(rate) / LARGEST_LEARNING_RATES[values["optimizer"]]
     rest = {name: value for name, value in values.items() if name != "learning_rate"}
     return {"relative_learning_rate": relative, **rest}
 

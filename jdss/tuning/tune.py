@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,8 +16,10 @@ from jdss import _checks
 from jdss.compilation import keep_programs_by_default
 from jdss.config import Search, Selection, Task, Workers, as_selection
 from jdss.data.datasets import Dataset, load_dataset
+from jdss.data.host import Placed
 from jdss.ledger import Ledger, importing_seconds
 from jdss.losses import CROSS_ENTROPY
+from jdss.models.nnx_model import NnxModel
 from jdss.progress import progress_bar
 from jdss.subset import Select
 from jdss.training.ahead import Ahead, batch_sizes_of
@@ -27,7 +30,7 @@ from jdss.training.problem import Data, Examined
 from jdss.training.schedule import make_schedule
 from jdss.training.train_on_subset import STEP
 from jdss.training.trial import Training
-from jdss.tuning.attempt import Attempt, ModelFactory
+from jdss.tuning.attempt import Attempt, ModelFactory, as_model_or_factory
 from jdss.tuning.driver import Driver, OwnProcess, attainable, warn_if_subsets_cannot_pay
 from jdss.tuning.objective import Objective, check_problem
 from jdss.tuning.places import finished_trials
@@ -137,6 +140,7 @@ def tune(
     selection = as_selection(selection)
     trials = _checks.check_positive_int("trials", trials)
     make_schedule(selection, fraction)  # a bad one is refused before data is read
+    model = as_model_or_factory(model)
     space = check_problem(model, search.space, task, validation, seed)
     enqueue = check_enqueued(search.enqueue, space, task.optimizers or OPTIMIZERS)
     make_sampler(search.sampler, seed=seed, n_startup_trials=1, space=space)
@@ -150,11 +154,14 @@ def tune(
     ledger = Ledger()
     ledger.seconds["importing"] = importing_seconds()
     with ledger.measure("loading"):
-        if isinstance(data, str):
-            data = load_dataset(data)
-        if test is None and isinstance(data, Dataset):
-            test = (data.test_images, data.test_labels)
-        training = make_training(data, selection, fraction, task, validation=validation, seed=seed)
+        placed = data if isinstance(data, Placed) else Placed(data)
+        if isinstance(placed.data, str):
+            placed = replace(placed, data=load_dataset(placed.data))
+        if test is None and isinstance(placed.data, Dataset):
+            test = (placed.data.test_images, placed.data.test_labels)
+        training = make_training(
+            placed, selection, fraction, task, validation=validation, seed=seed
+        )
         test_examples = None if test is None else check_test(test, training.problem)
         described = _describe(training, model, space, task, search, seed)
     objective = Objective(training, model, space, seed, search.first_rung, search.reduction_factor)
@@ -319,7 +326,7 @@ def _describe(
             "direction": training.metric.direction,
             "space": describe_space(space),
             "seed": seed,
-            "model": repr(model) if isinstance(model, nn.Module) else stored_value(model),
+            "model": _name_of_model(model),
             "optimizers": list(training.optimizers),
             "augmentation": task.augmentation,
             "learning_rate_schedule": DEFAULTS["learning_rate_schedule"],
@@ -330,6 +337,12 @@ def _describe(
             **({} if training.loss is CROSS_ENTROPY else {"loss": training.loss.name}),
         }
     )
+
+
+def _name_of_model(model: Any) -> Any:
+    if isinstance(model, NnxModel):
+        return model.class_name
+    return repr(model) if isinstance(model, nn.Module) else stored_value(model)
 
 
 def _name(sampler: Any) -> str:

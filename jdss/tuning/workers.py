@@ -127,7 +127,6 @@ class RayPool:
 
     def __init__(self, workers: Workers, job: Job) -> None:
         self._ray = _import_ray()
-        self._workers = workers
         self._resources = _share(self._ray, workers)
         self._job = self._ray.put(job)
         self._cores: Counter[tuple[str, int]] = Counter()  # workers on each core of each node
