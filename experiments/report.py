@@ -1,10 +1,10 @@
 """Makes every table and figure anew from the result files: `python -m experiments.report`.
 
 A table stands in the README or in `docs/results.md` between `<!-- results: DIRECTORY -->` and
-`<!-- end of results -->`, DIRECTORY being one below `experiments/results`. Figures stand beside
-the result files that they are drawn from. `differences-DIRECTORY+DIRECTORY` is what the
-retrainings of several directories came to. With `--check` nothing is written: it fails where a
-table of a page is not what the files say.
+`<!-- end of results -->`, DIRECTORY being one below `experiments/results`. Figures stand beside the
+result files that they are drawn from. `differences-DIRECTORY+DIRECTORY` is what the retrainings of
+several directories came to, `brief-DIRECTORY` the lines of a table that say most. With `--check`
+nothing is written: it fails where a table of a page is not what the files say.
 """
 
 import argparse
@@ -20,6 +20,9 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 _TABLE = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
+_BRIEF = ("trials", "test accuracy", "search (s)", "search speedup", "end-to-end speedup")
+
+
 def tables_in(text: str) -> list[str]:
     """The directories whose results a text shows."""
     return [match[2] for match in _TABLE.finditer(text)]
@@ -32,6 +35,10 @@ def table(directory: str) -> Table:
         return comparison.differences(
             [result for name in names for result in read_results(RESULTS / name)]
         )
+    if directory.startswith("brief-"):
+        whole = table(directory.removeprefix("brief-"))
+        kept = whole.frame[whole.frame.iloc[:, 0].isin(_BRIEF)]
+        return Table(kept.reset_index(drop=True), whole.title, whole.notes)
     results = read_results(RESULTS / directory)
     if directory.startswith("rank-fidelity"):
         return agreement.table(results)
