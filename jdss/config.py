@@ -190,10 +190,11 @@ class Search:
             raise ValueError(f"reduction_factor must be at least 2, got {self.reduction_factor}")
         if self.timeout is not None:
             _number("timeout", self.timeout, "a positive number of seconds", lambda s: s > 0)
-        for callback in self.callbacks:
+        for callback in self.callbacks if isinstance(self.callbacks, Sequence) else [None]:
             if not callable(callback):
                 raise TypeError(
-                    f"callbacks must be functions of a study and a trial, got {callback!r}"
+                    "callbacks must be functions of a study and a trial, in a sequence, got "
+                    f"{self.callbacks!r}"
                 )
         _number("checkpoint_every", self.checkpoint_every, "at least 0 seconds", lambda s: s >= 0)
 
