@@ -29,7 +29,8 @@ class Selection:
       warm_start: κ in [0, 1], the share of the epochs whose budget is spent on all the data first.
       candidates: the share of the training examples that a selection chooses from, drawn anew each
         time; no less than the fraction. A share c costs c times the forward passes and solving. It
-        is not in the paper; docs/results.md has what it gives up.
+        is not in the paper; docs/results.md has what it gives up. None means half; and all for a
+        function of one's own, which may know the examples by their places.
       lifting: "all", "per_class" or "per_batch" (mini-batches of the training's size); None means
         the method's own.
       outer: "training", as in the paper, or "validation": the examples whose loss GLISTER lowers,
@@ -54,7 +55,7 @@ class Selection:
     method: Named = "grad_match"
     every: int = field(default=5, kw_only=True)
     warm_start: float = field(default=0.5, kw_only=True)
-    candidates: float = field(default=0.5, kw_only=True)
+    candidates: float | None = field(default=None, kw_only=True)
     lifting: str | None = field(default=None, kw_only=True)
     outer: str = field(default="training", kw_only=True)
     gradients: str = field(default="last_layer", kw_only=True)
@@ -64,7 +65,8 @@ class Selection:
     def __post_init__(self) -> None:
         _positive_int("every", self.every)
         _number("warm_start", self.warm_start, "in [0, 1]", lambda share: 0 <= share <= 1)
-        _number("candidates", self.candidates, "in (0, 1]", lambda share: 0 < share <= 1)
+        if self.candidates is not None:
+            _number("candidates", self.candidates, "in (0, 1]", lambda share: 0 < share <= 1)
         _choice("outer", self.outer, ("training", "validation"))
         _choice("gradients", self.gradients, ("last_layer", "own_class", "all"))
         _positive_int("projection_dimension", self.projection_dimension)
@@ -188,10 +190,11 @@ class Search:
             raise ValueError(f"reduction_factor must be at least 2, got {self.reduction_factor}")
         if self.timeout is not None:
             _number("timeout", self.timeout, "a positive number of seconds", lambda s: s > 0)
-        for callback in self.callbacks:
+        for callback in self.callbacks if isinstance(self.callbacks, Sequence) else [None]:
             if not callable(callback):
                 raise TypeError(
-                    f"callbacks must be functions of a study and a trial, got {callback!r}"
+                    "callbacks must be functions of a study and a trial, in a sequence, got "
+                    f"{self.callbacks!r}"
                 )
         _number("checkpoint_every", self.checkpoint_every, "at least 0 seconds", lambda s: s >= 0)
 

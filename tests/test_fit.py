@@ -53,9 +53,7 @@ def test_a_subset_is_selected_every_r_epochs_with_the_current_gradients(perceptr
         seen.append(np.asarray(gradients.errors))
         return jdss.Subset(jnp.arange(budget), jnp.ones(budget), jnp.int32(budget))
 
-    result = fit(
-        perceptron, blobs, selection=first_examples, every=3, warm_start=0.0, candidates=1.0
-    )
+    result = fit(perceptron, blobs, selection=first_examples, every=3, warm_start=0.0)
     assert len(seen) == 3  # before epochs 1, 4 and 7
     assert not np.allclose(seen[0], seen[1])
     assert result.subset.indices.tolist() == list(range(60))

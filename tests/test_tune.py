@@ -226,6 +226,7 @@ def test_a_finished_search_shows_its_result_and_trains_nothing(
     assert "all 3 trials of the study 's' are finished" in capsys.readouterr().err
     assert again.retraining.test_accuracy == first.retraining.test_accuracy
     assert again.retraining.state is None
+    np.testing.assert_array_equal(again.predict(blobs[0]), first.predict(blobs[0]))
     assert again.as_dict()["best"] == first.as_dict()["best"]
     with pytest.raises(TypeError, match="not callable"):  # another test set: it is needed again
         tune(perceptron, blobs, **{**options, "test": (blobs[0][:9], blobs[1][:9])})

@@ -57,10 +57,12 @@ class Ahead:
         """Begins with what a training will need, unless it was begun before."""
         if self._pool is None or state.model in self._started:
             return
+        # In a search over architectures most models are trained once, with one batch size.
+        sizes = () if self._started else self._batch_sizes
         self._started.add(state.model)
         if _can_be_tried(schedule):
             self._submit("select", _try_selection, problem, schedule, state, select)
-        for size in self._batch_sizes:
+        for size in sizes:
             if size != hyper.batch_size:  # which the training compiles itself
                 other = replace(hyper, batch_size=size)
                 self._submit(size, _prepare, problem, state, everyone, other)

@@ -35,7 +35,10 @@ class Schedule:
         """The share that is chosen from: all by strategies that read no gradients."""
         if not self.strategy.needs_gradients:
             return 1.0
-        return max(float(self.selection.candidates), self.fraction)
+        share = self.selection.candidates
+        if share is None:
+            share = 0.5 if isinstance(self.selection.method, str) else 1.0
+        return max(float(share), self.fraction)
 
     def budget(self, num_examples: int) -> int:
         """The number k of examples in a subset, at least 1."""

@@ -16,7 +16,7 @@ from jdss.data.examples import Examples, Normalization, make_examples
 from jdss.data.host import ArrayRows, HostExamples
 from jdss.ledger import Ledger
 from jdss.progress import progress_bar
-from jdss.training.checkpoint import TrainedResult, save_model
+from jdss.training.checkpoint import TrainedModel, TrainedResult, load, save_model
 from jdss.training.divergence import TrainingDivergedError
 from jdss.training.memory import is_out_of_memory, shortage
 from jdss.training.metrics import measure
@@ -41,7 +41,7 @@ class Retraining(TrainedResult):
     """The winner, trained on the whole original training set.
 
     Where an earlier call has retrained it already, this is what the study keeps of that: no state,
-    no normalization and no history. The model is where that call was told to save it.
+    no normalization and no history. Where that call was told to save the model, it still predicts.
 
     Attributes:
       state: the trained state; `state.variables` is what `model.apply` takes.
@@ -52,6 +52,7 @@ class Retraining(TrainedResult):
       normalization: what was done to every input: new ones go through it to `model.apply`.
       classes: what the labels were, where they were no indices; see `predict`.
       inputs: the shapes and types of one example's inputs.
+      saved_to: where an earlier call saved the model; None where it did not.
 
     Made by `jdss.tune`.
     """
@@ -64,6 +65,14 @@ class Retraining(TrainedResult):
     normalization: Normalization | None = None
     classes: np.ndarray | None = None
     inputs: Any = None
+    saved_to: str | None = None
+
+    @property
+    def trained(self) -> TrainedModel:
+        """The trained model by itself; read from where an earlier call saved it."""
+        if self.state is None and self.saved_to is not None:
+            return load(self.saved_to)
+        return super().trained
 
 
 def retrain_and_save(
@@ -108,8 +117,8 @@ def retrain_and_save(
     elif retraining is not None:
         with suppress(Exception):  # then the next call does it again
             study.set_user_attr(RETRAINING, {**about, **_kept(retraining, save_to)})
-    if checkpoint is not None:
-        checkpoint.remove()
+    if checkpoint is not None and (retraining is None or failure is None):
+        checkpoint.remove()  # one that could not be saved is trained again from there
     return retraining, failure
 
 
@@ -141,7 +150,9 @@ def known_retraining(
         return None
     ledger = Ledger()
     ledger.add(kept["ledger"])
-    return Retraining(None, kept["test_accuracy"], [], ledger, kept["test_score"])
+    return Retraining(
+        None, kept["test_accuracy"], [], ledger, kept["test_score"], saved_to=kept["saved_to"]
+    )
 
 
 def _fingerprint(test: Any, problem: Problem) -> str | None:
