@@ -18,7 +18,7 @@ SCALES = {
     "paper": Scale(images=None, epochs=(100, 200), batch_sizes=(32, 64, 128)),
 }
 FRACTION = 0.05
-STRATEGIES = searches.strategies(every=10, warm_start=0.5)  # R, in epochs, and κ
+STRATEGIES = searches.strategies(every=5, warm_start=0.5)  # R, in epochs, and κ
 
 
 def search(run: Run) -> None:

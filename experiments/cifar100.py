@@ -21,7 +21,7 @@ SCALES = {
     "paper": Scale(images=None, epochs=(100, 200), batch_sizes=(32, 64, 128)),
 }
 FRACTION = 0.05
-STRATEGIES = searches.strategies(every=10, warm_start=0.5)  # R, in epochs, and κ
+STRATEGIES = searches.strategies(every=5, warm_start=0.5)  # R, in epochs, and κ
 # How often each of the four stages repeats its block; the middle one is ResNet-50. Every choice
 # is a program of its own, and compiles.
 REPETITIONS = CategoricalDistribution(("2-3-4-2", "3-4-6-3", "3-4-8-3"))

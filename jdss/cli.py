@@ -13,6 +13,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,47 @@ from jdss.config import Search, Selection, Task, Workers
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Where the examples are, and which of them are held out.
+
+    Attributes:
+      validation: The share held out to score trials, or an .npz file.
+      test: An .npz file, looked at once, after retraining.
+      data_dir: Of tensorflow_datasets. Default: TFDS_DATA_DIR.
+      data_on: device, or host for more data than a device holds. Default: by size.
+    """
+
+    validation: str = "0.1"
+    test: str | None = None
+    data_dir: str | None = None
+    data_on: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What is there after a search.
+
+    Attributes:
+      storage: sqlite:///search.db, search.log, postgresql://… Default: memory.
+      study_name: The study's name in the storage.
+      retrain: Retrain the best on everything.
+      save_to: A new directory for the retrained model.
+      out: A .json file for the result: trials, ledger, versions.
+      programs: Keep compiled programs on disk, so that a second run compiles nothing.
+    """
+
+    storage: str | None = None
+    study_name: Annotated[str | None, tyro.conf.arg(aliases=("--study",))] = None
+    retrain: bool = True
+    save_to: str | None = None
+    out: Path | None = None
+    programs: bool = True
+
+
 _SELECTION, _TASK, _SEARCH = Selection(), Task(), Search()
+_EXAMPLES, _KEPT = Examples(), Kept()
 _PLAIN = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction, tyro.conf.DisallowNone)
 
 
@@ -38,18 +79,10 @@ def tune(
     selection: Selection = _SELECTION,
     search: Search = _SEARCH,
     task: Task = _TASK,
-    validation: str = "0.1",
-    test: str | None = None,
-    data_dir: str | None = None,
-    data_on: str | None = None,
-    storage: str | None = None,
-    study_name: Annotated[str | None, tyro.conf.arg(aliases=("--study",))] = None,
+    examples: Examples = _EXAMPLES,
+    kept: Kept = _KEPT,
     workers: int = 1,
     address: str | None = None,
-    retrain: bool = True,
-    save_to: str | None = None,
-    out: Path | None = None,
-    programs: bool = True,
     progress: bool = True,
 ) -> None:
     """Search for hyper-parameters on subsets, then retrain the best on everything.
@@ -79,52 +112,44 @@ def tune(
       selection: How subsets are chosen.
       search: Where, in which order, and for how long.
       task: What is trained on.
-      validation: The share held out to score trials, or an .npz file.
-      test: An .npz file, looked at once, after retraining.
-      data_dir: Of tensorflow_datasets. Default: TFDS_DATA_DIR.
-      data_on: device, or host for more data than a device holds. Default: by size.
-      storage: sqlite:///search.db, search.log, postgresql://… Default: memory.
-      study_name: The study's name in the storage.
+      examples: Where they are, and which of them are held out.
+      kept: What is there afterwards.
       workers: Processes that train trials, with Ray.
       address: Of the Ray cluster to join. Default: RAY_ADDRESS, or this machine.
-      retrain: Retrain the best on everything.
-      save_to: A new directory for the retrained model.
-      out: A .json file for the result: trials, ledger, versions.
-      programs: Keep compiled programs on disk, so that a second run compiles nothing.
       progress: Show progress.
     """
-    if out is not None:
-        words.check_place("--out", out)
+    if kept.out is not None:
+        words.check_place("--out", kept.out)
     from jdss.compilation import keep_programs
 
-    keep_programs(programs)
+    keep_programs(kept.programs)
     import jdss
     from jdss import _arguments as read
 
-    loaded = read.data(data, data_dir)
+    loaded = read.data(data, examples.data_dir)
     result = jdss.tune(
         read.model(model, loaded),
-        loaded if data_on is None else jdss.keep_on(loaded, data_on),
+        loaded if examples.data_on is None else jdss.keep_on(loaded, examples.data_on),
         selection=selection,
         fraction=fraction,
         trials=trials,
         seed=seed,
         task=task,
         search=read.with_space(search),
-        validation=read.validation(validation),
-        test=read.examples("--test", test),
-        storage=storage,
-        study_name=study_name,
+        validation=read.validation(examples.validation),
+        test=read.examples("--test", examples.test),
+        storage=kept.storage,
+        study_name=kept.study_name,
         workers=Workers(workers, address=address),
-        retrain=retrain,
-        save_to=save_to,
+        retrain=kept.retrain,
+        save_to=kept.save_to,
         progress=progress,
     )
     print(result.summary())  # first: it is there whatever becomes of the file
     if result.failure is not None:
         print(f"jdss: {result.failure}", file=sys.stderr)
-    if out is not None:
-        read.write_result(out, result, data, model, seed)
+    if kept.out is not None:
+        read.write_result(kept.out, result, data, model, seed)
 
 
 def select(

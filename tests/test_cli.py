@@ -73,6 +73,17 @@ def search(files, *more):
     return run("tune", MODEL, files / "data.npz", *space, *quiet, *more)
 
 
+def arguments_of(name):
+    """The arguments of a command by name, those that stand in its own dataclasses among them."""
+    found = {}
+    for parameter in inspect.signature(cli.COMMANDS[name]).parameters.values():
+        if isinstance(parameter.default, (cli.Examples, cli.Kept)):
+            found |= {one.name: one.default for one in dataclasses.fields(parameter.default)}
+        else:
+            found[parameter.name] = parameter.default
+    return found
+
+
 def options(name):
     """The options and positional arguments of a command, as its help shows them."""
     shown = run(name, "--help")
@@ -94,7 +105,7 @@ def test_every_setting_is_an_option_with_its_docstring_as_help(settings):
 @pytest.mark.parametrize("name", ["tune", "select", "report"])
 def test_every_argument_of_the_function_is_one_of_the_command(name):
     arguments = set(inspect.signature(getattr(jdss, name)).parameters)
-    own = set(inspect.signature(cli.COMMANDS[name]).parameters)
+    own = set(arguments_of(name))
     if name == "select":
         arguments -= {"logits", "features", "labels"}  # which are in the file
         own -= {"file", "out"}
@@ -107,13 +118,13 @@ def test_defaults_of_the_command_are_those_of_the_function(name):
     """Where they are of a plain kind; None, texts and lists stand for what is read from them."""
     function = inspect.signature(getattr(jdss, name)).parameters
     compared = 0
-    for parameter in inspect.signature(cli.COMMANDS[name]).parameters.values():
-        default = getattr(function.get(parameter.name), "default", inspect.Parameter.empty)
+    for name_of_one, own in arguments_of(name).items():
+        default = getattr(function.get(name_of_one), "default", inspect.Parameter.empty)
         plain = isinstance(default, (int, float, str)) or dataclasses.is_dataclass(default)
-        if plain and parameter.name != "out":
-            expected = "0.1" if parameter.name == "validation" else default
-            if parameter.name != "selection":  # a name there, the dataclass here
-                assert parameter.default == expected, parameter.name
+        if plain and name_of_one != "out":
+            expected = "0.1" if name_of_one == "validation" else default
+            if name_of_one != "selection":  # a name there, the dataclass here
+                assert own == expected, name_of_one
                 compared += 1
     assert compared >= (8 if name == "tune" else 1) - (name == "report")
     assert jdss.Selection().method == "grad_match"
