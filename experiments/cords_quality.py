@@ -34,6 +34,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -46,7 +47,16 @@ from experiments import trainings
 from experiments.benchmarks import cords_round, peers
 from experiments.benchmarks.problems import Trained
 from experiments.results import Result, environment, read_results, write_result
-from experiments.robustness import EPOCHS, FRACTION, IMAGES, SELECT_EVERY, WARM_START, subsets
+from experiments.robustness import (
+    CORRUPTION,
+    EPOCHS,
+    FRACTION,
+    IMAGES,
+    SELECT_EVERY,
+    WARM_START,
+    corrupt,
+    subsets,
+)
 from experiments.tables import UNKNOWN, Estimate, Table, number, percent, points
 from experiments.trainings import Way
 from jdss.data.examples import Examples
@@ -394,11 +404,15 @@ def run_cords(
 def train_all(arguments: argparse.Namespace, out: Path) -> None:
     """Every form and way that has no file yet, seed by seed."""
     mnist = jdss.load_dataset("mnist", data_dir=arguments.data_dir).head(IMAGES[arguments.scale])
-    problem, test = trainings.split(mnist)
     epochs = EPOCHS[arguments.scale]
     hyperparameters = {**HYPERPARAMETERS, "epochs": epochs}
     assert set(hyperparameters) <= set(DEFAULTS)
     for seed, side in itertools.product(arguments.seeds, arguments.sides):
+        condition = arguments.condition
+        if condition == "clean":
+            problem, test = trainings.split(mnist)
+        else:
+            problem, test = attrgetter("problem", "test")(corrupt(mnist, condition, seed))
         named: Mapping[str, Form | Way] = WAYS if side == "jdss" else FORMS
         for name in (name for name in named if name in (arguments.methods or named)):
             path = out / f"{side}-{name}-seed{seed}.json"
@@ -417,6 +431,7 @@ def train_all(arguments: argparse.Namespace, out: Path) -> None:
                     "train": len(problem.train),
                     "validation": len(problem.validation),
                     "test": len(test),
+                    "condition": condition,
                 },
                 "seeds": {"training": seed, "split": 0},
             }
@@ -457,9 +472,10 @@ def table(results: Sequence[Result]) -> Table:
                 }
             )
     scale = results[0]["scale"]
+    condition = results[0]["dataset"].get("condition", "clean").replace("_", " ")
     return Table.of(
         rows,
-        f"MNIST, LeNet, {scale['name']} scale (reduced: {scale['description']}), subsets of "
+        f"MNIST, LeNet, {condition}, {scale['name']} scale (reduced: {scale['description']}), subsets of "
         f"{percent(FRACTION)}",
         "Test accuracy: means ± standard deviations over as many seeds as stand in brackets; "
         "differences are paired by seed, with the 95% interval of their mean. Seconds are medians, "
@@ -497,6 +513,7 @@ def _median(values: Iterable[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", choices=("smoke", "laptop"), default="laptop")
+    parser.add_argument("--condition", choices=("clean", *CORRUPTION), default="clean")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument(
         "--methods", nargs="+", choices={**FORMS, **WAYS}, metavar="NAME", help="default: all"

@@ -21,6 +21,7 @@ from .gradients import (
 )
 from .ledger import Ledger
 from .losses import Loss
+from .mini_batches import per_batch
 from .random_projection import projected_gradients
 from .reports import report
 from .selection.craig import craig
@@ -31,7 +32,7 @@ from .selection.strategies import STRATEGIES
 from .selection.uniform import uniform
 from .solvers.facility_location import facility_location
 from .solvers.matching_pursuit import orthogonal_matching_pursuit
-from .subset import Subset, per_batch, per_class
+from .subset import Subset, per_class
 from .training.checkpoint import TrainedModel, load, load_model, load_normalization, save_model
 from .training.divergence import TrainingDivergedError
 from .training.fit import fit

@@ -9,9 +9,10 @@ import numpy as np
 
 from jdss import _checks
 from jdss.gradients import FactoredGradients, last_layer_gradients
+from jdss.mini_batches import per_batch
 from jdss.selection.glister import LastLayerObjective
 from jdss.selection.strategies import LIFTINGS, STRATEGIES, keeps_shares
-from jdss.subset import Subset, per_batch, per_class
+from jdss.subset import Subset, per_class
 
 METHODS = tuple(name for name, strategy in STRATEGIES.items() if strategy.select is not None)
 """The methods that `select` knows by name."""

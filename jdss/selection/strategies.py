@@ -4,19 +4,21 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from jdss import _checks
-from jdss.config import Selection
 from jdss.gradients import FactoredGradients
 from jdss.selection.craig import craig
 from jdss.selection.glister import LastLayerObjective, glister
 from jdss.selection.grad_match import grad_match
 from jdss.selection.uniform import uniform
 from jdss.subset import Select, Subset
+
+if TYPE_CHECKING:  # which asks this file whether settings go together
+    from jdss.config import Selection
 
 LIFTINGS = ("all", "per_class", "per_batch")
 """How a method is applied: to everything at once, to each class, or to mini-batch sums."""
@@ -66,7 +68,7 @@ STRATEGIES: Mapping[str, Strategy] = {
 """The strategies that `fit` and `tune` know by name, with the lifting each has by default."""
 
 
-def get_strategy(selection: Selection) -> Strategy:
+def get_strategy(selection: "Selection") -> Strategy:
     """The strategy of a `Selection`: its method, with its lifting and options."""
     strategy = _named(selection.method)
     return replace(
@@ -76,7 +78,7 @@ def get_strategy(selection: Selection) -> Strategy:
     )
 
 
-def check_selection(selection: Selection) -> None:
+def check_selection(selection: "Selection") -> None:
     """What `Selection` cannot check without the methods: whether its settings go together.
 
     Raises:

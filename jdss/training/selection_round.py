@@ -15,10 +15,11 @@ from jdss.gradients import (
     Gradients,
 )
 from jdss.ledger import Ledger
+from jdss.mini_batches import per_batch
 from jdss.models.last_layer import LastLayer
 from jdss.selection.glister import LastLayerObjective
 from jdss.selection.strategies import Strategy, keeps_shares
-from jdss.subset import Select, Subset, class_shares, per_batch, per_class
+from jdss.subset import Select, Subset, class_shares, per_class
 from jdss.training.divergence import TrainingDivergedError, is_finite
 from jdss.training.forward import (
     compute_last_layer,
