@@ -475,8 +475,8 @@ def table(results: Sequence[Result]) -> Table:
     condition = results[0]["dataset"].get("condition", "clean").replace("_", " ")
     return Table.of(
         rows,
-        f"MNIST, LeNet, {condition}, {scale['name']} scale (reduced: {scale['description']}), subsets of "
-        f"{percent(FRACTION)}",
+        f"MNIST, LeNet, {condition}, {scale['name']} scale (reduced: {scale['description']}), "
+        f"subsets of {percent(FRACTION)}",
         "Test accuracy: means ± standard deviations over as many seeds as stand in brackets; "
         "differences are paired by seed, with the 95% interval of their mean. Seconds are medians, "
         "without what JAX compiles, on one core that other work shared.",

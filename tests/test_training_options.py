@@ -87,19 +87,34 @@ def test_clipping_scales_a_longer_gradient_down_to_the_norm_and_leaves_a_shorter
     np.testing.assert_array_equal(longer, unclipped)
 
 
-def test_the_cosine_goes_from_the_learning_rate_to_zero_over_all_stretches():
+TOTAL = 20
+PROGRESS = np.arange(TOTAL) / TOTAL
+FACTORS = {
+    "constant": np.ones(TOTAL),
+    "cosine": 0.5 * (1 + np.cos(np.pi * PROGRESS)),
+    "linear": 1 - PROGRESS,
+    "warmup_cosine": np.where(
+        PROGRESS < 0.1,
+        0.01 + 0.99 * PROGRESS / 0.1,
+        0.5 * (1 + np.cos(np.pi * (PROGRESS - 0.1) / 0.9)),
+    ),
+}
+
+
+@pytest.mark.parametrize("schedule", [*FACTORS, None])
+def test_a_schedule_goes_over_all_stretches_and_the_default_is_the_cosine(schedule):
     # With a tiny rate the gradient hardly changes: the way made tells the sum of the rates.
-    rate, total = 1e-4, 8
+    rate, factors = 1e-4, FACTORS[schedule or "cosine"]
 
     def way(steps, total_steps=None):
-        options = {"learning_rate": rate, "learning_rate_schedule": "cosine"}
-        return train(steps, total_steps, **options)[0] / -(SLOPE * rate)
+        options = {} if schedule is None else {"learning_rate_schedule": schedule}
+        return train(steps, total_steps, learning_rate=rate, **options)[0] / -(SLOPE * rate)
 
-    rates = 0.5 * (1 + np.cos(np.pi * np.arange(total) / total))
-    for steps in (1, 3, 8):
-        np.testing.assert_allclose(way(steps, total), rates[:steps].sum(), rtol=1e-3)
-    np.testing.assert_allclose(way(total), rates.sum(), rtol=1e-3)  # ends with the stretch
-    np.testing.assert_allclose(way(12, total), rates.sum(), rtol=1e-3)  # and stays at zero
+    for steps in (1, 3, 11, TOTAL):
+        np.testing.assert_allclose(way(steps, TOTAL), factors[:steps].sum(), rtol=2e-3)
+    np.testing.assert_allclose(way(TOTAL), factors.sum(), rtol=2e-3)  # ends with the stretch
+    if schedule != "constant":  # and stays at zero
+        np.testing.assert_allclose(way(TOTAL + 4, TOTAL), factors.sum(), rtol=2e-3)
 
 
 @pytest.mark.parametrize("selection", ["full", "uniform"])
