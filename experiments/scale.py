@@ -79,14 +79,21 @@ def cost_of(rows: FactoredGradients, chosen: np.ndarray) -> float:
 
 
 def in_two_rounds(rows: FactoredGradients, budget: int, parts: int, seed: int) -> np.ndarray:
-    """Indices that two-round distributed greedy chooses, with parts drawn at random."""
+    """Indices that two-round distributed greedy chooses, with parts drawn at random.
+
+    In the second round the candidates are the union alone; what they stand for is everyone.
+    """
     order = np.random.default_rng(seed).permutation(rows.num_examples)
-    union = [
-        part[chosen_of(rows.take(jnp.asarray(part)), budget)]
-        for part in np.array_split(order, parts)
-    ]
+    split = np.array_split(order, parts)
+    union = [part[chosen_of(rows.take(jnp.asarray(part)), budget)] for part in split]
     together = np.concatenate(union)
-    return together[chosen_of(rows.take(jnp.asarray(together)), budget)]
+    to_union = distances(rows, rows.take(jnp.asarray(together)))
+    nearest, chosen = np.full(len(to_union), to_union.max()), []
+    for _ in range(budget):
+        gains = np.maximum(nearest[:, None] - to_union, 0.0).sum(axis=0)
+        chosen.append(int(gains.argmax()))
+        nearest = np.minimum(nearest, to_union[:, chosen[-1]])
+    return together[chosen]
 
 
 def chosen_of(rows: FactoredGradients, budget: int) -> np.ndarray:
