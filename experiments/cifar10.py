@@ -8,46 +8,42 @@ narrower network.
 """
 
 import jdss
-from experiments.recipe import Recipe, Scale, run
+from experiments import searches
+from experiments.searches import Run, Scale
 
 SCALES = {
-    "smoke": Scale(
-        images=500,
-        epochs=(2, 3),
-        batch_sizes=(64,),
-        trials=2,
-        model={"width": 4},
-        described="width 4",
-    ),
-    "laptop": Scale(
-        images=10_000,
-        epochs=(10, 20),
-        batch_sizes=(32, 64),  # of 450 examples in a subset, 128 would leave four steps an epoch
-        trials=10,
-        model={"width": 4},
-        described="ResNet-18 of width 4 instead of 64",
-    ),
-    "paper": Scale(images=None, epochs=(100, 200), batch_sizes=(32, 64, 128), trials=10),
+    "smoke": Scale(images=500, epochs=(2, 3), batch_sizes=(64,), trials=2, width=4),
+    # Of 450 examples in a subset, batches of 128 would leave four steps an epoch.
+    "laptop": Scale(images=10_000, epochs=(10, 20), batch_sizes=(32, 64), width=4),
+    "paper": Scale(images=None, epochs=(100, 200), batch_sizes=(32, 64, 128)),
 }
-SELECT_EVERY = 10  # R, in epochs
-WARM_START = 0.5  # κ
-
-RECIPE = Recipe(
-    dataset="cifar10",
-    training_images=50_000,
-    model=lambda width=64: jdss.models.ResNet18(num_classes=10, width=width),
-    model_name="ResNet-18",
-    scales=SCALES,
-    fraction=0.05,
-    select_every=SELECT_EVERY,
-    warm_start=WARM_START,
-    augmentation="crop_flip",
-)
+FRACTION = 0.05
+STRATEGIES = searches.strategies(every=5, warm_start=0.5)  # R, in epochs, and κ
 
 
-def main() -> None:
-    run(RECIPE, __doc__)
+def search(run: Run) -> None:
+    scale = SCALES[run.options.scale]
+    model = jdss.models.ResNet18(num_classes=10, width=scale.width or 64)
+    cifar = run.load(scale.images)
+    if not run.path.exists():
+        with run.measured():
+            found = jdss.tune(
+                model,
+                cifar,
+                selection=STRATEGIES[run.strategy],
+                fraction=FRACTION,
+                trials=scale.trials,
+                task=jdss.Task(augmentation="crop_flip"),
+                search=jdss.Search(
+                    space=jdss.default_space(epochs=scale.epochs, batch_sizes=scale.batch_sizes),
+                    pruner=run.pruner,
+                ),
+                seed=run.seed,
+                **run.study,
+            )
+        run.write(found, cifar, scale, "ResNet-18")
+    run.retrain_again(model, cifar, "crop_flip")
 
 
 if __name__ == "__main__":
-    main()
+    searches.main("cifar10", __doc__, SCALES, STRATEGIES, search)

@@ -6,36 +6,22 @@ epochs, no selection interval R and no warm start κ: what is assumed stands bel
 result file, and is the same for every strategy. The paper's own scale takes a GPU.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 from flax import linen as nn
 from optuna.distributions import CategoricalDistribution
 
 import jdss
-from experiments.recipe import Recipe, Scale, run
+from experiments import searches
+from experiments.searches import Run, Scale
 
 SCALES = {
-    "smoke": Scale(
-        images=1_000,
-        epochs=(2, 3),
-        batch_sizes=(64,),
-        trials=2,
-        model={"width": 4},
-        described="width 4",
-    ),
-    "laptop": Scale(
-        images=10_000,
-        epochs=(10, 20),
-        batch_sizes=(64, 128),
-        trials=10,
-        model={"width": 8},
-        described="ResNet-50 of width 8 instead of 64",
-    ),
-    "paper": Scale(images=None, epochs=(100, 200), batch_sizes=(32, 64, 128), trials=10),
+    "smoke": Scale(images=1_000, epochs=(2, 3), batch_sizes=(64,), trials=2, width=4),
+    "laptop": Scale(images=10_000, epochs=(10, 20), batch_sizes=(64, 128), width=8),
+    "paper": Scale(images=None, epochs=(100, 200), batch_sizes=(32, 64, 128)),
 }
-SELECT_EVERY = 10  # R, in epochs
-WARM_START = 0.5  # κ
+FRACTION = 0.05
+STRATEGIES = searches.strategies(every=5, warm_start=0.5)  # R, in epochs, and κ
 # How often each of the four stages repeats its block; the middle one is ResNet-50. Every choice
 # is a program of its own, and compiles.
 REPETITIONS = CategoricalDistribution(("2-3-4-2", "3-4-6-3", "3-4-8-3"))
@@ -47,28 +33,27 @@ def network(repetitions: str, width: int) -> nn.Module:
     return jdss.models.ResNet(num_classes=100, width=width, repetitions=stages, bottleneck=True)
 
 
-def model(width: int = 64) -> Callable[..., nn.Module]:
-    """The network as a function of the hyper-parameters that are not training's own."""
-    return partial(network, width=width)
-
-
-RECIPE = Recipe(
-    dataset="cifar100",
-    training_images=50_000,
-    model=model,
-    model_name="ResNet-50",
-    scales=SCALES,
-    fraction=0.05,
-    select_every=SELECT_EVERY,
-    warm_start=WARM_START,
-    augmentation="crop_flip",
-    extra_space={"repetitions": REPETITIONS},
-)
-
-
-def main() -> None:
-    run(RECIPE, __doc__)
+def search(run: Run) -> None:
+    scale = SCALES[run.options.scale]
+    model = partial(network, width=scale.width or 64)
+    space = jdss.default_space(epochs=scale.epochs, batch_sizes=scale.batch_sizes)
+    cifar = run.load(scale.images)
+    if not run.path.exists():
+        with run.measured():
+            found = jdss.tune(
+                model,
+                cifar,
+                selection=STRATEGIES[run.strategy],
+                fraction=FRACTION,
+                trials=scale.trials,
+                task=jdss.Task(augmentation="crop_flip"),
+                search=jdss.Search(space={**space, "repetitions": REPETITIONS}, pruner=run.pruner),
+                seed=run.seed,
+                **run.study,
+            )
+        run.write(found, cifar, scale, "ResNet-50")
+    run.retrain_again(model, cifar, "crop_flip")
 
 
 if __name__ == "__main__":
-    main()
+    searches.main("cifar100", __doc__, SCALES, STRATEGIES, search)

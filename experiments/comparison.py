@@ -1,319 +1,332 @@
-"""What the experiments share: one search a strategy and seed, each under the same conditions."""
+"""Searches compared: a frame with a row for each result file, and the tables made from it.
 
-import itertools
+Runs of the same strategy that differ only in their seeds are averaged. Speedups compare a run
+with full data (without a pruner) on the same data, model, scale and seeds, and are averaged
+afterwards.
+"""
+
 import json
-import os
-import resource
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+import statistics
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import optuna
-from flax import linen as nn
-from rich.console import Console
+import pandas as pd
 
-import jdss
-from experiments import trainings
-from experiments.benchmarks import measuring
-from jdss import reporting
-from jdss.compilation import CompilationCount, count_compilations, use_compilation_cache
-from jdss.parallel import forget_compiled
-from jdss.progress import progress_bar
-from jdss.training.hyperparameters import DEFAULTS
-from jdss.training.problem import make_problem
-from jdss.training.schedule import make_schedule
-from jdss.training.train_on_subset import STEP
-from jdss.tuning.objective import ModelFactory, build_model
-from jdss.tuning.space import describe_space
-from jdss.tuning.storage import open_storage
+from experiments.results import Result
+from experiments.tables import UNKNOWN, Estimate, Table, number, percent, points
+from jdss.ledger import LINES
 
-VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "grad_match-batch": {"lifting": "per_batch"},
+NAMES = {
+    "full": "full data",
+    "uniform": "random",
+    "craig": "CRAIG",
+    "glister": "GLISTER",
+    "grad_match": "GRAD-MATCH",
 }
-"""What else a strategy can be, beside the library's own: what its `trainings.subsets` are given."""
+_PRUNERS = {"none": "", "asha": " and ASHA", "hyperband": " and Hyperband"}
+_DATASETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+_PARTS = ("search", "retraining", "end_to_end")
+_TIMES = [part + ending for part in _PARTS for ending in ("", "_compiled")]
 
 
-def compilation_cache() -> Path:
-    """Where the experiments keep compiled programs: below the user's cache directory."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jdss" / "compiled"
+# Runs -------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def nothing_compiled(name: str, *, keep: bool = True) -> Iterator[CompilationCount]:
-    """Begins with nothing compiled but what an earlier run of the same name has kept."""
-    forget_compiled()
-    use_compilation_cache(compilation_cache() / name if keep else None)
-    with count_compilations() as compilations:
-        yield compilations
+def runs(results: Iterable[Result]) -> pd.DataFrame:
+    """A row a result; what was not measured, or has no full data beside it, is NaN.
+
+    Seconds of the search, the retraining and end to end, each also without compilation; how many
+    times less they are than full data's (`…_speedup`); `over_full` in test accuracy, a run counting
+    with the mean over its retrainings; `of_random`, the search's share of the speed that random
+    subsets of its size have; and more, see `_run`.
+    """
+    frame = pd.DataFrame([_run(result) for result in results])
+    if frame.empty:
+        raise ValueError("results must hold at least one result, got none")
+    frame["label"] = [
+        _label(row, frame[frame["base"] == row["base"]]) for _, row in frame.iterrows()
+    ]
+    same = ["study", "seeds"]
+    full = frame[(frame["name"] == "full") & (frame["pruner"] == "none")]
+    full = full.groupby(same)[[*_TIMES, "test_accuracy"]].mean()
+    frame = frame.join(full.add_suffix("_of_full"), on=same)
+    for time in _TIMES:
+        frame[f"{time}_speedup"] = frame[f"{time}_of_full"] / frame[time]
+    is_full = frame["name"] == "full"
+    frame["over_full"] = (frame["test_accuracy"] - frame["test_accuracy_of_full"]).mask(is_full)
+    alike = [*same, "fraction", "pruner"]
+    random = frame[frame["name"] == "uniform"].groupby(alike)["search"].mean()
+    frame = frame.join(random.rename("search_of_random"), on=alike)
+    frame["of_random"] = (frame["search_of_random"] / frame["search"]).mask(is_full)
+    return frame.sort_values(["study", "place", "base", "fraction", "settings"], kind="stable")
 
 
-def process_peak_memory_bytes() -> int:
-    """The most resident memory since this process began."""
-    if (peak := measuring.peak_bytes()) is not None:
-        return peak
-    # On Linux this would hold what the process that started this one had, too.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def compare(
-    model: nn.Module | ModelFactory,
-    dataset: jdss.Dataset,
-    *,
-    scale: Mapping[str, Any],
-    strategies: Sequence[str],
-    seeds: Sequence[int],
-    space: Mapping[str, optuna.distributions.BaseDistribution],
-    trials: int,
-    fraction: float,
-    select_every: int,
-    warm_start: float,
-    out: Path,
-    loading_seconds: float,
-    augmentation: str = "none",
-    retrainings: int = 1,
-    model_name: str | None = None,
-    storage: str | None = None,
-    keep_compiled: bool = True,
-    elsewhere: Callable[[str, int], None] | None = None,
-    own_process: bool = False,
-    show: bool = True,
-    progress: bool = True,
-) -> list[dict[str, Any]]:
-    """Searches and retrains with every strategy, and writes one result file a strategy and seed.
-
-    Every strategy gets the same data, split, space, sampler seed, number of trials and code; and
-    every one starts with nothing compiled, so that none profits from another's compilation.
-    Programs kept from an earlier run are those of the same strategy and seed: on a machine's first
-    run every search compiles all that it needs, and on a second run none compiles anything. Result
-    files say which it was: how many programs were compiled, and how many read.
-
-    With a storage, a run that was cut off goes on where it was: searches at their trials, and
-    what has a result file is not done again.
-
-    Args:
-      model: the network, or a function of those hyper-parameters that are not training's own.
-      dataset: the data.
-      scale: what result files say of the scale: name, reduced and description.
-      strategies: their names, of `jdss.STRATEGIES` or `VARIANTS`.
-      seeds: one whole search each.
-      space: the search space.
-      trials: trials a search.
-      fraction: the share of the training examples in a subset.
-      select_every: R, the epochs between two selections.
-      warm_start: κ, the share of the epochs whose budget is spent on all the data first.
-      out: the directory for result files and figures.
-      loading_seconds: what reading the data took; each strategy's ledger shows it.
-      augmentation: "none" or "crop_flip".
-      retrainings: how many times the winner is retrained, with as many seeds. The first belongs to
-        the search and its seconds; the others tell chance from merit.
-      model_name: what reports call the network; None means the name of its class.
-      storage: where searches are kept to be resumed, as Optuna takes it; None does not keep them.
-      keep_compiled: whether to keep compiled programs in `compilation_cache()` for a later run,
-        and to use those that an earlier one kept.
-      elsewhere: makes the search of a strategy and seed in another process, which writes its
-        result file; None makes it here.
-      own_process: whether this process makes one search and nothing else: only then is the most
-        memory that it ever held the search's own, and the result file has it, unless the search
-        was begun by another process.
-      show: whether to print the tables and draw the figures at the end.
-      progress: whether to show progress bars.
-
-    Returns:
-      The results, as in the files.
+def groups(results: Iterable[Result]) -> list[tuple[str, pd.DataFrame]]:
+    """(label, its runs) of each strategy of one study, full and random data first.
 
     Raises:
-      ValueError: for an unknown strategy, or a result file of another experiment.
+      ValueError: without results, or with those of several studies.
     """
-    if unknown := sorted(set(strategies) - {*jdss.STRATEGIES, *VARIANTS}):
-        raise ValueError(
-            f"strategies must be of {', '.join([*jdss.STRATEGIES, *VARIANTS])}, got {unknown[0]!r}"
-        )
-    name_shown = model_name or type(model).__name__
-    experiment = {
-        "dataset": dataset.name,
-        "model": name_shown,
-        "scale": dict(scale),
+    frame = runs(results)
+    if len(studies := sorted(frame["study"].unique())) > 1:
+        raise ValueError(f"results must be of one study, got {'; '.join(studies)}")
+    return [(str(label), part) for label, part in frame.groupby("label", sort=False)]
+
+
+def _run(result: Result) -> dict[str, Any]:
+    strategy, ledger, trials = result["strategy"], result["ledger"], result["trials"]
+    name, seconds = strategy["name"], ledger["seconds"]
+    search = result.get("search") or {}
+    pruner = (search.get("pruner") or {}).get("name", "none")
+    dataset, scale = result["dataset"].get("name", ""), result["scale"]
+    parts = [_DATASETS.get(dataset, dataset), result.get("model", "")]
+    parts += [f"{scale['name']} scale"] if scale.get("name") else []
+    study = ", ".join(filter(None, parts))
+    energy = ledger.get("energy")
+    return {
+        "study": study,
+        "title": f"{study} (reduced: {scale['description']})" if scale.get("reduced") else study,
+        "name": name,
+        "place": list(NAMES).index(name) if name in NAMES else len(NAMES),
+        "base": _base_label(strategy) + _PRUNERS.get(pruner, f" and {pruner}"),
+        "pruner": pruner,
+        "settings": json.dumps(strategy, sort_keys=True),
+        "fraction": 1.0 if name == "full" else float(strategy.get("fraction", 1.0)),
+        "seeds": json.dumps(result["seeds"]),
+        "seed": result["seeds"].get("search"),
         "trials": trials,
-        "space": describe_space(space),
-        "augmentation": augmentation,
-        "step": STEP,
+        "states": pd.Series([trial["state"] for trial in trials], dtype=object).value_counts(),
+        "epochs": _epochs_trained(trials),
+        "validation_accuracy": _best_value(trials, search.get("metric", "accuracy")),
+        "test_accuracies": (accuracies := _test_accuracies(result)),
+        "test_accuracy": pd.Series(accuracies, dtype=float).mean(skipna=False),
+        **_times(ledger),
+        "selecting_share": (seconds.get("gradients", 0.0) + seconds.get("solving", 0.0))
+        / (ledger.get("search_seconds") or float("nan")),
+        # Only of a process that made the search and nothing else.
+        "memory": result.get("process_peak_memory_bytes"),
+        "joules": energy["joules"] if energy else None,
+        "energy": energy,
+        "ledger": seconds,
+        "total": ledger.get("total_seconds", sum(seconds.values())),
     }
-    plan = {}
-    for seed, strategy in itertools.product(seeds, strategies):
-        subsets = trainings.subsets(
-            strategy,
-            strategy,
-            fraction=fraction,
-            select_every=select_every,
-            warm_start=warm_start,
-            **VARIANTS.get(strategy, {}),
-        ).schedule
-        settings = {**experiment, "strategy": make_schedule(**subsets).describe()}
-        plan[out / f"{strategy}-seed{seed}.json"] = (seed, strategy, subsets, settings)
-    # Files of another experiment are refused before the first search, not after the last.
-    results = {
-        path: _finished(path, settings)
-        for path, (*_, settings) in plan.items()
-        if storage is not None and path.exists()
-    }
-    for path, (seed, strategy, subsets, settings) in plan.items():
-        if path in results:
-            continue
-        if elsewhere is not None:
-            elsewhere(strategy, seed)
-            results[path] = _finished(path, settings)
-            continue
-        name = f"{dataset.name}-{scale['name']}-{strategy}-{seed}"
-        is_alone = own_process and name not in _studies(storage)
-        with nothing_compiled(name, keep=keep_compiled) as compilations:
-            found = jdss.tune(
-                model,
-                dataset,
-                space=space,
-                **subsets,
-                augmentation=augmentation,
-                trials=trials,
-                seed=seed,
-                storage=storage,
-                study_name=name,
-                progress=progress,
+
+
+def _times(ledger: Result) -> dict[str, float]:
+    times = {}
+    for ending in ("", "_compiled"):
+        for part in ("search", "retraining"):
+            whole, compiling = (
+                float("nan") if (known := ledger.get(f"{part}_{name}")) is None else known
+                for name in ("seconds", "compiling_seconds")
             )
-        record = record_of(found, name_shown, dataset, scale, seed, loading_seconds, compilations)
-        if is_alone:
-            record["process_peak_memory_bytes"] = process_peak_memory_bytes()
-        reporting.write_result(path, record)
-        # As read: rounded, as the winners are that those of this run are compared with.
-        results[path] = json.loads(path.read_text())
-    for path in plan:
-        retrain_again(path, results[path], model, dataset, augmentation, range(1, retrainings))
-    if show:
-        report(out, Console())
-    return [results[path] for path in plan]
+            times[part + ending] = whole - (compiling if ending else 0.0)
+        times["end_to_end" + ending] = times["search" + ending] + times["retraining" + ending]
+    return times
 
 
-def _studies(storage: str | None) -> list[str]:
-    return optuna.study.get_all_study_names(open_storage(storage))
+def _epochs_trained(trials: Sequence[Result]) -> float | None:
+    """In all: a pruned trial's, up to the rung at which it was stopped."""
+    found = [
+        max(map(int, trial["rungs"]), default=0)
+        if trial["state"] == "pruned"
+        else trial["hyperparameters"].get("epochs")
+        for trial in trials
+    ]
+    return None if None in found else float(sum(found))
 
 
-def _finished(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A result file of an earlier run, unless it is of another experiment."""
-    result: dict[str, Any] = json.loads(path.read_text())
-    search = result["search"]
-    theirs = {
-        **result,
-        "dataset": result["dataset"]["name"],
-        "trials": len(result["trials"]),
-        **{name: search.get(name) for name in ("space", "augmentation", "step")},
-    }
-    for name, value in settings.items():
-        if theirs[name] != trainings.as_read(value):
-            raise ValueError(
-                f"{path.name} is of an experiment with another {name}, {theirs[name]} instead of "
-                f"{value}: take another --out"
-            )
-    return result
+def _best_value(trials: Sequence[Result], metric: str) -> float | None:
+    """The best validation accuracy; None where trials were scored by something else."""
+    values = [trial["value"] for trial in trials if trial["state"] == "complete"]
+    return max(values, default=None) if metric == "accuracy" else None
 
 
-def retrain_again(
-    path: Path,
-    result: dict[str, Any],
-    model: nn.Module | ModelFactory,
-    dataset: jdss.Dataset,
-    augmentation: str,
-    seeds: Iterable[int],
-) -> None:
-    """Retrains the winner of a search with further seeds, and writes each into its result file.
+def _test_accuracies(result: Result) -> list[float | None]:
+    """Of all retrainings of a run's winner."""
+    first = (result.get("retraining") or {}).get("test_accuracy")
+    return [first, *(one["test_accuracy"] for one in result.get("retrainings", ()))]
 
-    Two searches that chose the same hyper-parameters are retrained with the same seeds: once. Each
-    retraining says by which commit and on what hardware it was made; it may be long after the
-    search.
+
+def _base_label(strategy: Result) -> str:
+    name = str(strategy["name"])
+    label = NAMES.get(name, name)
+    if name == "uniform" and (strategy.get("select_every"), strategy.get("warm_start")) == (1, 0):
+        label += ", anew every epoch"
+    return label + (" of mini-batches" if strategy.get("lifting") == "per_batch" else "")
+
+
+def _label(row: Any, rivals: pd.DataFrame) -> str:
+    """The strategy's name, with those of its settings in which others of its name differ."""
+    own = json.loads(row["settings"])
+    others = [json.loads(text) for text in rivals.loc[rivals["study"] == row["study"], "settings"]]
+    settings = [
+        percent(value) if key == "fraction" else f"{key}={value}"
+        for key, value in own.items()
+        if any(other.get(key) != value for other in others)
+    ]
+    return f"{row['base']} ({', '.join(settings)})" if settings else str(row["base"])
+
+
+# Tables -----------------------------------------------------------------------------------------
+
+
+def comparison(results: Iterable[Result]) -> Table:
+    """One column a strategy: accuracy, seconds, speedups over full data, and what else is known.
+
+    A speedup is quoted with the seconds of compilation in it and, in brackets, without them.
     """
-    if result["retraining"] is None:
-        return
-    done = result.setdefault("retrainings", [])
-    left = [seed for seed in seeds if seed not in {one["seed"] for one in done}]
-    if not left:
-        return
-    values = result["best"]["hyperparameters"]
-    own = build_model(model, values)
-    everything = make_problem(dataset, augmentation=augmentation)
-    where = trainings.origin(reporting.environment())
-    test = trainings.test_examples(everything, dataset)
-    with progress_bar(len(left), f"{path.stem}, retraining again") as bar:
-        for seed in left:
-            one = _of_another_search(path.parent, result, {**where, "seed": seed})
-            if one is None:
-                trained = {name: value for name, value in values.items() if name in DEFAULTS}
-                one = trainings.train_once(everything, test, own, trainings.FULL, trained, seed)
-                kept = {name: one[name] for name in ("seed", "test_accuracy", "failure", "ledger")}
-                one = {**where, **kept}
-            done.append(one)
-            reporting.write_result(path, result)
-            bar.advance(len(done))
+    found = groups(results)
+    columns = {label: _cells(part) for label, part in found}
+    frame = pd.DataFrame(columns)
+    every = pd.concat([part for _, part in found])
+    hidden = {header for header in frame.index if (frame.loc[header] == UNKNOWN).all()}
+    hidden |= set() if any(len(part) > 1 for _, part in found) else {"seeds"}
+    if (every["pruner"] == "none").all():
+        hidden |= {"epochs trained", "search without compilation (s)"}
+    frame = frame.drop(index=sorted(hidden)).rename_axis("").reset_index()
+    return Table(frame, every["title"].iloc[0], _notes(every, "seeds" not in hidden))
 
 
-def _of_another_search(
-    out: Path, result: Mapping[str, Any], wanted: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """The retraining of that seed, commit and hardware, where another search here has it."""
-    same = ("model", "scale", "dataset")
-    for other in reporting.read_results(out):
-        if other["best"]["hyperparameters"] == result["best"]["hyperparameters"] and all(
-            other[name] == result[name] for name in same
-        ):
-            for one in other.get("retrainings", ()):
-                if all(one.get(name) == value for name, value in wanted.items()):
-                    return dict(one)
-    return None
+def _cells(part: pd.DataFrame) -> dict[str, str]:
+    def of(name: str, digits: int, unit: str = "", factor: float = 1.0) -> str:
+        return number(Estimate.of(part[name]), digits, unit, factor)
 
+    def speedup(name: str) -> str:
+        whole, compiled = (
+            Estimate.of(part[f"{name}{ending}_speedup"].dropna()) for ending in ("", "_compiled")
+        )
+        if whole is None:
+            return UNKNOWN
+        # Of the bracketed figure only the mean, to keep the column narrow.
+        without = UNKNOWN if compiled is None else f"{compiled.mean:,.1f}×"
+        return f"{number(whole, 1, '×')} ({without})"
 
-def record_of(
-    found: jdss.TuneResult,
-    model_name: str,
-    dataset: jdss.Dataset,
-    scale: Mapping[str, Any],
-    seed: int,
-    loading_seconds: float,
-    compilations: CompilationCount | None = None,
-) -> dict[str, Any]:
-    """What the result file of a search holds."""
-    train, validation = found.search["examples"]
-    record = {
-        **reporting.environment(),
-        "seeds": {"search": seed},
-        "scale": dict(scale),
-        "dataset": {
-            "name": dataset.name,
-            "train": train,
-            "validation": validation,
-            "test": len(dataset.test_labels),
-        },
-        "model": model_name,
-        "programs": None if compilations is None else vars(compilations),
-        **found.as_dict(),
+    estimated = any(energy["is_estimate"] for energy in part["energy"] if energy)
+    return {
+        "fraction": percent(part["fraction"].iloc[0]),
+        "trials": _trials(part),
+        "epochs trained": of("epochs", 0),
+        "seeds": str(len(part)),
+        "best validation accuracy": of("validation_accuracy", 2, "%", 100),
+        "test accuracy": of("test_accuracy", 2, "%", 100),
+        "over full data (points)": points(Estimate.of(part["over_full"].dropna())),
+        "search (s)": of("search", 1),
+        "search without compilation (s)": of("search_compiled", 1),
+        "retraining (s)": of("retraining", 1),
+        "end to end (s)": of("end_to_end", 1),
+        "search speedup": speedup("search"),
+        "end-to-end speedup": speedup("end_to_end"),
+        "search, of random's speed": number(Estimate.of(part["of_random"].dropna()), 0, "%", 100),
+        "search spent selecting": of("selecting_share", 1, "%", 100),
+        "memory (GB)": number(Estimate.of(part["memory"].dropna()), 2, factor=1e-9),
+        "energy (J)": of("joules", 0, " (est.)" if estimated else "").replace(
+            UNKNOWN + " (est.)", UNKNOWN
+        ),
     }
-    record["ledger"]["seconds"]["loading"] += loading_seconds
-    record["ledger"]["total_seconds"] += loading_seconds
-    return record
 
 
-def report(out: Path, console: Console) -> None:
-    """Prints the tables and draws the figures, from the result files in a directory alone."""
-    results = reporting.read_results(out)
-    console.print(reporting.comparison_table(results, by_column=True))
-    console.print(reporting.ledger_table(results))
-    if drawn := draw(results, out):
-        console.print("figures:", ", ".join(str(path) for path in drawn))
+def _trials(part: pd.DataFrame) -> str:
+    """As "10", or "9 + 1 failed"; means over seeds, as everything else."""
+    counts = pd.DataFrame(list(part["states"])).fillna(0).mean()
+    texts = {state: f"{count:.1f}".removesuffix(".0") for state, count in counts.items()}
+    others = (f"{texts[state]} {state}" for state in sorted(texts) if state != "complete")
+    return " + ".join([texts.get("complete", "0"), *others])
 
 
-def draw(results: Sequence[Mapping[str, Any]], out: Path) -> list[Path]:
-    """The paper's two figures; nothing without full data to compare with."""
-    if all(result["strategy"]["name"] != "full" for result in results):
-        return []
-    figures = [*reporting.accuracy_against_time(results, out / "accuracy_against_time")]
-    if any(result["strategy"]["name"] != "full" for result in results):
-        figures += reporting.speedups(results, out / "speedups")
-    return figures
+def _notes(every: pd.DataFrame, many_seeds: bool) -> str:
+    notes = []
+    if every["search_speedup"].notna().any():
+        notes.append(
+            "Speedups are over full data with the same seeds; in brackets, without compilation."
+        )
+    if many_seeds:
+        notes.append(
+            "Means ± standard deviations over seeds; differences are paired by seed, with the 95% "
+            "interval of their mean."
+        )
+    if 0 < (alone := every["memory"].notna().sum()) < len(every):
+        notes.append(f"Memory is of {alone} searches that had a process of their own.")
+    known = [energy for energy in every["energy"] if energy]
+    if known:
+        estimated = any(energy["is_estimate"] for energy in known)
+        word = "estimated, not metered" if estimated else "metered"
+        methods = "; ".join(dict.fromkeys(energy["method"] for energy in known))
+        notes.append(f"Energy is {word} ({methods}).")
+    return " ".join(notes)
+
+
+def ledger(results: Iterable[Result]) -> pd.DataFrame:
+    """Where the time went: mean seconds, a row a line of the ledger, a column a strategy."""
+    columns = {
+        label: pd.DataFrame(list(part["ledger"])).fillna(0.0).mean()
+        for label, part in groups(results)
+    }
+    frame = pd.DataFrame(columns).fillna(0.0)
+    known = [line for line in LINES if line in frame.index]
+    return frame.reindex([*known, *(line for line in frame.index if line not in LINES)])
+
+
+def ledger_table(results: Sequence[Result]) -> Table:
+    """The same as a table, with the total."""
+    frame = ledger(results)
+    frame.loc["total"] = [part["total"].mean() for _, part in groups(results)]
+    frame.index = frame.index.str.replace("_", " ")
+    texts = frame.map(lambda seconds: f"{seconds:,.1f}").rename_axis("line").reset_index()
+    return Table(texts, f"Seconds: {runs(results)['title'].iloc[0]}")
+
+
+def differences(results: Iterable[Result]) -> Table:
+    """Test accuracy after retraining, search by search, against full data and random subsets.
+
+    Searches of several result directories may be taken together, since accuracies, unlike
+    seconds, do not depend on the machine but by chance. They are paired by the seed of the search.
+
+    Raises:
+      ValueError: where results are of several studies, or of one strategy with several settings,
+        or two of the same strategy and seed; where none is of full data; where a retraining has no
+        test accuracy.
+    """
+    frame = pd.concat([part for _, part in groups(results)])
+    if (mixed := frame[frame["label"] != frame["base"]]).size:
+        raise ValueError(f"results must be of one setting of {mixed['base'].iloc[0]}")
+    if (lacking := frame[frame["test_accuracy"].isna()]).size:
+        first = lacking.iloc[0]
+        raise ValueError(
+            f"a retraining of {first['label']} with seed {first['seed']} has no test accuracy"
+        )
+    if (twice := frame[frame.duplicated(["label", "seed"])]).size:
+        first = twice.iloc[0]
+        raise ValueError(
+            f"results must hold one search of {first['label']} with seed {first['seed']}, got two"
+        )
+    if "full data" not in set(frame["label"]):
+        raise ValueError("results must hold full data, with which the others are compared")
+    by_seed = frame.pivot(index="seed", columns="label", values="test_accuracy").sort_index()
+    rows = []
+    for label, part in frame.groupby("label", sort=False):
+        over = {
+            other: (by_seed[label] - by_seed[other]).dropna().round(9) + 0.0
+            for other in ("full data", "random")
+            if other in by_seed and other != label
+        }
+        sds = [100 * statistics.stdev(each) for each in part["test_accuracies"] if len(each) > 1]
+        shown = {name: points(Estimate.of(each), "") for name, each in over.items()}
+        each = ", ".join(f"{100 * one:+.2f}" for one in over.get("full data", ()))
+        rows.append(
+            {
+                "searched on": label,
+                "over full data, by search": each,
+                "mean": shown.get("full data", ""),
+                "over random": shown.get("random", ""),
+                "between retrainings": f"{min(sds):.2f} to {max(sds):.2f}" if sds else "",
+            }
+        )
+    counts = sorted({len(each) for each in frame["test_accuracies"]})
+    of_each = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else counts[0]
+    return Table.of(
+        rows,
+        "Test accuracy after retraining, in points",
+        f"Means over {of_each} retrainings of each winner, by the seed of the search; in brackets "
+        "the 95% interval of the mean over searches.",
+    )

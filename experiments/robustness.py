@@ -19,6 +19,7 @@ which random subsets have not, and their validation accuracy is no fair score.
 """
 
 import argparse
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,21 +27,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 import jdss
 from experiments import trainings
-from experiments.comparison import VARIANTS, compilation_cache
+from experiments.results import Result, read_results
+from experiments.tables import Estimate, Table, percent, points
 from experiments.trainings import FULL, Way
-from jdss import reporting
 from jdss.compilation import use_compilation_cache
 from jdss.data.examples import Examples
-from jdss.reporting.summary import percent
-from jdss.reporting.tables import difference_in_points
-from jdss.training.fit import FitResult
 from jdss.training.problem import Problem, make_problem
+from jdss.training.trial import FitResult
 
 IMAGES = {"smoke": 1_000, "laptop": 20_000, "paper": None}
 EPOCHS = {"smoke": 2, "laptop": 20, "paper": 20}
@@ -52,15 +48,10 @@ CORRUPTION = {
 }
 
 
-def subsets(name: str, label: str, **changes: Any) -> Way:
+def subsets(name: str, label: str, fraction: float = FRACTION, **changes: Any) -> Way:
     """Training on subsets as everywhere here, but for what is given."""
-    schedule = {
-        "fraction": FRACTION,
-        "select_every": SELECT_EVERY,
-        "warm_start": WARM_START,
-        "candidates": CANDIDATES,
-    }
-    return trainings.subsets(name, label, **{**schedule, **changes})
+    settings = {"every": SELECT_EVERY, "warm_start": WARM_START, "candidates": CANDIDATES}
+    return trainings.subsets(name, label, fraction, **{**settings, **changes})
 
 
 def percent_of(fraction: float) -> str:
@@ -71,10 +62,10 @@ def select_every(way: Way, epochs: int) -> Way:
     """The same way with another R; one that trains on all the data has none."""
     if way is FULL:
         return way
-    return replace(way, schedule={**way.schedule, "select_every": epochs})
+    return replace(way, selection=replace(way.selection, every=epochs))
 
 
-FRESH = {"select_every": 1, "warm_start": 0.0}
+FRESH = {"every": 1, "warm_start": 0.0}
 WAYS = (
     FULL,
     *(
@@ -89,11 +80,25 @@ WAYS = (
             ("glister", "GLISTER", {}),
         )
     ),
+    subsets("grad_match-own", "GRAD-MATCH, own class's gradient", gradients="own_class"),
     subsets("stratified", "random, by class"),
     subsets("craig-half", "CRAIG, half of the candidates", candidates=0.5),
     subsets("glister-half", "GLISTER, half of the candidates", candidates=0.5),
     subsets("glister-validation", "GLISTER for the validation set", outer="validation"),
-    subsets("grad_match-batch", "GRAD-MATCH of mini-batches", **VARIANTS["grad_match-batch"]),
+    subsets(
+        "glister-stochastic",
+        "GLISTER, stochastic greedy, all classes together",
+        lifting="all",
+        options={"greedy": "stochastic"},
+    ),
+    subsets(
+        "glister-stochastic-validation",
+        "GLISTER for the validation set, stochastic greedy, all classes together",
+        outer="validation",
+        lifting="all",
+        options={"greedy": "stochastic"},
+    ),
+    subsets("grad_match-batch", "GRAD-MATCH of mini-batches", lifting="per_batch"),
     subsets("grad_match-validation", "GRAD-MATCH for the validation set", outer="validation"),
 )
 SCHEDULES = (
@@ -106,7 +111,7 @@ SCHEDULES = (
         subsets(
             f"grad_match-R{every}-c{share:g}",
             f"GRAD-MATCH, R = {every}, candidates {percent(share)}",
-            select_every=every,
+            every=every,
             candidates=share,
         )
         for every in (1, 2, 5, 10)
@@ -183,7 +188,7 @@ def corrupt(dataset: jdss.Dataset, condition: str, seed: int) -> Corrupted:
 
 def train_all(arguments: argparse.Namespace, out: Path) -> None:
     """Every way of training, condition by condition and seed by seed."""
-    use_compilation_cache(compilation_cache() / "robustness")
+    use_compilation_cache(trainings.compilation_cache() / "robustness")
     mnist = jdss.load_dataset("mnist", data_dir=arguments.data_dir).head(IMAGES[arguments.scale])
     epochs = EPOCHS[arguments.scale] if arguments.epochs is None else arguments.epochs
     hyperparameters = {"epochs": epochs}
@@ -230,87 +235,74 @@ def train_all(arguments: argparse.Namespace, out: Path) -> None:
                 )
 
 
-def table(results: Sequence[Mapping[str, Any]]) -> Table:
+def table(results: Sequence[Result]) -> Table:
     """One row a way of training; differences to random subsets are paired by seed."""
-    condition = results[0]["dataset"]["condition"]
-    ways = {way.name: way for way in CONDITIONS[condition]}
-    found: dict[str, dict[int, Mapping[str, Any]]] = {}
+    condition, scale = results[0]["dataset"]["condition"], results[0]["scale"]
+    found: dict[str, dict[int, Result]] = {}
     for result in results:
-        trial = result["trials"][0]
-        found.setdefault(result["strategy"]["way"], {})[trial["seed"]] = {**result, "trial": trial}
-    scale = results[0]["scale"]
+        found.setdefault(result["strategy"]["way"], {})[result["trials"][0]["seed"]] = result
+    known = [way.name for way in CONDITIONS[condition]]
+
+    def order(name: str) -> tuple[Any, ...]:
+        """As above; files of ways that are no longer there come last."""
+        strategy = next(iter(found[name].values()))["strategy"]
+        return (known.index(name) if name in known else len(known), strategy["fraction"], name)
+
     reduced = "reduced: " if scale["reduced"] else ""
-    title = (
+    return Table.of(
+        [
+            _row(found[name], found.get(_random_like(name), {}), condition)
+            for name in sorted(found, key=order)
+        ],
         f"MNIST, LeNet, {condition.replace('_', ' ')}, {scale['name']} scale "
-        f"({reduced}{scale['description']})"
+        f"({reduced}{scale['description']})",
     )
-    shown = Table(title=title, box=box.SIMPLE_HEAD)
-    shown.add_column("trained on", no_wrap=True)
-    extra = {"label_noise": "wrong_share", "imbalance": "rare_share"}.get(condition)
-    for header in (
-        "seeds",
-        "test accuracy",
-        "over random (95% interval)",
-        *([extra.replace("_", " ")] if extra else []),
-        "seconds",
-        "of these selecting",
-    ):
-        shown.add_column(header, justify="right")
-    for name in (name for name in ways if name in found):
-        runs = found[name]
-        accuracies = [
-            100 * run["trial"]["test_accuracy"]
-            for run in runs.values()
-            if run["trial"]["test_accuracy"] is not None
-        ]
-        diverged = len(runs) - len(accuracies)
-        seconds = [trainings.seconds(run["trial"]) for run in runs.values()]
-        selecting = [
-            run["ledger"]["seconds"]["gradients"] + run["ledger"]["seconds"]["solving"]
-            for run in runs.values()
-        ]
-        shares = [run["trial"].get(extra, 0.0) for run in runs.values()] if extra else []
-        shown.add_row(
-            ways[name].label,
-            f"{len(accuracies)}" + (f" + {diverged} diverged" if diverged else ""),
-            f"{statistics.fmean(accuracies):.2f}%" + _spread(accuracies) if accuracies else "–",
-            _difference(runs, found.get(_random_like(name), {})),
-            *([f"{statistics.fmean(shares):.1%}"] if extra else []),
-            f"{statistics.median(seconds):.1f}",
-            f"{sum(selecting) / sum(seconds):.0%}",
-        )
-    return shown
+
+
+def _row(
+    runs: Mapping[int, Result], random: Mapping[int, Result], condition: str
+) -> dict[str, str]:
+    trials = {seed: run["trials"][0] for seed, run in runs.items()}
+    known = [trial["test_accuracy"] for trial in trials.values()]
+    accuracies = [100 * accuracy for accuracy in known if accuracy is not None]
+    diverged = len(known) - len(accuracies)
+    mean = f"{statistics.fmean(accuracies):.2f}%" if accuracies else "–"
+    spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
+    differences = [
+        (trial["test_accuracy"] or 0.0) - (random[seed]["trials"][0]["test_accuracy"] or 0.0)
+        for seed, trial in trials.items()
+        if seed in random and random[seed] is not runs[seed]
+    ]
+    seconds = [trainings.seconds(trial) for trial in trials.values()]
+    ledgers = [run["ledger"]["seconds"] for run in runs.values()]
+    selecting = sum(ledger["gradients"] + ledger["solving"] for ledger in ledgers)
+    row = {
+        "trained on": next(iter(runs.values()))["strategy"]["label"],
+        "seeds": f"{len(accuracies)}" + (f" + {diverged} diverged" if diverged else ""),
+        "test accuracy": mean + spread,
+        "over random (95% interval)": points(Estimate.of(differences), ""),
+    }
+    if share := {"label_noise": "wrong_share", "imbalance": "rare_share"}.get(condition):
+        shares = [trial.get(share, 0.0) for trial in trials.values()]
+        row[share.replace("_", " ")] = f"{statistics.fmean(shares):.1%}"
+    row["seconds"] = f"{statistics.median(seconds):.1f}"
+    row["of these selecting"] = f"{selecting / sum(seconds):.0%}"
+    return row
 
 
 def _random_like(name: str) -> str:
     """The random subsets that a way is compared with: of its fraction and its warm start."""
-    setting = name.partition("-")[2]
-    if setting.startswith("R"):  # random subsets are drawn as often: R hardly matters to them
+    if "-R" in name:  # random subsets are drawn as often: R hardly matters to them
         return f"uniform-f{FRACTION:g}"
-    return f"uniform-{setting}" if setting[:1] in ("f", "k") else "uniform"
+    setting = re.search(r"-[fk][\d.]+$", name)
+    return "uniform" + (setting[0] if setting else "")
 
 
-def _spread(values: Sequence[float]) -> str:
-    return f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-
-
-def _difference(
-    runs: Mapping[int, Mapping[str, Any]], others: Mapping[int, Mapping[str, Any]]
-) -> str:
-    """The mean difference in points, paired by seed, with its 95% interval (Student's t)."""
-    differences = [
-        (run["trial"]["test_accuracy"] or 0.0) - (others[seed]["trial"]["test_accuracy"] or 0.0)
-        for seed, run in runs.items()
-        if seed in others and run is not others[seed]
-    ]
-    return difference_in_points(reporting.Estimate.of(differences)) if differences else ""
-
-
-def report(out: Path, console: Console) -> None:
+def report(out: Path) -> None:
     """Prints the tables, from the result files alone."""
     for condition in CONDITIONS:
         if (out / condition).is_dir():
-            console.print(table(reporting.read_results(out / condition)))
+            print(table(read_results(out / condition)).markdown())
 
 
 def main() -> None:
@@ -331,7 +323,7 @@ def main() -> None:
     out = arguments.out or Path(f"runs/robustness-{arguments.scale}")
     if not arguments.report:
         train_all(arguments, out)
-    report(out, Console(width=120))
+    report(out)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ another machine to which the directory was copied.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,20 @@ import numpy as np
 from flax import linen as nn
 
 import jdss
-from jdss import reporting
+from experiments.results import as_read, environment, write_result
 from jdss.data.examples import Examples, make_examples
-from jdss.progress import progress_bar
 from jdss.ledger import Ledger
+from jdss.progress import progress_bar
+from jdss.selection.strategies import STRATEGIES
 from jdss.training.divergence import TrainingDivergedError
-from jdss.training.fit import FitResult, train_adaptively
+from jdss.training.fit import training_on
 from jdss.training.forward import compute_accuracy
+from jdss.training.hyperparameters import DEFAULTS
 from jdss.training.problem import Problem, make_problem
-from jdss.training.schedule import make_schedule
+from jdss.training.schedule import Schedule, make_schedule
 from jdss.training.train_on_subset import STEP
+from jdss.training.trial import FitResult, train
+from jdss.training.trial import run as run_to_the_end
 
 
 @dataclass(frozen=True)
@@ -34,20 +39,31 @@ class Way:
     Attributes:
       name: what its file is called.
       label: for a reader.
-      schedule: arguments of `make_schedule`.
+      selection: how subsets are chosen.
+      fraction: the share of the training examples in one.
     """
 
     name: str
     label: str
-    schedule: Mapping[str, Any] = field(default_factory=dict)
+    selection: jdss.Selection
+    fraction: float = 1.0
+
+    @property
+    def schedule(self) -> Schedule:
+        return make_schedule(self.selection, self.fraction)
 
 
-FULL = Way("full", "full data", {"selection": "full"})
+FULL = Way("full", "full data", jdss.Selection("full"))
 
 
-def subsets(name: str, label: str, **schedule: Any) -> Way:
+def subsets(name: str, label: str, fraction: float, **settings: Any) -> Way:
     """Training on subsets of the method that the name begins with, up to its first hyphen."""
-    return Way(name, label, {"selection": name.split("-", maxsplit=1)[0], **schedule})
+    return Way(name, label, jdss.Selection(name.split("-", maxsplit=1)[0], **settings), fraction)
+
+
+def compilation_cache() -> Path:
+    """Where compiled programs are kept: below the user's cache directory."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jdss" / "compiled"
 
 
 def split(dataset: jdss.Dataset, *, validation: float = 0.1) -> tuple[Problem, Examples]:
@@ -82,14 +98,11 @@ def train_once(
     selections: list[dict[str, Any]] = []
     try:
         with ledger.measure_rest():
-            found = train_adaptively(
-                problem,
-                model,
-                make_schedule(**way.schedule),
-                jdss.hyperparameters(hyperparameters),
-                jax.random.key(seed),
-                ledger=ledger,
-                selections=selections,
+            training = training_on(problem, way.schedule)
+            hyper = jdss.hyperparameters(hyperparameters)
+            key = jax.random.key(seed)
+            found = run_to_the_end(
+                train(training, model, hyper, key, ledger=ledger, selections=selections)
             )
             accuracies["validation_accuracy"] = found.validation_accuracy
         # The test set is no part of a trial: its seconds stand on no line.
@@ -140,7 +153,7 @@ def run(
       ValueError: where the file holds trainings of other settings.
     """
     plan = list(plan)
-    strategy = {"way": way.name, "label": way.label, **make_schedule(**way.schedule).describe()}
+    strategy = {"way": way.name, "label": way.label, **way.schedule.describe()}
     fixed = {
         "model": type(model).__name__,
         "network": repr(model),
@@ -149,7 +162,7 @@ def run(
         **settings,
     }
     fixed = as_read(fixed)
-    environment = reporting.environment()
+    here = environment()
     trials: list[dict[str, Any]] = []
     if path.exists():
         earlier = json.loads(path.read_text())
@@ -158,13 +171,13 @@ def run(
         trials = earlier["trials"]
     done = {_identity(trial["hyperparameters"], trial["seed"]) for trial in trials}
     left = [one for one in plan if _identity(*one) not in done]
-    result = _result(environment, fixed, trials)
+    result = _result(here, fixed, trials)
     with progress_bar(len(plan), path.stem, enabled=bool(left)) as bar:
         for hyperparameters, seed in left:
             one = train_once(problem, test, model, way, hyperparameters, seed, describe)
-            trials = [*trials, {"number": len(trials), **origin(environment), **one}]
-            result = _result(environment, fixed, trials)
-            reporting.write_result(path, result)
+            trials = [*trials, {"number": len(trials), **origin(here), **one}]
+            result = _result(here, fixed, trials)
+            write_result(path, result)
             bar.advance(len(trials))
     return result
 
@@ -178,26 +191,38 @@ def _identity(hyperparameters: Mapping[str, Any], seed: int) -> str:
     return json.dumps([rounded, seed], sort_keys=True)
 
 
-def origin(environment: Mapping[str, Any]) -> dict[str, Any]:
+def origin(here: Mapping[str, Any]) -> dict[str, Any]:
     """What each training in a file says of where it is from: a file may be of several runs."""
-    return {name: environment[name] for name in ("commit", "hardware")}
-
-
-def as_read(value: Any) -> Any:
-    """A value as it reads back from a result file."""
-    return json.loads(json.dumps(value))
+    return {name: here[name] for name in ("commit", "hardware")}
 
 
 def _result(
-    environment: Mapping[str, Any], fixed: Mapping[str, Any], trials: list[dict[str, Any]]
+    here: Mapping[str, Any], fixed: Mapping[str, Any], trials: list[dict[str, Any]]
 ) -> dict[str, Any]:
     total = Ledger()
     for trial in trials:
         total.add(trial["ledger"])
-    return {**environment, **fixed, "trials": trials, "ledger": total.as_dict()}
+    return {**here, **fixed, "trials": trials, "ledger": total.as_dict()}
 
 
 def seconds(trial: Mapping[str, Any]) -> float:
     """What a training took, without compilation, which a search pays once."""
     ledger = trial["ledger"]["seconds"]
     return float(sum(ledger.values()) - ledger["compiling"])
+
+
+def cost(trials: Iterable[Mapping[str, Any]], strategy: Mapping[str, Any]) -> float:
+    """Epochs on all the data that trainings take.
+
+    A forward pass, which a selection by gradients needs, counts as a third of an epoch; solving
+    does not count. Unlike seconds it does not depend on what else the machine did.
+    """
+    reads = STRATEGIES[strategy["name"]].needs_gradients
+    share, fraction = strategy.get("candidates", 1.0), strategy["fraction"]
+    return float(
+        sum(
+            fraction * trial["hyperparameters"].get("epochs", DEFAULTS["epochs"])
+            + reads * share * len(trial["selections"]) / 3
+            for trial in trials
+        )
+    )

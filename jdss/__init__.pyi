@@ -1,7 +1,10 @@
-from . import data, models, reporting
+from . import data, models
+from .compilation import keep_programs
+from .config import Search, Selection, Task, Workers
 from .data import (
     Dataset,
     Examples,
+    keep_on,
     load_dataset,
     make_examples,
     read_sequence,
@@ -16,9 +19,11 @@ from .gradients import (
     per_example_gradients,
     sum_consecutive,
 )
-from .losses import Loss
-from .random_projection import projected_gradients
 from .ledger import Ledger
+from .losses import Loss
+from .mini_batches import per_batch
+from .random_projection import projected_gradients
+from .reports import report
 from .selection.craig import craig
 from .selection.glister import LastLayerObjective, glister
 from .selection.grad_match import grad_match
@@ -27,25 +32,30 @@ from .selection.strategies import STRATEGIES
 from .selection.uniform import uniform
 from .solvers.facility_location import facility_location
 from .solvers.matching_pursuit import orthogonal_matching_pursuit
-from .subset import Subset, per_batch, per_class
-from .training.checkpoint import load_model, load_normalization, save_model
+from .subset import Subset, per_class
+from .training.checkpoint import TrainedModel, load, load_model, load_normalization, save_model
 from .training.divergence import TrainingDivergedError
-from .training.fit import FitResult, fit
+from .training.fit import fit
 from .training.forward import compute_accuracy, compute_gradients
 from .training.hyperparameters import Hyperparameters, hyperparameters
 from .training.memory import OutOfMemoryError
 from .training.optimizers import OPTIMIZERS
 from .training.state import TrainState, init_state
-from .training.subset_batches import subset_batches
+from .training.subset_batches import subset_batches, torch_sampler
 from .training.train_on_subset import TrainMetrics, train_on_subset
+from .training.trial import FitResult
 from .tuning.objective import Objective, objective
-from .tuning.report import report
-from .tuning.resuming import DifferentSearchError
+from .tuning.result import TuneResult
 from .tuning.retraining import Retraining
 from .tuning.space import default_space, published_space
 from .tuning.storage import StorageError, open_storage
-from .tuning.study import SearchFailedError
-from .tuning.tune import TuneResult, tune
+from .tuning.study import (
+    DifferentSearchError,
+    SearchFailedError,
+    SearchInterrupted,
+    StudyInUseError,
+)
+from .tuning.tune import tune
 from .tuning.workers import WorkerError
 
 __version__: str
@@ -67,15 +77,22 @@ __all__ = [
     "Objective",
     "OutOfMemoryError",
     "Retraining",
+    "Search",
     "SearchFailedError",
+    "SearchInterrupted",
+    "Selection",
     "StorageError",
+    "StudyInUseError",
     "Subset",
     "SummedGradients",
+    "Task",
     "TrainMetrics",
     "TrainState",
+    "TrainedModel",
     "TrainingDivergedError",
     "TuneResult",
     "WorkerError",
+    "Workers",
     "compute_accuracy",
     "compute_gradients",
     "craig",
@@ -87,7 +104,10 @@ __all__ = [
     "grad_match",
     "hyperparameters",
     "init_state",
+    "keep_on",
+    "keep_programs",
     "last_layer_gradients",
+    "load",
     "load_dataset",
     "load_model",
     "load_normalization",
@@ -103,12 +123,12 @@ __all__ = [
     "published_space",
     "read_sequence",
     "report",
-    "reporting",
     "save_model",
     "select",
     "stratified_split",
     "subset_batches",
     "sum_consecutive",
+    "torch_sampler",
     "train_on_subset",
     "tune",
     "uniform",

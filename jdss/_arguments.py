@@ -1,12 +1,11 @@
 """What the command line gives in texts and files, read into what the functions take."""
 
-import importlib
 import json
-import tempfile
 import tomllib
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from optuna.distributions import (
 
 import jdss
 from jdss import models as known_models
+from jdss._words import attribute
+from jdss.config import Search
 from jdss.data.datasets import DATASETS, is_prepared
 
 _MODELS = {"lenet": "LeNet", "resnet18": "ResNet18", "resnet50": "ResNet50"}
@@ -31,62 +32,25 @@ _KINDS = {
 }
 
 
-def attribute(path: str) -> Any:
-    """What `package.module:attribute` names.
-
-    Raises:
-      ValueError: for another form, or where there is no such module or attribute.
-    """
-    module_name, colon, name = path.partition(":")
-    if not (module_name and colon and name):
-        raise ValueError(f"an import path must be package.module:attribute, got {path!r}")
-    try:
-        return getattr(importlib.import_module(module_name), name)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ValueError(f"{path!r} cannot be imported: {error}") from None
+def with_space(search: Search) -> Search:
+    """The same search, with its space read where it is a file."""
+    given = search.space
+    if isinstance(given, str) and given.endswith((".json", ".toml")):
+        return replace(search, space=space(Path(given)))
+    return search
 
 
-def named(text: str) -> Any:
-    """A name as it is, and what an import path names."""
-    return attribute(text) if ":" in text else text
-
-
-def mapping(option: str, text: str | None) -> dict[str, Any] | None:
-    """A mapping in JSON.
-
-    Raises:
-      ValueError: where it is none, naming the option.
-    """
-    if text is None:
-        return None
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{option} must be a mapping in JSON, got {text!r} ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{option} must be a mapping in JSON, got {text!r}")
-    return value
-
-
-def space(text: str | None) -> Any:
-    """A search space from a file, or a function of a trial by its import path.
+def space(path: Path) -> dict[str, BaseDistribution]:
+    """A search space from a file.
 
     Raises:
       ValueError: for a file that is neither JSON nor TOML, or does not describe a space.
     """
-    if text is None:
-        return None
-    path = Path(text)
-    if path.suffix == ".json":
-        described = json.loads(path.read_text(encoding="utf-8"))
-    elif path.suffix == ".toml":
-        described = tomllib.loads(path.read_text(encoding="utf-8"))
-    elif ":" in text:
-        return attribute(text)
-    else:
-        raise ValueError(
-            f"--space must be a .json or .toml file, or package.module:function, got {text!r}"
-        )
+    text = path.read_text(encoding="utf-8")
+    try:
+        described = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"--space {path} cannot be read: {error}") from None
     if not isinstance(described, dict):
         raise ValueError(f"--space must map names to distributions, got {described!r}")
     return {name: distribution(name, value) for name, value in described.items()}
@@ -213,23 +177,6 @@ def _num_classes(labels: np.ndarray) -> int:
     return int(labels.max()) + 1
 
 
-def check_place(option: str, path: Path) -> None:
-    """Checks, before hours of work, that a file can be written; makes its directory.
-
-    Raises:
-      ValueError, OSError: where it cannot, naming the option.
-    """
-    if path.is_dir():
-        raise ValueError(f"{option} must be a file, but {path} is a directory")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(f"{option} cannot be written in {path.parent}: {reason}") from None
-
-
 def write_subset(path: Path, subset: jdss.Subset) -> None:
     """Writes indices and weights, as arrays or as JSON."""
     if path.suffix == ".npz":
@@ -244,17 +191,14 @@ def write_result(
     path: Path, result: jdss.TuneResult, data_name: str, model_name: str, seed: int
 ) -> None:
     """Writes a search's result file."""
-    from jdss import reporting
+    from jdss import results
 
     train, validated = result.search["examples"]
-    reporting.write_result(
+    results.write_result(
         path,
-        {
-            **reporting.environment(),
-            "seeds": {"search": seed},
-            "scale": {"name": "user", "reduced": False, "description": ""},
-            "dataset": {"name": Path(data_name).stem, "train": train, "validation": validated},
-            "model": model_name,
-            **result.as_dict(),
-        },
+        result,
+        seeds={"search": seed},
+        scale={"name": "user", "reduced": False, "description": ""},
+        dataset={"name": Path(data_name).stem, "train": train, "validation": validated},
+        model=model_name,
     )

@@ -36,12 +36,25 @@ def check_finite(name: str, tree: Any) -> None:
         leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)  # noqa: PLW2901
         if not jnp.issubdtype(leaf.dtype, jnp.floating) or not is_concrete(leaf):
             continue
-        with jax.ensure_compile_time_eval():
-            bad = int(_count_not_finite(leaf))
-        if bad:
+        if bad := count_not_finite(leaf):
             raise ValueError(
                 f"{name} must be finite, but {bad} of its {leaf.size} values are NaN or infinite"
             )
+
+
+def count_not_finite(array: Any) -> int:
+    """How many values of a concrete array are NaN or infinite; 0 for integers.
+
+    On a CPU by NumPy, which reads the array where it is and has nothing to compile.
+    """
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return 0
+    if not isinstance(array, jax.Array) or jax.default_backend() == "cpu":
+        values = np.asarray(array)
+        native = values if values.dtype.kind == "f" else values.astype(np.float32)  # bfloat16
+        return int(native.size - np.isfinite(native).sum())
+    with jax.ensure_compile_time_eval():
+        return int(_count_not_finite(array))
 
 
 @jax.jit
@@ -66,6 +79,14 @@ def check_positive_int(name: str, value: Any) -> int:
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
     return int(value)
+
+
+def check_seed(seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise TypeError(f"seed must be an int, at least 0, got {seed!r}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be an int in 0..2**63 - 1, got {seed}")
+    return int(seed)
 
 
 def check_integers(name: str, values: Any) -> jax.Array:

@@ -1,374 +1,187 @@
 """The command line: `jdss tune`, `jdss select` and `jdss report`.
 
-Each command is the function of the same name; its options are the function's arguments. Nothing
-of JAX is imported before a command runs, so that `--help` answers at once.
+Options are made by tyro from the functions below and from the dataclasses of `jdss.config`, whose
+docstrings are their help: an option is written once. Nothing of JAX is imported before a command
+runs, so that `--help` answers at once.
 
 Exit status: 0 where all went well, 1 where a search failed (no trial was completed), 2 for a
 mistake in what was typed or given, 130 after Ctrl-C.
 """
 
-import functools
 import os
 import sys
-from collections.abc import Callable
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+import tyro
+from tyro.conf import Positional
+
+from jdss import _words as words
+from jdss.config import Search, Selection, Task, Workers
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 
-app = typer.Typer(
-    name="jdss",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="""Hyper-parameter tuning at a fraction of the cost, by data subset selection.
 
-**jdss tune** searches with cheap trials on subsets and retrains the winner on everything.
-**jdss select** picks a weighted subset of your own examples.
-**jdss report** makes one HTML page of a search.
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Where the examples are, and which of them are held out.
 
-    jdss tune lenet digits --trials 10 --fraction 0.1
-    jdss report sqlite:///search.db --study mine --out report.html
+    Attributes:
+      validation: The share held out to score trials, or an .npz file.
+      test: An .npz file, looked at once, after retraining.
+      data_dir: Of tensorflow_datasets. Default: TFDS_DATA_DIR.
+      data_on: device, or host for more data than a device holds. Default: by size.
+    """
 
-Exit status: 0 all went well, 1 the search failed, 2 a mistake in the arguments, 130 Ctrl-C.
-Set JDSS_TRACEBACK=1 to see where an error comes from.
-""",
-)
-
-_SEARCH, _PRUNING, _DATA, _SUBSETS, _KEEPING = (
-    "The search",
-    "Pruning",
-    "Data and model",
-    "Subsets",
-    "What is kept and shown",
-)
+    validation: str = "0.1"
+    test: str | None = None
+    data_dir: str | None = None
+    data_on: str | None = None
 
 
-def _with_exit_status(command: Callable[..., None]) -> Callable[..., None]:
-    """Turns what a command raises into one sentence and an exit status."""
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What is there after a search.
 
-    @functools.wraps(command)
-    def run(*arguments: Any, **options: Any) -> None:
-        try:
-            command(*arguments, **options)
-        except KeyboardInterrupt:
-            typer.echo("jdss: interrupted; with --storage, the same command goes on", err=True)
-            raise typer.Exit(INTERRUPTED) from None
-        except typer.Exit:
-            raise
-        except Exception as error:
-            if os.environ.get("JDSS_TRACEBACK"):
-                raise
-            status = _status_of(error)
-            if status is None:
-                raise  # a bug of ours: its traceback is what there is to say
-            typer.echo(f"jdss: {_one_line(error)}", err=True)
-            raise typer.Exit(status) from None
+    Attributes:
+      storage: sqlite:///search.db, search.log, postgresql://… Default: memory.
+      study_name: The study's name in the storage.
+      retrain: Retrain the best on everything.
+      save_to: A new directory for the retrained model.
+      out: A .json file for the result: trials, ledger, versions.
+      programs: Keep compiled programs on disk, so that a second run compiles nothing.
+    """
 
-    return run
+    storage: str | None = None
+    study_name: Annotated[str | None, tyro.conf.arg(aliases=("--study",))] = None
+    retrain: bool = True
+    save_to: str | None = None
+    out: Path | None = None
+    programs: bool = True
 
 
-def _status_of(error: Exception) -> int | None:
-    """1 for a search that failed, 2 for what the user can mend, None for anything else."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if names & {"SearchFailedError", "WorkerError", "TrainingDivergedError"}:
-        return FAILED
-    mistakes = (ValueError, TypeError, OSError, ImportError, LookupError)
-    if isinstance(error, mistakes) or names & {"DatasetNotPreparedError", "StorageError"}:
-        return MISTAKE
-    return None
+_SELECTION, _TASK, _SEARCH = Selection(), Task(), Search()
+_EXAMPLES, _KEPT = Examples(), Kept()
+_PLAIN = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction, tyro.conf.DisallowNone)
 
 
-def _one_line(error: Exception) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split()) or type(error).__name__
-
-
-def _option(help: str, panel: str, *flags: str, **settings: Any) -> Any:
-    return typer.Option(*flags, help=help, rich_help_panel=panel, **settings)
-
-
-@app.command()
-@_with_exit_status
 def tune(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="lenet, resnet18, resnet50, or `package.module:attribute`: a Flax module, a class "
-            "that takes num_classes, or a function of architectural hyper-parameters."
-        ),
-    ],
-    data: Annotated[
-        str,
-        typer.Argument(
-            help="digits, mnist, cifar10, cifar100, or an .npz file with inputs and labels (and "
-            "test_inputs and test_labels)."
-        ),
-    ],
-    space: Annotated[
-        str | None,
-        _option(
-            "A .json or .toml file of distributions, or `package.module:function` of a trial. "
-            "Default: learning rate, momentum, optimizer, epochs and batch size.",
-            _SEARCH,
-        ),
-    ] = None,
-    trials: Annotated[int, _option("Trials in all, a resumed study's included.", _SEARCH)] = 10,
-    sampler: Annotated[
-        str,
-        _option("tpe, random, grid, qmc, brute_force, gp, cmaes, nsgaii or nsgaiii.", _SEARCH),
-    ] = "tpe",
-    n_startup_trials: Annotated[
-        int | None, _option("Trials drawn at random first. Default: two fifths.", _SEARCH)
-    ] = None,
-    sampler_options: Annotated[
-        str | None, _option("For the sampler, in JSON, such as '{\"points\": 4}'.", _SEARCH)
-    ] = None,
-    enqueue: Annotated[
-        list[str] | None,
-        _option("Hyper-parameters to try first, in JSON; may be given several times.", _SEARCH),
-    ] = None,
-    timeout: Annotated[
-        float | None, _option("Seconds after which no further trial begins.", _SEARCH)
-    ] = None,
-    callbacks: Annotated[
-        list[str] | None,
-        _option("`package.module:function` of a study and a trial, after each.", _SEARCH),
-    ] = None,
-    loss: Annotated[
-        str,
-        _option("cross_entropy, squared_error, or `package.module:attribute`.", _SEARCH),
-    ] = "cross_entropy",
-    metric: Annotated[
-        str | None,
-        _option(
-            "accuracy, loss, r2, mean_squared_error, or `package.module:function` of outputs and "
-            "labels. Default: the loss's own.",
-            _SEARCH,
-        ),
-    ] = None,
-    direction: Annotated[
-        str | None, _option("maximize or minimize. Default: the metric's own.", _SEARCH)
-    ] = None,
-    workers: Annotated[
-        int, _option("Processes that run trials; they need a --storage to share.", _SEARCH)
-    ] = 1,
-    seed: Annotated[int, _option("Decides on everything random.", _SEARCH)] = 0,
-    pruner: Annotated[str, _option("none, asha, hyperband or median.", _PRUNING)] = "none",
-    first_rung: Annotated[
-        int, _option("The epoch at which trials first report to the pruner.", _PRUNING)
-    ] = 1,
-    reduction_factor: Annotated[
-        int, _option("How many times later each next rung is.", _PRUNING)
-    ] = 3,
-    pruner_options: Annotated[str | None, _option("For the pruner, in JSON.", _PRUNING)] = None,
-    selection: Annotated[
-        str,
-        _option(
-            "grad_match, craig, glister, uniform, stratified, full, or `package.module:function`.",
-            _SUBSETS,
-        ),
-    ] = "grad_match",
-    fraction: Annotated[float, _option("The share of examples in a subset.", _SUBSETS)] = 0.05,
-    select_every: Annotated[int, _option("Epochs between two selections.", _SUBSETS)] = 5,
-    warm_start: Annotated[
-        float, _option("The share of the epochs spent on all the data first.", _SUBSETS)
-    ] = 0.5,
-    lifting: Annotated[
-        str | None, _option("all, per_class or per_batch. Default: the method's own.", _SUBSETS)
-    ] = None,
-    options: Annotated[str | None, _option("For the method, in JSON.", _SUBSETS)] = None,
-    outer: Annotated[
-        str,
-        _option("training or validation: whose loss or gradient subsets are chosen for.", _SUBSETS),
-    ] = "training",
-    gradients: Annotated[
-        str, _option("last_layer, or all: of all parameters, projected at random.", _SUBSETS)
-    ] = "last_layer",
-    projection_dimension: Annotated[
-        int, _option("The numbers kept of each gradient of all parameters.", _SUBSETS)
-    ] = 512,
-    candidates: Annotated[
-        float, _option("The share of examples that each selection chooses from.", _SUBSETS)
-    ] = 0.5,
-    validation: Annotated[
-        str, _option("The share held out to score trials, or an .npz file.", _DATA)
-    ] = "0.1",
-    test: Annotated[
-        str | None, _option("An .npz file, looked at once, after retraining.", _DATA)
-    ] = None,
-    augmentation: Annotated[str, _option("none or crop_flip.", _DATA)] = "none",
-    optimizers: Annotated[
-        str | None,
-        _option("`package.module:mapping` from names to optimizer factories.", _DATA),
-    ] = None,
-    data_on: Annotated[
-        str | None,
-        _option("device, or host for more data than a device holds. Default: by size.", _DATA),
-    ] = None,
-    data_dir: Annotated[
-        str | None, _option("Of tensorflow_datasets. Default: TFDS_DATA_DIR.", _DATA)
-    ] = None,
-    storage: Annotated[
-        str | None,
-        _option("sqlite:///search.db, search.log, postgresql://… Default: memory.", _KEEPING),
-    ] = None,
-    study_name: Annotated[
-        str | None, _option("The study's name in the storage.", _KEEPING, "--study", "--study-name")
-    ] = None,
-    checkpoints: Annotated[
-        str | None,
-        _option("A directory from which a trial that was cut off goes on.", _KEEPING),
-    ] = None,
-    checkpoint_every: Annotated[
-        float, _option("Seconds between two checkpoints of a trial.", _KEEPING)
-    ] = 60.0,
-    retrain: Annotated[bool, _option("Retrain the best on everything.", _KEEPING)] = True,
-    save_to: Annotated[
-        str | None, _option("A new directory for the retrained model.", _KEEPING)
-    ] = None,
-    out: Annotated[
-        Path | None, _option("A .json file for the result: trials, ledger, versions.", _KEEPING)
-    ] = None,
-    progress: Annotated[bool, _option("Show progress bars.", _KEEPING)] = True,
+    model: Positional[str],
+    data: Positional[str],
+    *,
+    fraction: float = 0.05,
+    trials: int = 10,
+    seed: int = 0,
+    selection: Selection = _SELECTION,
+    search: Search = _SEARCH,
+    task: Task = _TASK,
+    examples: Examples = _EXAMPLES,
+    kept: Kept = _KEPT,
+    workers: int = 1,
+    address: str | None = None,
+    progress: bool = True,
 ) -> None:
     """Search for hyper-parameters on subsets, then retrain the best on everything.
 
-    Interrupted? With --storage and --study, the same command goes on where it was; on another
-    machine with the same storage, it joins.
+    Interrupted? With --storage and --study, the same command goes on where it was.
 
         jdss tune lenet digits --fraction 0.1 --trials 10
         jdss tune lenet mnist --pruner asha --trials 40 --storage sqlite:///m.db --study m
         jdss tune my_models:build cifar10 --space space.toml --augmentation crop_flip
         jdss tune resnet18 mine.npz --metric loss --sampler random --out result.json
 
-    A space.toml:
+    Where a function or an object can be given, so can `package.module:attribute`; where a mapping,
+    JSON. A space.toml:
 
         learning_rate = {type = "float", low = 0.001, high = 0.3, log = true}
         epochs = {type = "int", low = 10, high = 20}
         optimizer = {type = "categorical", choices = ["sgd", "adam"]}
+
+    Args:
+      model: lenet, resnet18, resnet50, or `package.module:attribute`: a Flax module, a class that
+        takes num_classes, or a function of architectural hyper-parameters.
+      data: digits, mnist, cifar10, cifar100, or an .npz file with inputs and labels (and
+        test_inputs and test_labels).
+      fraction: The share of examples in a subset.
+      trials: Trials in all, a resumed study's included.
+      seed: Decides on everything random.
+      selection: How subsets are chosen.
+      search: Where, in which order, and for how long.
+      task: What is trained on.
+      examples: Where they are, and which of them are held out.
+      kept: What is there afterwards.
+      workers: Processes that train trials, with Ray.
+      address: Of the Ray cluster to join. Default: RAY_ADDRESS, or this machine.
+      progress: Show progress.
     """
+    if kept.out is not None:
+        words.check_place("--out", kept.out)
+    from jdss.compilation import keep_programs
+
+    keep_programs(kept.programs)
     import jdss
     from jdss import _arguments as read
 
-    if out is not None:
-        read.check_place("--out", out)
-    loaded = read.data(data, data_dir)
+    loaded = read.data(data, examples.data_dir)
     result = jdss.tune(
         read.model(model, loaded),
-        loaded,
-        space=read.space(space),
-        selection=read.named(selection),
+        loaded if examples.data_on is None else jdss.keep_on(loaded, examples.data_on),
+        selection=selection,
         fraction=fraction,
         trials=trials,
-        sampler=sampler,
-        n_startup_trials=n_startup_trials,
-        sampler_options=read.mapping("--sampler-options", sampler_options),
-        pruner=pruner,
-        first_rung=first_rung,
-        reduction_factor=reduction_factor,
-        pruner_options=read.mapping("--pruner-options", pruner_options),
-        enqueue=[read.mapping("--enqueue", text) or {} for text in enqueue or ()],
-        timeout=timeout,
-        callbacks=[read.attribute(path) for path in callbacks or ()],
-        loss=read.named(loss),
-        metric=None if metric is None else read.named(metric),
-        direction=direction,
-        storage=storage,
-        study_name=study_name,
-        validation=read.validation(validation),
-        test=read.examples("--test", test),
-        select_every=select_every,
-        warm_start=warm_start,
-        lifting=lifting,
-        options=read.mapping("--options", options),
-        outer=outer,
-        gradients=gradients,
-        projection_dimension=projection_dimension,
-        candidates=candidates,
-        augmentation=augmentation,
-        optimizers=jdss.OPTIMIZERS if optimizers is None else read.attribute(optimizers),
-        workers=workers,
-        checkpoints=checkpoints,
-        checkpoint_every=checkpoint_every,
-        retrain=retrain,
-        save_to=save_to,
-        data_on=data_on,
-        data_dir=data_dir,
         seed=seed,
+        task=task,
+        search=read.with_space(search),
+        validation=read.validation(examples.validation),
+        test=read.examples("--test", examples.test),
+        storage=kept.storage,
+        study_name=kept.study_name,
+        workers=Workers(workers, address=address),
+        retrain=kept.retrain,
+        save_to=kept.save_to,
         progress=progress,
     )
-    _print_result(result)  # first: it is there whatever becomes of the file
-    if out is not None:
-        read.write_result(out, result, data, model, seed)
-
-
-def _print_result(result: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    metric = result.search["metric"]
-    states = [trial["state"] for trial in result.trials]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    console = Console()
-    table = Table(title=f"{len(states)} trials: {counts}", show_header=False)
-    for name, value in result.best_hyperparameters.items():
-        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
-    table.add_section()
-    table.add_row(f"validation {metric}", f"{result.best_value:.4g}")
-    if result.retraining is not None and result.retraining.test_accuracy is not None:
-        table.add_row("test accuracy after retraining", f"{result.retraining.test_accuracy:.4g}")
-    elif result.retraining is not None and result.retraining.test_score is not None:
-        table.add_row(f"test {metric} after retraining", f"{result.retraining.test_score:.4g}")
-    table.add_section()
-    for line, seconds in result.ledger.seconds.items():
-        if seconds >= 0.05:
-            table.add_row(f"{line} (s)", f"{seconds:.1f}")
-    console.print(table)
+    print(result.summary())  # first: it is there whatever becomes of the file
     if result.failure is not None:
-        typer.echo(f"jdss: {result.failure}", err=True)
+        print(f"jdss: {result.failure}", file=sys.stderr)
+    if kept.out is not None:
+        read.write_result(kept.out, result, data, model, seed)
 
 
-@app.command()
-@_with_exit_status
 def select(
-    file: Annotated[
-        Path,
-        typer.Argument(help="An .npz file with logits [n, c], features [n, d] and labels [n]."),
-    ],
-    out: Annotated[
-        Path, typer.Option(help="A .npz or .json file for the indices and weights.")
-    ] = Path("subset.npz"),
-    method: Annotated[
-        str, typer.Option(help="grad_match, craig, glister, uniform or stratified.")
-    ] = "grad_match",
-    fraction: Annotated[
-        float | None, typer.Option(help="The share of examples to select. Default: 0.05.")
-    ] = None,
-    budget: Annotated[
-        int | None, typer.Option(help="How many examples to select, in place of a share.")
-    ] = None,
-    lifting: Annotated[
-        str | None, typer.Option(help="all, per_class or per_batch. Default: the method's own.")
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option(help="Examples in a batch, for per_batch and glister.")
-    ] = 128,
-    learning_rate: Annotated[
-        float, typer.Option(help="Of the training that glister looks an epoch ahead of.")
-    ] = 0.05,
-    options: Annotated[str | None, typer.Option(help="For the method, in JSON.")] = None,
-    seed: Annotated[int, typer.Option(help="Decides on everything random.")] = 0,
+    file: Positional[Path],
+    *,
+    out: Path = Path("subset.npz"),
+    method: str = "grad_match",
+    fraction: float | None = None,
+    budget: int | None = None,
+    lifting: str | None = None,
+    batch_size: int = 128,
+    learning_rate: float = 0.05,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
 ) -> None:
     """Pick a weighted subset by the gradients of a network's last layer.
 
-    `features` are the inputs of the last dense layer, `logits` its outputs.
-
         jdss select layer.npz --fraction 0.1 --out subset.npz
         jdss select layer.npz --method craig --budget 500 --lifting per_class --out subset.json
+
+    Args:
+      file: An .npz file with logits [n, c], labels [n] and features [n, d], the inputs of the last
+        dense layer.
+      out: A .npz or .json file for the indices and weights.
+      method: grad_match, craig, glister, uniform or stratified.
+      fraction: The share of examples to select. Default: 0.05.
+      budget: How many examples to select, in place of a share.
+      lifting: all, per_class or per_batch. Default: the method's own.
+      batch_size: Examples in a batch, for per_batch.
+      learning_rate: Of the step that glister looks ahead.
+      options: For the method, in JSON.
+      seed: Decides on everything random.
     """
     import jdss
     from jdss import _arguments as read
@@ -386,38 +199,105 @@ def select(
         lifting=lifting,
         batch_size=batch_size,
         learning_rate=learning_rate,
-        options=read.mapping("--options", options),
+        options=options,
         seed=seed,
     )
     read.write_subset(out, subset)
-    typer.echo(f"{len(subset.indices)} of {len(labels)} examples, in {out}")
+    print(f"{len(subset.indices)} of {len(labels)} examples, in {out}")
 
 
-@app.command()
-@_with_exit_status
 def report(
-    storage: Annotated[str, typer.Argument(help="Of the search, such as sqlite:///search.db.")],
-    study_name: Annotated[
-        str | None,
-        typer.Option(
-            "--study", "--study-name", help="Its name. Default: the only one in the storage."
-        ),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    storage: Positional[str],
+    *,
+    study_name: Annotated[str | None, tyro.conf.arg(aliases=("--study",))] = None,
+    out: Path = Path("report.html"),
 ) -> None:
     """Make one self-contained HTML page of a search, finished or running.
 
-    jdss report sqlite:///search.db --study mine --out report.html
+        jdss report sqlite:///search.db --study mine --out report.html
+
+    Args:
+      storage: Of the search, such as sqlite:///search.db.
+      study_name: Its name. Default: the only one in the storage.
+      out: The page.
     """
     import jdss
 
     jdss.report(storage, study_name, out=out)
-    typer.echo(f"{out}")
+    print(out)
 
 
-def main() -> None:
+COMMANDS: Mapping[str, Callable[..., None]] = {"tune": tune, "select": select, "report": report}
+_HELP = f"""usage: jdss {{{",".join(COMMANDS)}}} … [--help]
+
+Hyper-parameter tuning at a fraction of the cost, by data subset selection.
+
+  jdss tune    searches with cheap trials on subsets and retrains the winner on everything
+  jdss select  picks a weighted subset of your own examples
+  jdss report  makes one HTML page of a search
+
+    jdss tune lenet digits --trials 10 --fraction 0.1
+    jdss report sqlite:///search.db --study mine --out report.html
+
+Exit status: 0 all went well, 1 the search failed, 2 a mistake in the arguments, 130 Ctrl-C.
+Set JDSS_TRACEBACK=1 to see where an error comes from."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """The entry point of the command `jdss`."""
     # A command finds the user's own modules as `python -m` does.
     if "" not in sys.path:
         sys.path.insert(0, "")
-    app()
+    name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    if name not in COMMANDS:
+        asked = name in ("-h", "--help")
+        print(
+            _HELP if asked else f"jdss: no command {name!r}\n\n{_HELP}",
+            file=None if asked else sys.stderr,
+        )
+        sys.exit(0 if asked else MISTAKE)
+    try:
+        tyro.cli(COMMANDS[name], prog=f"jdss {name}", args=rest, config=_PLAIN, registry=_REGISTRY)
+    except KeyboardInterrupt as interruption:
+        told = str(interruption) or "interrupted; with --storage, the same command goes on"
+        print(f"jdss: {told}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        status = _status_of(error)
+        if status is None or os.environ.get("JDSS_TRACEBACK"):
+            raise  # a bug of ours: its traceback is what there is to say
+        print(f"jdss: {words.one_line(error)}", file=sys.stderr)
+        sys.exit(status)
+
+
+def _status_of(error: Exception) -> int | None:
+    """1 for a search that failed, 2 for what the user can mend, None for anything else."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & {"SearchFailedError", "WorkerError", "TrainingDivergedError"}:
+        return FAILED
+    mistakes = (ValueError, TypeError, OSError, ImportError, LookupError)
+    if isinstance(error, mistakes) or names & {"DatasetNotPreparedError", "StorageError"}:
+        return MISTAKE
+    return None
+
+
+_REGISTRY = tyro.constructors.ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _free_form(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """Anything, a function or a mapping is given as a word: a name, an import path or JSON."""
+    union = typing.get_origin(info.type) in (typing.Union, types.UnionType)
+    parts = typing.get_args(info.type) if union else (info.type,)
+    kinds = {typing.get_origin(part) or part for part in parts}
+    if not kinds & {Any, Callable, Mapping}:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON|MODULE:ATTRIBUTE" if Mapping in kinds else "NAME|MODULE:ATTRIBUTE",
+        instance_from_str=lambda texts: words.value(texts[0]),
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [str(value)],
+    )

@@ -11,7 +11,7 @@ training step no slower, and what runs once a trial is not optimised, which save
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
@@ -90,6 +90,34 @@ def use_compilation_cache(directory: str | os.PathLike[str] | None) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_raise_persistent_cache_errors", False)
     compilation_cache.reset_cache()  # it would go on with the directory that it began with
+
+
+def keep_programs(enabled: bool = True) -> None:
+    """Whether searches keep their compiled programs on disk, where nobody says where.
+
+    `jdss.tune` does so by itself, below the user's cache directory, so that a second process
+    compiles nothing. A cache that JAX was told of (`JAX_COMPILATION_CACHE_DIR`) stays what it is; a
+    directory that cannot be written, or entries that cannot be read, are no failure.
+
+    Args:
+      enabled: False turns it off for the whole process, from now on.
+
+    Example:
+      ```python
+      jdss.keep_programs(False)  # before the first search
+      ```
+    """
+    jax.config.update("jax_enable_compilation_cache", enabled)
+    if enabled and jax.config.values["jax_compilation_cache_dir"] is None:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        with suppress(OSError, RuntimeError):  # no directory, or no home: then without
+            use_compilation_cache(home / "jdss" / "programs")
+
+
+def keep_programs_by_default() -> None:
+    """`keep_programs`, unless that was turned off."""
+    if jax.config.values["jax_enable_compilation_cache"]:
+        keep_programs()
 
 
 @cache

@@ -11,6 +11,7 @@ the same results. There must be equally many devices in each.
 `jax.pmap` is in maintenance; a successor replaces this file and nothing else.
 """
 
+import threading
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -48,26 +49,53 @@ def parallel(
     """
 
     def call(*arguments: Any) -> Any:
+        return compiled_for(arguments)(*_placed(arguments))
+
+    def compiled_for(arguments: tuple[Any, ...]) -> Callable[..., Any]:
         mapped = _pmapped(function, len(arguments), donate)
-        # Placed alike on every call: an argument that arrives with another sharding (a fresh
-        # array instead of an earlier result, say) would compile the function again.
-        placed = (_own_devices(), *replicate(arguments))
         options = cpu_options(runs_often=True) if compile_fast else None
         # With options, which `pmap` does not take, a program is compiled and kept here.
-        if options is None or jax.process_count() > 1 or not _checks.is_concrete(placed):
-            return mapped(*placed)
+        if options is None or jax.process_count() > 1 or not _checks.is_concrete(arguments):
+            return mapped
+        placed = _placed(arguments)
         signature = function, donate, _signature(placed), _settings()
-        if signature not in _PROGRAMS:
-            while len(_PROGRAMS) >= _MOST_PROGRAMS:
-                del _PROGRAMS[next(iter(_PROGRAMS))]  # the oldest
-            _PROGRAMS[signature] = mapped.lower(*placed).compile(compiler_options=options)
-        return _PROGRAMS[signature](*placed)
+        with _LOCK:
+            own_lock = _LOCKS.setdefault(signature, threading.Lock())
+        with own_lock:  # two threads that need one program compile it once
+            program = _PROGRAMS.get(signature)
+            if program is None:
+                program = mapped.lower(*placed).compile(compiler_options=options)
+                with _LOCK:  # which others may put programs in at the same moment
+                    while len(_PROGRAMS) >= _MOST_PROGRAMS:
+                        oldest = next(iter(_PROGRAMS))
+                        del _PROGRAMS[oldest]
+                        _LOCKS.pop(oldest, None)
+                    _PROGRAMS[signature] = program
+            return program
 
+    def prepare(*arguments: Any) -> None:
+        """Compiles what `call` of such arguments needs, and computes nothing."""
+        program = compiled_for(arguments)
+        if hasattr(program, "lower"):  # of `pmap`: then it is read from the cache on disk
+            program.lower(*_placed(arguments)).compile()
+
+    call.prepare = prepare  # type: ignore[attr-defined]
     return call
+
+
+def _placed(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments placed alike on every call.
+
+    One that arrives with another sharding (a fresh array instead of an earlier result, say) would
+    compile the function again.
+    """
+    return _own_devices(), *replicate(arguments)
 
 
 _PROGRAMS: dict[Any, Callable[..., Any]] = {}
 _MOST_PROGRAMS = 256
+_LOCK = threading.Lock()
+_LOCKS: dict[Any, threading.Lock] = {}
 
 
 def forget_compiled() -> None:

@@ -1,5 +1,6 @@
-"""Progress bars for terminals and notebooks."""
+"""Progress: bars in terminals and notebooks, plain lines in logs."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,10 +22,23 @@ class ProgressBar:
             self._bar.total = total
         self._bar.update(position - self._bar.n)
 
-    def restart(self, description: str) -> None:
-        """Empties the bar, for another activity."""
-        self._bar.set_description(description, refresh=False)
-        self._bar.reset()
+
+class _Lines:
+    """What stands in for a bar where there is no terminal: a line for each step."""
+
+    def __init__(self, description: str, total: int, *, inner: bool) -> None:
+        self.description, self.total, self.n = description, total, 0
+        self._inner, self._shown = inner, ""
+
+    def set_postfix(self, values: dict[str, str], refresh: bool = True) -> None:
+        del refresh
+        self._shown = "".join(f", {name} {value}" for name, value in values.items())
+
+    def update(self, moved: int) -> None:
+        self.n += moved
+        if moved and not self._inner:  # what an inner bar shows would fill a log
+            text = f"{self.description}: {self.n} of {self.total}{self._shown}"
+            print(text, file=sys.stderr, flush=True)
 
 
 def _format(value: float | str) -> str:
@@ -35,7 +49,10 @@ def _format(value: float | str) -> str:
 def progress_bar(
     total: int, description: str, *, enabled: bool = True, position: int = 0
 ) -> Iterator[ProgressBar]:
-    """A progress bar over `total` steps; inner ones have a `position` above 0 and then vanish."""
+    """Progress over `total` steps; inner bars have a `position` above 0 and vanish at their end."""
+    if enabled and not sys.stderr.isatty() and "ipykernel" not in sys.modules:
+        yield ProgressBar(_Lines(description, total, inner=position > 0))
+        return
     with tqdm(
         total=total,
         desc=description,

@@ -8,6 +8,7 @@ A selection method is a function of the protocol
 possibly traced, is the number of places to fill. Places from `count` on hold weight 0.
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdss import _checks, parallel
-from jdss.gradients import Gradients, check_gradients, count_examples, sum_consecutive
+from jdss.gradients import Gradients, check_gradients, count_examples
 from jdss.subset_files import read_arrays, write_arrays
 
 Select = Callable[..., "Subset"]
@@ -45,6 +46,16 @@ class Subset:
     indices: jax.Array
     weights: jax.Array
     num_selected: jax.Array
+
+    def tolist(self) -> list[int]:
+        """The examples of positive weight as Python's ints, such as PyTorch's data sets take.
+
+        Example:
+          >>> Subset(jnp.array([7, 2, 5]), jnp.array([3.0, 0.0, 1.0]), jnp.int32(2)).tolist()
+          [7, 5]
+        """
+        found: list[int] = np.asarray(self.indices)[np.asarray(self.weights) > 0].tolist()
+        return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes it to a .npz file, in the place of one that is there (see `write_arrays`).
@@ -231,21 +242,27 @@ def per_class(select: Select, labels: Any, num_classes: int) -> Select:
             ),
         )
         places = np.flatnonzero(np.arange(shares.max()) < shares[:, None])
-        return _join(subset, jnp.asarray(places, jnp.int32))
+        if not _checks.is_concrete(subset):
+            return _join(subset, places, jnp)
+        # By NumPy: a program for so little would take a second to compile.
+        joined = _join(jax.tree.map(np.asarray, subset), places, np)
+        return jax.tree.map(jnp.asarray, joined)
 
     return lifted
 
 
-@jax.jit
-def _join(subset: Subset, places: jax.Array) -> Subset:
-    """The classes' places in one `Subset`, those that the method itself filled first."""
+def _join(subset: Subset, places: Any, numpy: Any) -> Subset:
+    """The classes' places in one `Subset`, those that the method itself filled first.
+
+    Computed by `numpy` or `jax.numpy`, which is given.
+    """
     width = subset.indices.shape[1]
-    filled = (jnp.arange(width) < subset.num_selected[:, None]).ravel()[places]
-    order = places[jnp.argsort(~filled, stable=True)]
+    filled = (numpy.arange(width) < subset.num_selected[:, None]).ravel()[places]
+    order = numpy.asarray(places)[numpy.argsort(~filled, stable=True)]
     return Subset(
         indices=subset.indices.ravel()[order],
         weights=subset.weights.ravel()[order],
-        num_selected=filled.sum(dtype=jnp.int32),
+        num_selected=filled.sum(dtype=numpy.int32),
     )
 
 
@@ -339,93 +356,28 @@ def _class_by_class(
         return Subset(own.members[subset.indices], subset.weights, subset.num_selected)
 
     # One class after another on a CPU, where a batched while loop would compute both sides of
-    # every branch and copy its whole state each step; all at once on an accelerator.
-    if jax.default_backend() == "cpu":
+    # every branch and copy its whole state each step; several at once on an accelerator.
+    at_once = 1
+    if jax.default_backend() != "cpu":
+        num_classes, members = classes.members.shape
+        at_once = classes_at_once(num_classes, members, method.budget, gradients)
+    if at_once == 1:
         return jax.lax.map(select_in_class, classes)
-    return jax.vmap(select_in_class)(classes)
+    return jax.lax.map(select_in_class, classes, batch_size=at_once)
+
+
+def classes_at_once(
+    num_classes: int, members: int, budget: int, gradients: Gradients | None
+) -> int:
+    """How many classes an accelerator works on together: what 2 GiB hold, and at least one.
+
+    Of each it holds the rows of its m members, two float64[k, k] (GRAD-MATCH) and, up to as many as
+    a method stores, m × m similarities (CRAIG).
+    """
+    row = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(gradients))
+    similarities = members if members <= 16_384 else 0
+    needed = 4 * members * (row + similarities) + 16 * budget**2
+    return max(1, min(num_classes, (2 << 30) // max(needed, 1)))
 
 
 _on_one_device = jax.jit(_class_by_class, static_argnames="method")
-
-
-def per_batch(select: Select, batch_size: int) -> Select:
-    """Lifts a selection method to mini-batches: its atoms are sums over consecutive batches.
-
-    ceil(budget / batch_size) of the ceil(n / batch_size) batches are chosen, whole, and the
-    subset is cut to the budget. The sums are never densified: they stay sums of the rows. A
-    short last batch is an atom like any other; what it lacks is filled with unused examples at
-    weight 0. Every example carries the weight of its batch.
-
-    Args:
-      select: a method of the protocol.
-      batch_size: examples in a batch, at least 1.
-
-    Returns:
-      `lifted(gradients, budget, *, key=None, mask=None, count=None, **options)`, a method of the
-      protocol. Masked examples add nothing to their batch's sum and are never returned.
-
-    Example:
-      >>> import jdss
-      >>> gradients = jdss.DenseGradients(jnp.eye(6).at[4:].mul(3.0))
-      >>> subset = jdss.per_batch(jdss.grad_match, 2)(gradients, 2)
-      >>> subset.indices
-      Array([4, 5], dtype=int32)
-    """
-    batch_size = _checks.check_positive_int("batch_size", batch_size)
-
-    def lifted(
-        gradients: Any,
-        budget: int,
-        *,
-        key: jax.Array | None = None,
-        mask: jax.Array | None = None,
-        count: jax.Array | None = None,
-        **options: Any,
-    ) -> Subset:
-        is_size = isinstance(gradients, (int, np.integer))
-        num_examples = count_examples(gradients) if is_size else check_gradients(gradients)
-        budget = _checks.check_budget(budget, num_examples)
-        allowed = _checks.check_mask(mask, num_examples)
-        count = _checks.check_count(count, budget)
-        num_batches = -(-num_examples // batch_size)
-        padding = num_batches * batch_size - num_examples
-        valid = jnp.pad(allowed, (0, padding)).reshape(num_batches, batch_size)
-        atoms: Any
-        if is_size:
-            atoms = num_batches
-        else:
-            masked = jax.tree.map(
-                lambda leaf: jnp.where(allowed.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0),
-                gradients,
-            )
-            atoms = sum_consecutive(masked, batch_size)
-        batches = select(
-            atoms,
-            -(-budget // batch_size),
-            key=key,
-            mask=valid.any(axis=1),
-            count=-(-count // batch_size),
-            **options,
-        )
-        # Every place of a chosen batch, without those that are padding or masked: a stable sort
-        # moves these behind the others, and unused examples take their place.
-        members = batches.indices[:, None] * batch_size + jnp.arange(batch_size)
-        weights = jnp.broadcast_to(batches.weights[:, None], members.shape).ravel()
-        by_method = jnp.arange(len(batches.indices)) < batches.num_selected
-        real = valid[batches.indices].ravel()
-        chosen = real & jnp.repeat(by_method, batch_size)
-        order = jnp.argsort(jnp.where(chosen, 0, jnp.where(real, 1, 2)), stable=True)[:budget]
-        num_real = jnp.minimum(real.sum(), count)
-        indices = fill_places(
-            jnp.where(real, members.ravel(), 0)[order],
-            jnp.minimum(real.sum(), budget),
-            num_examples,
-            mask=allowed,
-        )
-        return Subset(
-            indices=indices,
-            weights=jnp.where(jnp.arange(budget) < num_real, weights[order], 0.0),
-            num_selected=jnp.minimum(chosen.sum(), count).astype(jnp.int32),
-        )
-
-    return lifted

@@ -1,12 +1,22 @@
 """Small problems that several tests train on."""
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 import threading
 
 import flax.linen as nn
 import numpy as np
 import pytest
+
+# Programs and decoded data are kept for one run of the tests, whose processes share them.
+_CACHE = tempfile.mkdtemp(prefix="jdss-tests-") if "JDSS_TESTS_CACHE" not in os.environ else None
+os.environ.setdefault("JDSS_TESTS_CACHE", _CACHE or "")
+os.environ["XDG_CACHE_HOME"] = os.environ["JDSS_TESTS_CACHE"]
+if _CACHE:
+    atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 
 # Read when JAX first looks for devices: several test processes may share one GPU.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

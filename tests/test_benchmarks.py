@@ -1,12 +1,15 @@
 """The benchmarks at a tiny size: complete results, honest goals, tables from the file alone."""
 
 import json
+import re
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.optimize import nnls
 
+import jdss
 from experiments.benchmarks import peers, problems, report, sections, selection
 from experiments.benchmarks.measuring import measure
 
@@ -22,7 +25,9 @@ def without_peers(monkeypatch):
 @pytest.fixture
 def without_training(monkeypatch):
     """The gradients of one class are synthetic: training a network would only take time here."""
-    gradients, _ = problems.softmax_factors(50, 4, 9)
+    generator = np.random.default_rng(0)
+    errors, inputs = (generator.normal(size=(50, width)).astype(np.float32) for width in (4, 9))
+    gradients = jdss.FactoredGradients(jnp.asarray(errors), jnp.asarray(inputs))
     trained = SimpleNamespace(description="synthetic")
     monkeypatch.setattr(problems, "trained_lenet", lambda *_, **__: trained)
     monkeypatch.setattr(problems, "one_class", lambda *_: gradients)
@@ -34,7 +39,7 @@ def test_all_sections_run_without_mnist(monkeypatch, tmp_path):
     out = tmp_path / "selection.json"
     selection.main(["--scale", "tiny", "--out", str(out)])
     results = json.loads(out.read_text())["sections"]
-    assert set(results) == set(sections.SECTIONS)
+    assert set(results) == set(selection.SECTIONS)
     assert "random images" in results["round"]["problem"]
     for section in results.values():
         assert section["rows"]
@@ -48,8 +53,7 @@ def test_a_section_is_complete_and_keeps_the_others(
     other = {"sections": {"pursuit": {"kept": True}}}
     out.write_text(json.dumps(other))
     arguments = ["--scale", "tiny", "--out", str(out)]
-    with pytest.raises(KeyError):  # The other section is not one that tables can be made of.
-        selection.main([*arguments, "--only", "facility_location"])
+    selection.main([*arguments, "--only", "facility_location"])
     assert "without submodlib, lazy: `pip install submodlib-py`" in capsys.readouterr().out
     results = json.loads(out.read_text())["sections"]
     assert results["pursuit"] == {"kept": True}
@@ -62,12 +66,27 @@ def test_a_section_is_complete_and_keeps_the_others(
     assert goals["times faster than the faster lazy peer"]["met"] is None
     assert goals["relative difference from exact greedy"]["met"]
 
-    del other["sections"]["pursuit"]
-    out.write_text(json.dumps({"sections": {"facility_location": section}}))
-    selection.main([*arguments, "--report"])
-    markdown = out.with_suffix(".md").read_text()
+    markdown = report.selection({"sections": {"facility_location": section}}, "By hand.")
     assert "## facility_location" in markdown
-    assert "| not measured |" in markdown
+    assert re.search(r"\| +not measured \|", markdown)
+    assert markdown.endswith("By hand.\n")
+
+
+def test_the_committed_tables_are_what_the_result_files_say():
+    results = json.loads((report.OUT / "selection.json").read_text())
+    notes = (report.HERE / "notes.md").read_text()
+    assert (report.HERE / "README.md").read_text() == report.selection(results, notes)
+    results = json.loads((report.OUT / "training.json").read_text())
+    assert (report.OUT / "training.md").read_text() == report.training(results)
+    results = json.loads((report.OUT / "search_overhead.json").read_text())
+    frame = report.search_overhead(results).frame
+    assert list(frame["storage"].unique()) == ["memory", "journal", "sqlite", "postgresql"]
+    assert (
+        frame["all"].iloc[0]
+        == f"{sum(results['milliseconds']['memory']['first_half'].values()):.1f}"
+    )
+    results = json.loads((report.OUT / "import_time.json").read_text())
+    assert set(report.import_time(results).frame["statement"]) == set(results["seconds"])
 
 
 def test_goals_are_met_at_their_limits_only():
@@ -76,7 +95,7 @@ def test_goals_are_met_at_their_limits_only():
     assert sections.goal("smaller", 2.0, at_most=2)["met"]
     assert not sections.goal("smaller", 2.1, at_most=2)["met"]
     assert sections.goal("smaller", None, at_most=2)["met"] is None
-    assert "**missed**" in report._goal_cells(sections.goal("smaller", 2.1, at_most=2))
+    assert "**missed**" in report._goal(sections.goal("smaller", 2.1, at_most=2)).values()
 
 
 def test_the_first_call_counts_as_compilation_but_for_what_does_not_compile():

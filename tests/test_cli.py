@@ -1,22 +1,23 @@
 """The command line: every option of the functions, and exit statuses that scripts can trust."""
 
+import dataclasses
 import inspect
 import json
 import re
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import optuna
 import pytest
-from typer.main import get_command
-from typer.testing import CliRunner
 
 import jdss
-from jdss import _arguments
-from jdss.cli import app
+from jdss import _arguments, cli
 
 MODEL = "tests.conftest:Perceptron"
 SPACE = """
@@ -25,15 +26,28 @@ epochs = {type = "int", low = 2, high = 3}
 batch_size = {type = "categorical", choices = [16]}
 """
 DOCUMENTATION = Path(__file__).parent.parent / "docs" / "search.md"
-ONLY_ON_THE_COMMAND_LINE = {"out"}  # of tune: where the result file goes
+# Of `tune`: where the result file goes, whether programs are kept, and what says where data is.
+ONLY_ON_THE_COMMAND_LINE = {"out", "programs", "data_dir", "data_on", "address"}
 
 
 def announce(study, trial):
     print("a trial is done", flush=True)
 
 
+class Outcome(NamedTuple):
+    exit_code: int
+    output: str
+
+
 def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    """What a command prints, on both streams, and its exit status."""
+    printed, status = StringIO(), 0
+    with redirect_stdout(printed), redirect_stderr(printed):
+        try:
+            cli.main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            status = end.code
+    return Outcome(status, printed.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +73,44 @@ def search(files, *more):
     return run("tune", MODEL, files / "data.npz", *space, *quiet, *more)
 
 
+def arguments_of(name):
+    """The arguments of a command by name, those that stand in its own dataclasses among them."""
+    found = {}
+    for parameter in inspect.signature(cli.COMMANDS[name]).parameters.values():
+        if isinstance(parameter.default, (cli.Examples, cli.Kept)):
+            found |= {one.name: one.default for one in dataclasses.fields(parameter.default)}
+        else:
+            found[parameter.name] = parameter.default
+    return found
+
+
+def options(name):
+    """The options and positional arguments of a command, as its help shows them."""
+    shown = run(name, "--help")
+    assert shown.exit_code == 0
+    return {word.replace("-", "_") for word in re.findall(r"--([a-z][a-z-]*)", shown.output)}
+
+
+@pytest.mark.parametrize("settings", [jdss.Selection, jdss.Task, jdss.Search])
+def test_every_setting_is_an_option_with_its_docstring_as_help(settings):
+    names = {field.name for field in dataclasses.fields(settings)}
+    assert names <= options("tune")
+    shown = " ".join(re.sub(r"[│─]", " ", run("tune", "--help").output).split())
+    documented = re.findall(r"^  (?:  )?(\w+): (.{20})", inspect.getdoc(settings), re.MULTILINE)
+    described = {name: text for name, text in documented if name in names}
+    assert described.keys() == names
+    assert all(text in shown for text in described.values())
+
+
 @pytest.mark.parametrize("name", ["tune", "select", "report"])
 def test_every_argument_of_the_function_is_one_of_the_command(name):
-    """What a callable can be given as, an import path can be given as: there are no exceptions."""
-    parameters = {parameter.name for parameter in get_command(app).commands[name].params}
-    parameters -= {"help"}
     arguments = set(inspect.signature(getattr(jdss, name)).parameters)
-    if name == "tune":
-        parameters -= ONLY_ON_THE_COMMAND_LINE
+    own = set(arguments_of(name))
     if name == "select":
         arguments -= {"logits", "features", "labels"}  # which are in the file
-        parameters -= {"file", "out"}
-    assert parameters == arguments
+        own -= {"file", "out"}
+    assert own - (ONLY_ON_THE_COMMAND_LINE if name == "tune" else set()) == arguments
+    assert own - {"model", "data", "storage", "selection", "task", "search"} <= options(name)
 
 
 @pytest.mark.parametrize("name", ["tune", "select", "report"])
@@ -78,12 +118,16 @@ def test_defaults_of_the_command_are_those_of_the_function(name):
     """Where they are of a plain kind; None, texts and lists stand for what is read from them."""
     function = inspect.signature(getattr(jdss, name)).parameters
     compared = 0
-    for parameter in get_command(app).commands[name].params:
-        default = getattr(function.get(parameter.name), "default", inspect.Parameter.empty)
-        if isinstance(default, (int, float, str)) and parameter.name != "out":
-            assert type(default)(parameter.default) == default, parameter.name
-            compared += 1
-    assert compared >= (15 if name == "tune" else 1) - (name == "report")
+    for name_of_one, own in arguments_of(name).items():
+        default = getattr(function.get(name_of_one), "default", inspect.Parameter.empty)
+        plain = isinstance(default, (int, float, str)) or dataclasses.is_dataclass(default)
+        if plain and name_of_one != "out":
+            expected = "0.1" if name_of_one == "validation" else default
+            if name_of_one != "selection":  # a name there, the dataclass here
+                assert own == expected, name_of_one
+                compared += 1
+    assert compared >= (8 if name == "tune" else 1) - (name == "report")
+    assert jdss.Selection().method == "grad_match"
 
 
 @pytest.mark.parametrize("name", ["tune", "objective", "select"])
@@ -94,10 +138,10 @@ def test_every_argument_is_in_the_documentation(name):
 
 def test_help_teaches_and_does_not_import_jax():
     program = (
-        "import sys; from typer.testing import CliRunner; from jdss.cli import app\n"
-        "result = CliRunner().invoke(app, ['tune', '--help'])\n"
-        "assert result.exit_code == 0\n"
-        "print(result.output); print(sorted({'jax', 'optuna', 'numpy'} & set(sys.modules)))"
+        "import sys; from jdss.cli import main\n"
+        "try: main(['tune', '--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "print(sorted({'jax', 'optuna', 'numpy'} & set(sys.modules)))"
     )
     shown = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
@@ -105,6 +149,12 @@ def test_help_teaches_and_does_not_import_jax():
     assert "jdss tune lenet digits" in shown.stdout
     assert "learning_rate = {type" in shown.stdout
     assert shown.stdout.splitlines()[-1] == "[]", shown.stderr
+
+
+def test_without_a_command_all_are_shown_and_an_unknown_one_is_a_mistake():
+    assert run().exit_code == run("--help").exit_code == 0
+    assert all(f"jdss {name}" in run().output for name in cli.COMMANDS)
+    assert run("tone") == Outcome(2, "jdss: no command 'tone'\n\n" + run().output)
 
 
 def test_a_search_is_kept_reported_and_written(files, tmp_path):
@@ -134,13 +184,14 @@ def test_a_search_is_kept_reported_and_written(files, tmp_path):
         (["--fraction", 3], r"fraction must be in (0, 1], got 3.0"),
         (["--sampler", "best"], "sampler must be one of"),
         (["--space", "nowhere.toml"], "nowhere.toml"),
-        (["--space", "space"], "--space must be a .json or .toml file"),
-        (["--options", "[1]"], "--options must be a mapping in JSON"),
+        (["--space", "space"], "space must be one of 'default', 'published'; got 'space'"),
+        (["--options", "[1]"], "options must be a mapping, got list"),
+        (["--options", "{1"], "a mapping must be given in JSON, got '{1'"),
         (["--metric", "tests.conftest:nothing"], "cannot be imported"),
         (["--validation", "half"], "--validation must be an .npz file"),
         (["--enqueue", '{"epochs": 99}'], "must be in IntDistribution"),
-        (["--trials", "many"], "Invalid value"),
-        (["--no-such-option"], "No such option"),
+        (["--trials", "many"], "invalid literal for int()"),
+        (["--no-such-option"], "nrecognized"),
     ],
 )
 def test_mistakes_give_one_sentence_and_status_2(files, arguments, message):
@@ -177,7 +228,7 @@ def test_an_interruption_has_status_130(files, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jdss.tuning.tune.run_trials", interrupt)
+    monkeypatch.setattr("jdss.tune", interrupt)
     result = search(files)
     assert result.exit_code == 130
     assert "jdss: interrupted" in result.output
@@ -246,13 +297,13 @@ def test_spaces_are_read_in_every_form(tmp_path):
     (tmp_path / "own.json").write_text(
         json.dumps({"lr": json.loads(optuna.distributions.distribution_to_json(lr))})
     )
-    assert _arguments.space(str(tmp_path / "own.json")) == {"lr": lr}
+    assert _arguments.space(tmp_path / "own.json") == {"lr": lr}
     (tmp_path / "bad.toml").write_text('lr = {type = "float", low = 1}')
     with pytest.raises(ValueError, match=r"space\['lr'\].*high"):
-        _arguments.space(str(tmp_path / "bad.toml"))
+        _arguments.space(tmp_path / "bad.toml")
     (tmp_path / "worse.toml").write_text("lr = 3")
     with pytest.raises(ValueError, match=r"space\['lr'\] must have a type"):
-        _arguments.space(str(tmp_path / "worse.toml"))
+        _arguments.space(tmp_path / "worse.toml")
 
 
 def test_a_damaged_file_of_arrays_is_one_sentence(files, tmp_path):
@@ -287,7 +338,7 @@ def test_a_result_is_shown_also_where_it_cannot_be_written(files, tmp_path, monk
 
 
 def test_a_result_s_command_holds_no_password():
-    from jdss.reporting.results import _command
+    from jdss.results import command as _command
 
     url = "postgresql://me:se/c@ret@host/db?sslpassword=another"
     for words in (["--storage", url], [f"--storage={url}"]):

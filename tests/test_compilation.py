@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jdss
 from jdss import parallel
 from jdss.compilation import count_compilations, use_compilation_cache
+from tests.settings import tune
 
 OPTIMIZERS = ("sgd", "nesterov", "adam", "adamw")
 
@@ -51,7 +51,7 @@ def pmapped_programs():
 
 
 def search(blobs, perceptron):
-    return jdss.tune(
+    return tune(
         perceptron,
         blobs,
         space=space,
@@ -92,6 +92,7 @@ import sys, jax.numpy as jnp, numpy as np
 from flax import linen as nn
 import jdss
 from jdss.compilation import count_compilations, use_compilation_cache
+from tests.settings import tune
 
 use_compilation_cache(sys.argv[1])
 generator = np.random.default_rng(0)

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jdss.gradients import DenseGradients
+from jdss.mini_batches import per_batch
 from jdss.selection.craig import craig
-from jdss.subset import per_batch, per_class
+from jdss.subset import per_class
 
 # Most tests share one shape, so that they share its compilation.
 N, K = 60, 12

@@ -5,21 +5,24 @@ run here (a GPU, a server, data that is not there) stands behind `<!-- skip: nex
 What a block needs and a reader does not, is in `<!-- invisible-code-block: python … -->`.
 """
 
+import functools
 import importlib.util
+import inspect
 import re
 import shlex
+import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from unittest import SkipTest
 
 import jax
 import pytest
-import typer
 from sybil.document import Document
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 import jdss
-from jdss.cli import app
+from jdss import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -107,25 +110,35 @@ SCRIPTS = [(page, *block) for page in PAGES for block in blocks_of(page, "sh")]
     SCRIPTS,
     ids=[f"{name_of(page)}:{line}" for page, line, _ in SCRIPTS],
 )
-def test_the_command_lines_of_a_page_are_understood(page, line, script):
-    group = typer.main.get_command(app)
+def test_the_command_lines_of_a_page_are_understood(page, line, script, monkeypatch):
     for program, *arguments in commands_in(script):
         if program == "jdss":
-            # Parses every option, and raises for one that does not exist; nothing is run.
-            context = group.make_context("jdss", [arguments[0]])
-            command = group.get_command(context, arguments[0])
-            assert command is not None, f"jdss has no command {arguments[0]!r}"
-            command.make_context(arguments[0], arguments[1:], parent=context)
+            assert understood(arguments, monkeypatch), f"{name_of(page)}:{line}: {arguments}"
         elif "-m" in arguments and Path(program).name.startswith("python"):
             module = arguments[arguments.index("-m") + 1]
             assert importlib.util.find_spec(module) or module == "build", f"no module {module}"
 
 
-def test_the_parser_of_command_lines_would_notice_an_unknown_option():
-    with pytest.raises(Exception, match="No such option"):
-        test_the_command_lines_of_a_page_are_understood(
-            None, 0, "jdss tune lenet digits --trails 3"
-        )
+def understood(arguments, monkeypatch):
+    """Whether `jdss` reads its arguments, and makes its settings of them; no command is run."""
+    run = []
+
+    def read_only(command):
+        return functools.wraps(command)(lambda *given, **named: run.append(command))
+
+    commands = {name: read_only(command) for name, command in cli.COMMANDS.items()}
+    monkeypatch.setattr(cli, "COMMANDS", commands)
+    with suppress(SystemExit):
+        cli.main(arguments)
+    monkeypatch.undo()
+    return bool(run)
+
+
+def test_the_parser_of_command_lines_would_notice_what_is_wrong(monkeypatch, capsys):
+    assert understood(["tune", "lenet", "digits", "--trials", "3"], monkeypatch)
+    assert not understood(["tune", "lenet", "digits", "--trails", "3"], monkeypatch)
+    assert not understood(["tune", "lenet", "digits", "--method", "grad_mach"], monkeypatch)
+    assert not understood(["tuna", "lenet", "digits"], monkeypatch)
 
 
 def test_every_public_name_is_in_the_reference():
@@ -133,12 +146,56 @@ def test_every_public_name_is_in_the_reference():
     shown = {
         name for page in pages for name in re.findall(r"^::: jdss\.(\S+)", page.read_text(), re.M)
     }
-    modules = ("data", "models", "reporting")
+    modules = ("data", "models")
     public = [name for name in jdss.__all__ if name not in modules]
     for module in modules:
         public += [f"{module}.{name}" for name in getattr(jdss, module).__all__]
     # What is public in two places is shown at the shorter one.
     assert not [n for n in public if n not in shown and n.rpartition(".")[2] not in shown]
+
+
+def test_the_page_of_the_search_names_every_argument_and_every_setting():
+    text = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
+    calls = (jdss.tune, jdss.objective, jdss.select)
+    settings = (jdss.Selection, jdss.Task, jdss.Search, jdss.Workers)
+    names = {name for made in (*calls, *settings) for name in inspect.signature(made).parameters}
+    assert not [name for name in sorted(names) if not re.search(rf"`[^`\n]*\b{name}\b", text)]
+
+
+def test_the_walk_of_a_trial_is_that_of_the_code(blobs, perceptron):
+    """Every file of docs/architecture.md is entered where it says, from one that came before."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    row = r"^\| \d+ \| \[`(\S+)`\]\(\.\./jdss/(\S+)\) \| `(\w+)` \|"
+    walk = re.findall(row, text, re.MULTILINE)
+    files = [file for file, _, _ in walk]
+    assert 20 <= len(set(files)) == len(walk) <= 25
+    assert all(file == link for file, link, _ in walk)
+    entered = set()
+
+    def note(frame, event, _):
+        if event == "call":
+            entered.add((frame.f_code.co_filename, frame.f_code.co_name))
+
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        space = jdss.default_space(epochs=(4, 4), batch_sizes=(32,))
+        jdss.tune(
+            perceptron,
+            blobs,
+            fraction=0.2,
+            trials=1,
+            search=jdss.Search(space=space, pruner="asha"),
+            progress=False,
+        )
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    assert not [step for step in walk if (str(ROOT / "jdss" / step[0]), step[2]) not in entered]
+    for place, file in enumerate(files[1:], 1):
+        module = f"jdss.{file.removesuffix('.py').replace('/', '.')}"
+        before = [(ROOT / "jdss" / earlier).read_text("utf-8") for earlier in files[:place]]
+        assert any(f"from {module} import" in code for code in before), f"no way to {file}"
 
 
 def test_there_is_one_address_of_the_repository():

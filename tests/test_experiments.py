@@ -1,236 +1,208 @@
-"""The experiments, on little data: equal treatment, complete files, both figures."""
+"""The recipes: complete files that resume, equal treatment, and every scale's model."""
 
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
-import optuna
 import pytest
 
 import jdss
-from experiments import cifar10, cifar100, mnist, trainings
-from experiments.comparison import compare
-from jdss import reporting
+from experiments import cifar10, cifar100, mnist, searches, trainings
+from experiments.results import REQUIRED_KEYS, read_results
 from jdss.compilation import use_compilation_cache
-from jdss.parallel import forget_compiled
-from jdss.tuning.objective import build_model
 
-SCALE = {"name": "test", "reduced": True, "description": "300 digits"}
-STRATEGIES = ("grad_match", "uniform", "full")
+RECIPES = {"mnist": mnist, "cifar10": cifar10, "cifar100": cifar100}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compiled_programs_are_kept_apart_and_forgotten(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-    use_compilation_cache(None)
-    forget_compiled()
+class Found(SimpleNamespace):
+    """What `jdss.tune` returns, as far as the recipes look."""
 
-
-@pytest.fixture(scope="module")
-def compared(tmp_path_factory):
-    out = tmp_path_factory.mktemp("results")
-    digits = jdss.load_dataset("digits").head(300)
-    compare(
-        jdss.models.LeNet(10),
-        digits,
-        scale=SCALE,
-        strategies=STRATEGIES,
-        seeds=(0,),
-        space=jdss.default_space(epochs=(2, 3), batch_sizes=(32,)),
-        trials=2,
-        fraction=0.2,
-        select_every=1,
-        warm_start=0.5,
-        out=out,
-        loading_seconds=1.0,
-        progress=False,
-    )
-    return out
-
-
-def test_one_complete_result_file_a_strategy(compared):
-    results = reporting.read_results(compared)
-    assert sorted(result["strategy"]["name"] for result in results) == sorted(STRATEGIES)
-    for result in results:
-        assert set(reporting.REQUIRED_KEYS) <= set(result)
-        assert len(result["trials"]) == 2
-        assert 0 <= result["retraining"]["test_accuracy"] <= 1
-        assert result["ledger"]["seconds"]["loading"] >= 1.0
-
-
-def test_every_strategy_starts_from_the_same_first_hyperparameters(compared):
-    first = [result["trials"][0]["hyperparameters"] for result in reporting.read_results(compared)]
-    assert first[0] == first[1] == first[2]
-
-
-def test_every_strategy_pays_for_its_own_compilation(compared):
-    for result in reporting.read_results(compared):
-        assert result["ledger"]["search_compiling_seconds"] > 0.2
-        assert result["programs"]["compiled"] > 20
-        # At most what its own trials and retraining share, under one name and shape.
-        assert result["programs"]["read"] < result["programs"]["compiled"] / 4
-
-
-def test_both_figures_are_drawn_as_png_and_svg(compared):
-    for name in ("accuracy_against_time", "speedups"):
-        assert (compared / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert "<svg" in (compared / f"{name}.svg").read_text()
+    def as_dict(self):
+        seconds = {"loading": 0.5, "compiling": 1.0, "gradients": 0.2, "solving": 0.1}
+        seconds |= {"training": 2.0, "retraining": 1.0}
+        values = {"epochs": 1, "batch_size": 32}
+        return {
+            "strategy": self.strategy,
+            "search": {"pruner": {"name": self.pruner}, "step": trainings.STEP},
+            "best": {"hyperparameters": values, "value": 0.9},
+            "trials": [
+                {
+                    "number": number,
+                    "state": "complete",
+                    "value": 0.8 + 0.01 * number,
+                    "hyperparameters": values,
+                    "ledger": {"seconds": {"training": 1.0}},
+                    "rungs": {},
+                }
+                for number in range(self.trials)
+            ],
+            "retraining": {"hyperparameters": values, "test_accuracy": 0.9},
+            "ledger": {
+                "seconds": seconds,
+                "total_seconds": sum(seconds.values()),
+                "search_seconds": 3.3,
+                "search_compiling_seconds": 1.0,
+                "retraining_seconds": 1.0,
+                "retraining_compiling_seconds": 0.0,
+            },
+        }
 
 
 @pytest.fixture
-def resumable(tmp_path):
-    """Runs `compare` on a directory that keeps its searches."""
-    digits = jdss.load_dataset("digits").head(200)
+def tuned(monkeypatch):
+    """The calls of `jdss.tune`, which searches nothing here; data are digits."""
+    calls = []
 
-    def run(**changes):
-        settings = {
-            "scale": SCALE,
-            "strategies": ("uniform",),
-            "seeds": (0,),
-            "space": {"epochs": optuna.distributions.IntDistribution(1, 2)},
-            "trials": 2,
-            "fraction": 0.2,
-            "select_every": 1,
-            "warm_start": 0.5,
-            "out": tmp_path,
-            "loading_seconds": 0.0,
-            "storage": f"sqlite:///{tmp_path / 'searches.db'}",
-            "progress": False,
-        }
-        return compare(jdss.models.LeNet(10), digits, **{**settings, **changes})
+    def tune(
+        model, data, *, selection, fraction, trials, search, seed, storage, study_name, **more
+    ):
+        calls.append({**locals(), **more})
+        schedule = trainings.Way("", "", selection, fraction).schedule
+        return Found(
+            strategy=schedule.describe(),
+            pruner=search.pruner,
+            trials=trials,
+            search={"examples": [len(data.labels) - 30, 30]},
+        )
 
-    return run
-
-
-def _as_read(value):
-    return reporting.results._plain(value, "")
+    digits = jdss.load_dataset("digits")
+    monkeypatch.setitem(vars(jdss), "tune", tune)
+    monkeypatch.setitem(vars(jdss), "load_dataset", lambda name, data_dir=None: digits)
+    yield calls
+    use_compilation_cache(None)
 
 
-def test_a_comparison_that_is_taken_up_again_does_nothing_twice(resumable, tmp_path):
-    (first,) = resumable()
+def run(out, *arguments, recipe="mnist"):
+    module = RECIPES[recipe]
+    argv = ["--scale", "smoke", "--out", str(out), "--here", *arguments]
+    searches.main(recipe, module.__doc__, module.SCALES, module.STRATEGIES, module.search, argv)
+
+
+def test_one_complete_file_a_strategy_pruner_and_seed(tuned, tmp_path):
+    run(tmp_path, "--pruners", "none", "hyperband", "--seeds", "0", "3")
+    results = read_results(tmp_path)
+    assert len(results) == len(tuned) == 5 * 2 * 2
+    assert {path.name for path in tmp_path.glob("grad_match*.json")} == {
+        f"grad_match{pruner}-seed{seed}.json" for pruner in ("", "-hyperband") for seed in (0, 3)
+    }
+    for result in results:
+        assert set(REQUIRED_KEYS) <= set(result)
+        assert result["dataset"]["train"] == 970
+        assert result["ledger"]["seconds"]["loading"] > 0.5
+        assert 1e8 < result["process_peak_memory_bytes"] < 1e11
+        assert result["scale"]["reduced"]
+
+
+def test_strategies_are_treated_alike_but_for_how_they_choose(tuned, tmp_path):
+    run(tmp_path)
+    spaces = {str(call["search"].space) for call in tuned}
+    names = {call["study_name"] for call in tuned}  # of which Hyperband draws brackets
+    assert len(spaces) == len(names) == 1
+    assert len({call["storage"] for call in tuned}) == 5
+    by_method = {call["selection"].method: call["selection"] for call in tuned}
+    assert set(by_method) == {"full", "uniform", "craig", "glister", "grad_match"}
+    assert (by_method["uniform"].every, by_method["uniform"].warm_start) == (1, 0.0)
+    assert by_method["craig"].every == by_method["grad_match"].every == 5
+
+
+def test_a_run_that_is_taken_up_again_does_nothing_twice(tuned, tmp_path):
+    run(tmp_path, "--strategies", "uniform", "full")
+    assert len(tuned) == 2
+    (tmp_path / "full-seed0.json").unlink()
+    written = (tmp_path / "uniform-seed0.json").stat().st_mtime_ns
+    run(tmp_path, "--strategies", "uniform", "full")
+    assert len(tuned) == 3
+    assert (tmp_path / "uniform-seed0.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "what"),
+    [
+        (("scale", "name"), "paper", "scale"),
+        (("search", "step"), 1, "step"),
+        (("strategy", "warm_start"), 0.5, "warm start"),
+    ],
+)
+def test_files_of_another_experiment_are_refused(tuned, tmp_path, place, value, what):
+    run(tmp_path, "--strategies", "uniform")
     path = tmp_path / "uniform-seed0.json"
-    assert "process_peak_memory_bytes" not in first  # others were searched in this process
-    written = path.stat().st_mtime_ns
-    resumable()
-    assert path.stat().st_mtime_ns == written
-    # Without its file, what its storage holds is not done again either: trials keep their times.
-    path.unlink()
-    (again,) = resumable()
-    assert _as_read(again["trials"]) == _as_read(first["trials"])
-    for changes, what in [
-        ({"fraction": 0.3}, "strategy"),
-        ({"augmentation": "crop_flip"}, "augmentation"),
-        ({"model_name": "another"}, "model"),
-    ]:
-        with pytest.raises(
-            ValueError, match=rf"uniform-seed0\.json is of an experiment with another {what}"
-        ):
-            resumable(**changes)
-    # A training step that has become another one, too.
     result = json.loads(path.read_text())
-    result["search"]["step"] = None
+    result[place[0]][place[1]] = value
     path.write_text(json.dumps(result))
-    with pytest.raises(ValueError, match="with another step"):
-        resumable()
+    with pytest.raises(ValueError, match=rf"uniform-seed0\.json is of .* another {what}"):
+        run(tmp_path, "--strategies", "uniform")
 
 
-def test_files_of_another_experiment_are_refused_before_any_search(resumable, tmp_path):
-    resumable()
-    with pytest.raises(ValueError, match=r"uniform-seed0\.json is of an experiment with another"):
-        resumable(strategies=("full", "uniform"), trials=3)
-    assert not (tmp_path / "full-seed0.json").exists()
-
-
-def test_memory_is_recorded_of_whole_searches_in_processes_of_their_own(resumable, tmp_path):
-    (first,) = resumable(own_process=True)
-    assert 1e7 < first["process_peak_memory_bytes"] < 1e11
-    (tmp_path / "uniform-seed0.json").unlink()
-    (resumed,) = resumable(own_process=True)
-    assert "process_peak_memory_bytes" not in resumed
-
-
-def test_searches_are_kept_in_a_journal_too(resumable, tmp_path):
-    storage = f"journal:///{tmp_path / 'searches.log'}"
-    (first,) = resumable(storage=storage)
-    (tmp_path / "uniform-seed0.json").unlink()
-    (again,) = resumable(storage=storage)
-    assert again["trials"] == first["trials"]
-
-
-def test_winners_are_retrained_again_with_further_seeds(resumable, tmp_path):
-    resumable(retrainings=3)
-    (result,) = reporting.read_results(tmp_path)
-    assert [one["seed"] for one in result["retrainings"]] == [1, 2]
-    assert all({"commit", "hardware"} <= set(one) for one in result["retrainings"])
-    kept = result["retrainings"][0]
-    resumable(retrainings=4)
-    (result,) = reporting.read_results(tmp_path)
-    assert [one["seed"] for one in result["retrainings"]] == [1, 2, 3]
-    assert result["retrainings"][0] == kept
-
-
-def test_equal_winners_are_retrained_once(resumable, tmp_path, monkeypatch):
+def test_winners_are_retrained_again_and_equal_winners_once(tuned, tmp_path, monkeypatch):
     trained = []
 
-    def train_once(*arguments):
-        trained.append(arguments[-1])
-        return original(*arguments)
+    def train_once(problem, test, model, way, values, seed):
+        trained.append(seed)
+        return {"seed": seed, "test_accuracy": 0.5, "failure": None, "ledger": {"seconds": {}}}
 
-    original = trainings.train_once
     monkeypatch.setattr(trainings, "train_once", train_once)
-    rate = {"learning_rate": optuna.distributions.FloatDistribution(0.05 / 3, 0.05 / 3)}
-    resumable(strategies=("uniform", "stratified"), retrainings=2, space=rate, trials=1)
-    first, second = reporting.read_results(tmp_path)
-    assert trained == [1]
+    run(tmp_path, "--strategies", "uniform", "craig", "--retrainings", "3")
+    assert trained == [1, 2]
+    first, second = read_results(tmp_path)
     assert first["retrainings"] == second["retrainings"]
+    assert all({"commit", "hardware", "seed"} <= set(one) for one in first["retrainings"])
+    run(tmp_path, "--strategies", "uniform", "craig", "--retrainings", "4")
+    assert trained == [1, 2, 3]
+    assert len(tuned) == 2  # no search again
 
 
-def test_unknown_strategies_are_refused(resumable):
-    with pytest.raises(ValueError, match=r"strategies must be of craig, .*got 'craig-batch'"):
-        resumable(strategies=("craig-batch",))
+def test_each_search_has_a_process_and_a_report_follows(tuned, tmp_path, monkeypatch, capsys):
+    started = []
+
+    def run_module(module, arguments):
+        started.append((module, arguments))
+        searches.main("mnist", "doc", mnist.SCALES, mnist.STRATEGIES, mnist.search, arguments)
+
+    monkeypatch.setattr(searches, "run_module", run_module)
+    argv = ["--scale", "smoke", "--out", str(tmp_path), "--strategies", "full", "grad_match"]
+    searches.main("mnist", "doc", mnist.SCALES, mnist.STRATEGIES, mnist.search, argv)
+    assert [module for module, _ in started] == ["experiments.mnist"] * 2
+    assert started[0][1][-7:] == [
+        *("--strategies", "full", "--pruners", "none", "--seeds", "0", "--here")
+    ]
+    assert "GRAD-MATCH" in capsys.readouterr().out
+    for name in ("anytime", "accuracy_against_time", "speedups"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_two_forms_of_a_method_are_searched_side_by_side(resumable, tmp_path):
-    resumable(strategies=("grad_match", "grad_match-batch"), retrainings=2)
-    found = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
-    assert {name: result["strategy"]["lifting"] for name, result in found.items()} == {
-        "grad_match-seed0": "per_class",
-        "grad_match-batch-seed0": "per_batch",
-    }
-    assert all(len(result["retrainings"]) == 1 for result in found.values())
-    (alone,) = reporting.summarize([found["grad_match-batch-seed0"]])
-    assert alone.label == "GRAD-MATCH of mini-batches"
-
-
-@pytest.mark.parametrize("recipe", [mnist.RECIPE, cifar10.RECIPE, cifar100.RECIPE])
-def test_every_scale_of_a_recipe_makes_a_model_of_its_space(recipe):
-    for scale in recipe.scales.values():
-        values = {name: each.choices[1] for name, each in recipe.extra_space.items()}
-        model = build_model(recipe.model(**scale.model), values)
-        shape = (1, 28, 28, 1) if recipe.dataset == "mnist" else (1, 32, 32, 3)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_scale_of_a_recipe_makes_a_model_of_its_space(tuned, tmp_path, recipe):
+    module = RECIPES[recipe]
+    shape = (1, 28, 28, 1) if recipe == "mnist" else (1, 32, 32, 3)
+    for scale in module.SCALES:
+        run(tmp_path / scale, "--scale", scale, "--strategies", "full", recipe=recipe)
+        call = tuned[-1]
+        extra = set(call["search"].space) - set(jdss.default_space())
+        values = {name: call["search"].space[name].choices[1] for name in extra}
+        model = call["model"](**values) if values else call["model"]
         variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))
-        if scale.images is None:
+        if scale == "paper":
             count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
             published = {"mnist": 61_706, "cifar10": 11_173_962, "cifar100": 23_705_252}
-            assert count == published[recipe.dataset]
+            assert count == published[recipe]
 
 
 @pytest.mark.slow
-def test_mnist_runs_at_smoke_scale(tmp_path, monkeypatch, capsys):
+def test_mnist_runs_at_smoke_scale(tmp_path, capsys):
     directory = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
     if not any(directory.glob("mnist/*/dataset_info.json")):
         pytest.skip("MNIST is not prepared: set TFDS_DATA_DIR to a directory that holds it")
-    arguments = ["mnist", "--scale", "smoke", "--out", str(tmp_path), "--data-dir", str(directory)]
-    monkeypatch.setattr("sys.argv", [*arguments, "--retrainings", "2"])
-    mnist.main()
-    results = reporting.read_results(tmp_path)
-    assert len(results) == 5
+    argv = ["--scale", "smoke", "--out", str(tmp_path), "--data-dir", str(directory)]
+    argv += ["--retrainings", "2", "--pruners", "none", "asha"]
+    searches.main("mnist", mnist.__doc__, mnist.SCALES, mnist.STRATEGIES, mnist.search, argv)
+    results = read_results(tmp_path)
+    assert len(results) == 10
     for result in results:  # each in a process of its own
         assert f"--strategies {result['strategy']['name']} " in result["command"]
         assert 1e8 < result["process_peak_memory_bytes"] < 1e10
         assert len(result["retrainings"]) == 1
+        assert result["programs"]["compiled"] > 20  # it paid for its own
     assert "GRAD-MATCH" in capsys.readouterr().out

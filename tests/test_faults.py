@@ -7,9 +7,7 @@ import re
 import resource
 import signal
 import subprocess
-import sys
 import textwrap
-import time
 from pathlib import Path
 
 import jax
@@ -22,10 +20,9 @@ from optuna.trial import TrialState
 import jdss
 from jdss.ledger import Ledger
 from jdss.training.trial_checkpoint import TrialCheckpoint
-from jdss.tuning.storage import StorageError, open_storage
-from tests import crew
+from jdss.tuning.storage import StorageError, explained, open_storage
 from tests.postgresql import postgresql  # noqa: F401
-from tests.test_tune import SPACE, tune, values
+from tests.searching import SPACE, run_program, tune, values
 
 
 def test_the_documentation_names_tests_that_exist():
@@ -38,40 +35,38 @@ def test_the_documentation_names_tests_that_exist():
         file = file if file_name == "…" else file_name
         assert f"def {test}(" in (root / "tests" / file).read_text(encoding="utf-8"), test
         named += 1
-    assert named > 30
+    assert named > 20
 
 
 # Databases that go away --------------------------------------------------------------------------
 
 
-def test_a_database_that_goes_away_for_ten_seconds_is_waited_for(postgresql):  # noqa: F811
-    """The server is stopped while two workers run trials, and started again."""
-    url = postgresql.new_database()
-    workers = [crew.Worker(url, 12, seconds=0.5, rank=rank) for rank in range(2)]
-    for worker in workers:
-        assert worker.wait_for_trial() is not None
-    postgresql.stop()
-    try:
-        time.sleep(10)
-    finally:
-        postgresql.start()
-    for worker in workers:
-        worker.join()
-    crew.check_complete(url, 12)
+def test_a_database_that_goes_away_is_one_sentence_and_the_same_call_goes_on(
+    perceptron,
+    blobs,
+    postgresql,  # noqa: F811
+):
+    """The server is stopped in the second trial."""
+    calls = []
 
+    def select(gradients, budget, **options):
+        calls.append(budget)
+        if len(calls) == 2:
+            postgresql.stop("immediate")
+        return jdss.uniform(gradients, budget, key=options["key"])
 
-def test_a_database_that_stays_away_is_one_sentence(postgresql):  # noqa: F811
-    storage = open_storage(postgresql.new_database(), patience=1.0)
-    study = optuna.create_study(storage=storage)
-    postgresql.stop()
+    options = {"storage": postgresql.new_database(), "study_name": "s", "selection": select}
     try:
-        message = r"^the study's storage postgresql\S+ has been away for \d+ s \(.*\): run the same"
-        with pytest.raises(StorageError, match=message) as caught:
-            study.ask()
+        with pytest.raises(
+            StorageError, match=r"postgresql\S+ cannot be used: .*goes on"
+        ) as caught:
+            tune(perceptron, blobs, **options)
         assert "\n" not in str(caught.value)
     finally:
         postgresql.start()
-    study.ask()  # and is there again
+    resumed = tune(perceptron, blobs, **options)
+    assert len(calls) == 4  # the first trial was not run again
+    assert values(resumed) == values(tune(perceptron, blobs, selection=select))
 
 
 # Disks -------------------------------------------------------------------------------------------
@@ -108,10 +103,11 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(small_disk, name):
     study = optuna.create_study(storage=storage, study_name="full")
     study.enqueue_trial({"x": 0.5})
     fill(small_disk)
-    with pytest.raises(StorageError, match=r"cannot be used: the disk is full; make room"):
+    with pytest.raises(StorageError, match=r"cannot be used: the disk is full"), explained("s"):
         write_much(study)
     before = len(study.trials)
     os.remove(small_disk / "filler")
+    study = optuna.load_study(study_name="full", storage=open_storage(name.format(small_disk)))
     study.enqueue_trial({"x": 0.7})
     again = optuna.load_study(study_name="full", storage=open_storage(name.format(small_disk)))
     assert len(again.trials) == before + 1
@@ -127,11 +123,15 @@ def test_a_file_that_may_not_grow_is_one_sentence_and_loses_nothing(tmp_path, na
     (file,) = (path for path in tmp_path.iterdir() if path.suffix in (".db", ".log"))
     resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 100, limits[1]))
     try:
-        with pytest.raises(StorageError, match=r"cannot be used: the (disk is full|file may not)"):
+        with (
+            pytest.raises(StorageError, match=r"cannot be used: the (disk is full|file may not)"),
+            explained("s"),
+        ):
             write_much(study)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     before = len(study.trials)
+    study = optuna.load_study(study_name="full", storage=open_storage(name.format(tmp_path)))
     study.enqueue_trial({"x": 0.7})
     again = optuna.load_study(study_name="full", storage=open_storage(name.format(tmp_path)))
     assert len(again.trials) == before + 1
@@ -161,7 +161,7 @@ def test_a_corrupt_compilation_cache_is_one_warning_and_changes_nothing(tmp_path
             warnings.simplefilter("always")
             try:
                 jdss.tune(Perceptron(), (inputs, np.arange(60) % 3), trials=1, fraction=0.2,
-                          warm_start=0.0, selection=select, progress=False)
+                          selection=jdss.Selection(select, warm_start=0.0), progress=False)
             except KeyError:
                 pass
         for warning in caught:
@@ -235,9 +235,9 @@ LONG = {**SPACE, "epochs": IntDistribution(12, 12)}
 
 def count_stretches(end_at, end):
     """Counts calls of `train_on_subset`; at one, something ends the process or its training."""
-    from jdss.training import fit
+    from jdss.training import trial
 
-    original, calls = fit.train_on_subset, []
+    original, calls = trial.train_on_subset, []
 
     def train_on_subset(*arguments, **options):
         calls.append(options)
@@ -257,7 +257,7 @@ def test_a_trial_goes_on_from_its_checkpoint_to_the_same_result(
     """A real process that kills itself with SIGKILL in the trial's sixth stretch of training."""
     options = {
         "selection": selection,
-        "select_every": 4,
+        "every": 4,
         "trials": 1,
         "retrain": False,
         "storage": f"sqlite:///{tmp_path}/s.db",
@@ -269,12 +269,12 @@ def test_a_trial_goes_on_from_its_checkpoint_to_the_same_result(
         f"""
         import os, signal
         import numpy as np
-        from jdss.training import fit
+        from jdss.training import trial
         from tests.conftest import Perceptron
         from tests.test_faults import LONG, count_stretches, tune
 
         data = np.load({str(tmp_path / "data.npz")!r})
-        fit.train_on_subset, _ = count_stretches(6, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        trial.train_on_subset, _ = count_stretches(6, lambda: os.kill(os.getpid(), signal.SIGKILL))
         tune(Perceptron(), (data["inputs"], data["labels"]), space=LONG, **{saved!r})
         """
     )
@@ -282,7 +282,7 @@ def test_a_trial_goes_on_from_its_checkpoint_to_the_same_result(
     assert [path.name for path in (tmp_path / "saved").iterdir()] == ["cut-0.npz"]
 
     train_on_subset, calls = count_stretches(None, None)
-    monkeypatch.setattr("jdss.training.fit.train_on_subset", train_on_subset)
+    monkeypatch.setattr("jdss.training.trial.train_on_subset", train_on_subset)
     resumed = tune(perceptron, blobs, space=LONG, **saved)
     resumed_stretches = len(calls)
     whole = tune(perceptron, blobs, space=LONG, study_name="whole", **options)
@@ -294,32 +294,42 @@ def test_a_trial_goes_on_from_its_checkpoint_to_the_same_result(
     assert list((tmp_path / "saved").iterdir()) == []
 
 
-def run_program(program, *, check=True):
-    path = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    return subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": path},
-        check=check,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def test_retraining_goes_on_from_its_checkpoint(perceptron, blobs, tmp_path, monkeypatch):
+    options = {"trials": 1, "selection": "full", "space": LONG, "checkpoint_every": 0.0}
+    saved = {"storage": f"{tmp_path}/s.log", "study_name": "s", "checkpoints": tmp_path / "saved"}
+
+    def stop():
+        raise KeyboardInterrupt
+
+    train_on_subset, calls = count_stretches(12 + 5, stop)
+    monkeypatch.setattr("jdss.training.trial.train_on_subset", train_on_subset)
+    with pytest.raises(KeyboardInterrupt):
+        tune(perceptron, blobs, test=blobs, **options, **saved)
+    assert [path.name for path in (tmp_path / "saved").iterdir()] == ["s-retraining.npz"]
+    result = tune(perceptron, blobs, test=blobs, **options, **saved)
+    assert len(calls) == 12 + 5 + 8
+    assert list((tmp_path / "saved").iterdir()) == []
+    whole = tune(perceptron, blobs, test=blobs, **options)
+    assert result.retraining.test_accuracy == whole.retraining.test_accuracy
 
 
 def train(checkpoint, problem, perceptron, on_epoch=lambda entry: None):
-    from jdss.training.fit import train_adaptively
+    from jdss.training.fit import training_on
     from jdss.training.schedule import make_schedule
+    from jdss.training.trial import run
+    from jdss.training.trial import train as steps
 
     hyper = jdss.hyperparameters({"epochs": 4, "batch_size": 16})
-    return train_adaptively(
-        problem,
-        perceptron,
-        make_schedule("full"),
-        hyper,
-        jax.random.key(0),
-        ledger=Ledger(),
-        checkpoint=checkpoint,
-        on_epoch=on_epoch,
+    return run(
+        steps(
+            training_on(problem, make_schedule("full")),
+            perceptron,
+            hyper,
+            jax.random.key(0),
+            ledger=Ledger(),
+            checkpoint=checkpoint,
+            on_epoch=on_epoch,
+        )
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 
 import jdss
+from tests import settings
 from tests.conftest import Perceptron, make_blobs
 from tests.simulated_devices import on_devices
 
@@ -17,7 +18,7 @@ HYPER = {"learning_rate": 0.1, "epochs": 8, "batch_size": 16}
 
 def fit(model, data, **options):
     options = {"hyperparameters": HYPER, "fraction": 0.2, "progress": False, **options}
-    return jdss.fit(model, data, **options)
+    return settings.fit(model, data, **options)
 
 
 @pytest.mark.parametrize("selection", ["grad_match", "craig", "glister", "uniform", "full"])
@@ -27,7 +28,7 @@ def test_every_strategy_learns_separable_classes(perceptron, blobs, selection):
 
 
 def test_warm_start_is_counted_in_steps_and_the_rest_trains_on_subsets(perceptron, blobs):
-    result = fit(perceptron, blobs, warm_start=0.5, select_every=2)
+    result = fit(perceptron, blobs, warm_start=0.5, every=2)
     phases = [(entry["phase"], entry["epoch"], entry["steps"]) for entry in result.history]
     # κTk/B = 0.5 · 8 · 60 / 16 = 15 steps on everything, then four epochs of ceil(60 / 16) steps.
     assert phases == [("warm_start", 4, 15), *[("subset", epoch, 4) for epoch in (5, 6, 7, 8)]]
@@ -52,7 +53,7 @@ def test_a_subset_is_selected_every_r_epochs_with_the_current_gradients(perceptr
         seen.append(np.asarray(gradients.errors))
         return jdss.Subset(jnp.arange(budget), jnp.ones(budget), jnp.int32(budget))
 
-    result = fit(perceptron, blobs, selection=first_examples, select_every=3, warm_start=0.0)
+    result = fit(perceptron, blobs, selection=first_examples, every=3, warm_start=0.0)
     assert len(seen) == 3  # before epochs 1, 4 and 7
     assert not np.allclose(seen[0], seen[1])
     assert result.subset.indices.tolist() == list(range(60))
@@ -117,7 +118,7 @@ def test_lifting_per_batch_and_over_everything_are_options(perceptron, blobs):
             {"selection": "gradmatch"},
             "selection must be one of 'craig', 'full', 'glister', 'grad_match'",
         ),
-        ({"select_every": 0}, "select_every must be at least 1"),
+        ({"every": 0}, "every must be at least 1"),
         ({"warm_start": 2.0}, "warm_start must be in"),
         ({"lifting": "per_pixel"}, "lifting must be one of 'all', 'per_batch', 'per_class'"),
         ({"validation": 1.0}, r"validation must be a fraction in \(0, 1\), got 1.0"),
@@ -143,7 +144,9 @@ def test_the_reported_subset_are_examples_that_were_trained_on(perceptron, blobs
         seen.append(np.asarray(gradients.inputs))
         return jdss.Subset(jnp.arange(budget), jnp.ones(budget), jnp.int32(budget))
 
-    result = fit(perceptron, blobs, selection=first_examples, validation=0.5, warm_start=0.0)
+    result = fit(
+        perceptron, blobs, selection=first_examples, validation=0.5, warm_start=0.0, candidates=1.0
+    )
     train, held_out = jdss.stratified_split(blobs[1], 0.5, seed=0)
     assert result.subset.indices.tolist() == train[: len(result.subset.indices)].tolist()
     assert not set(result.subset.indices.tolist()) & set(held_out.tolist())
@@ -280,7 +283,7 @@ def test_stored_images_go_through_the_normalization_to_the_trained_model(grey_im
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (lambda result: (result,), "state must be a TrainState, .* got FitResult"),
+        (lambda result: (result.normalization,), "state must be a result .* got Normalization"),
         (lambda result: (result.state, result), "normalization must be a Norm.* got FitResult"),
         (lambda result: (result.state, {"mean": 0}), "normalization must be .* got dict"),
     ],

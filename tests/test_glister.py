@@ -1,5 +1,7 @@
 """GLISTER: gains against really taking the step, greedy against brute force."""
 
+from dataclasses import dataclass, field
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 import jdss
 from jdss.gradients import DenseGradients, FactoredGradients, last_layer_gradients
+from jdss.losses import LOSSES
 from jdss.selection.glister import LastLayerObjective, glister
 from jdss.subset import class_shares
 
@@ -282,3 +285,173 @@ def test_groups_that_do_not_fit_are_refused(changes, match):
     options = {"groups": np.arange(4) % 2, "objective": objective, "learning_rate": 1.0}
     with pytest.raises(ValueError, match=match):
         jdss.glister(gradients, 2, **{**options, **changes})
+
+
+# Against float64, at the sizes of use ------------------------------------------------------
+
+
+def softmax_errors(logits, labels):
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return odds / odds.sum(axis=1, keepdims=True) - np.eye(logits.shape[1])[labels]
+
+
+def squared_errors(outputs, targets):
+    return outputs - targets
+
+
+def confident_layer(size, *, num_classes=10, width=30, seed=0):
+    """A trained network's last layer: logits that fit most labels, and inputs half of them zero."""
+    generator = np.random.default_rng(seed)
+    centres = np.random.default_rng(1).normal(size=(num_classes, width))
+    labels = generator.integers(0, num_classes, size)
+    features = np.maximum(centres[labels] + generator.normal(size=(size, width)), 0)
+    inputs = np.concatenate([features, np.ones((size, 1))], axis=1).astype(np.float32)
+    kernel = np.concatenate([centres, -0.5 * (centres**2).sum(axis=1, keepdims=True)], axis=1)
+    return (inputs @ kernel.T).astype(np.float32), inputs, labels
+
+
+class Plain:
+    """Plain greedy in float64, every outer gradient computed from its definition."""
+
+    def __init__(self, gradients, outer, labels, rate, errors=softmax_errors):
+        arrays = (gradients.errors, gradients.inputs, *outer)
+        self.errors, self.inputs, *outer = (np.asarray(array, np.float64) for array in arrays)
+        self.outer, self.labels, self.rate, self.loss_errors = outer, labels, rate, errors
+
+    def gains_after(self, chosen):
+        logits, inputs = self.outer
+        step = self.errors[chosen].T @ self.inputs[chosen]
+        errors = self.loss_errors(logits - self.rate * inputs @ step.T, self.labels)
+        target = errors.T @ inputs / len(inputs)
+        return self.rate * np.einsum("nc,nd,cd->n", self.errors, self.inputs, target)
+
+    def assert_follows(self, picks, groups=None, shares=None, allowed=None, tolerance=1e-4):
+        """Each pick is one of the best, up to ties, after those before it."""
+        picks, open_ = np.asarray(picks), np.ones(len(self.errors), bool)
+        if allowed is not None:
+            open_ &= allowed
+        for place, pick in enumerate(picks):
+            gains = self.gains_after(picks[:place])
+            free = open_.copy()
+            free[picks[:place]] = False
+            if groups is not None:
+                left = shares - np.bincount(groups[picks[:place]], minlength=len(shares))
+                free &= left[groups] > 0
+            assert free[pick], f"place {place}"
+            short = gains[free].max() - gains[pick]
+            assert short <= tolerance * np.abs(gains[free]).max(), f"place {place}"
+
+
+def realistic(size=600, outer_size=None, rate=0.05):
+    logits, inputs, labels = confident_layer(size)
+    wrong = np.random.default_rng(2).random(size) < 0.2
+    labels = np.where(wrong, (labels + 1) % 10, labels)
+    outer = (logits, inputs, labels)
+    if outer_size is not None:
+        outer = confident_layer(outer_size, seed=3)
+    gradients = last_layer_gradients(logits, inputs[:, :-1], labels)
+    objective = LastLayerObjective(*(jnp.asarray(array) for array in outer))
+    return gradients, objective, labels, Plain(gradients, outer[:2], outer[2], rate)
+
+
+@pytest.mark.parametrize("outer_size", [None, 150])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_picks_are_those_of_plain_greedy_in_float64(grouped, outer_size):
+    gradients, objective, labels, plain = realistic(outer_size=outer_size)
+    groups = labels if grouped else None
+    subset = glister(gradients, 60, objective=objective, learning_rate=0.05, groups=groups)
+    assert len(set(subset.indices.tolist())) == 60
+    shares = class_shares(np.bincount(labels), 60)
+    plain.assert_follows(subset.indices, groups, shares)
+    # And another step leads elsewhere, so that following it says something.
+    other = glister(gradients, 60, objective=objective, learning_rate=0.005, groups=groups)
+    with pytest.raises(AssertionError, match="place"):
+        plain.assert_follows(other.indices, groups, shares)
+
+
+def test_hundreds_of_moves_in_float32_lead_where_float64_is():
+    gradients, objective, labels, plain = realistic()
+    subset = glister(gradients, 500, objective=objective, learning_rate=0.05, groups=labels)
+    shares = class_shares(np.bincount(labels), 500)
+    np.testing.assert_array_equal(np.bincount(labels[subset.indices]), shares)
+    plain.assert_follows(subset.indices, labels, shares)
+
+
+@pytest.mark.parametrize("few", [1, 2, 40])  # by their rank, and by their sum
+def test_moving_on_is_starting_again_at_the_whole_displacement(few):
+    gradients, objective, _, _ = realistic(outer_size=150)
+    weights = np.zeros(600, np.float32)
+    weights[5] = -0.05
+    weights[100 : 100 + few] = np.linspace(-0.05, 0.02, few)
+
+    @jax.jit
+    def moved(weights):
+        position = objective.start()
+        for picks in (jnp.array([5]), jnp.arange(100, 100 + few)):
+            position = objective.move(position, gradients.take(picks), weights[picks])
+        return objective.gradient_at(position)
+
+    again, start = (
+        jax.jit(objective.gradient)(step)
+        for step in (gradients.weighted_sum(weights), np.zeros((10, 31), np.float32))
+    )
+    assert np.abs(start - again).max() > 1e-3
+    np.testing.assert_allclose(moved(weights), again, atol=1e-6)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class OnlyGradient:
+    """An objective without moves, of rows of another shape where one is given."""
+
+    objective: LastLayerObjective
+    flat: bool = field(default=False, metadata={"static": True})
+
+    def gradient(self, displacement):
+        found = self.objective.gradient(displacement.reshape(10, 31))
+        return found.ravel() if self.flat else found
+
+
+def test_other_objectives_and_dense_gradients_follow_plain_greedy_too():
+    gradients, objective, labels, plain = realistic(outer_size=150)
+    shares = class_shares(np.bincount(labels), 40)
+    options = {"learning_rate": 0.05, "groups": labels}
+    dense = DenseGradients(jnp.asarray(rows(gradients).reshape(600, -1)))
+    subsets = [
+        glister(gradients, 40, objective=OnlyGradient(objective), **options),
+        glister(dense, 40, objective=OnlyGradient(objective, flat=True), **options),
+    ]
+    for subset in subsets:
+        plain.assert_follows(subset.indices, labels, shares)
+
+
+def test_a_squared_errors_picks_are_those_of_plain_greedy():
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(200, 8)).astype(np.float32)
+    outputs, targets = generator.normal(size=(2, 200, 3)).astype(np.float32)
+    loss = LOSSES["squared_error"]
+    gradients = FactoredGradients(jnp.asarray(outputs - targets), jnp.asarray(inputs))
+    objective = LastLayerObjective(
+        jnp.asarray(outputs), jnp.asarray(inputs), jnp.asarray(targets), loss=loss
+    )
+    subset = glister(gradients, 50, objective=objective, learning_rate=0.02)
+    plain = Plain(gradients, (outputs, inputs), targets, 0.02, squared_errors)
+    plain.assert_follows(subset.indices)
+
+
+def test_masks_and_counts_under_vmap_give_each_problem_its_own_picks():
+    gradients, objective, _, plain = realistic(outer_size=150)
+    masks = jnp.stack([jnp.arange(600) % 2 == 0, jnp.arange(600) % 3 == 0])
+    counts = jnp.array([30, 11])
+
+    @jax.jit
+    @jax.vmap
+    def pick(mask, count):
+        options = {"learning_rate": 0.05, "mask": mask, "count": count}
+        return glister(gradients, 30, objective=objective, **options)
+
+    subsets = pick(masks, counts)
+    assert subsets.num_selected.tolist() == [30, 11]
+    for picks, mask, count in zip(subsets.indices, masks, counts, strict=True):
+        plain.assert_follows(picks[:count], allowed=np.asarray(mask))
+        assert np.all(mask[picks])

@@ -7,8 +7,9 @@ import pytest
 from scipy.optimize import nnls
 
 from jdss.gradients import DenseGradients, FactoredGradients
+from jdss.mini_batches import per_batch
 from jdss.selection.grad_match import grad_match
-from jdss.subset import per_batch, per_class
+from jdss.subset import per_class
 
 NUM_EXAMPLES, BUDGET = 120, 12
 

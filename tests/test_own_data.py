@@ -15,7 +15,7 @@ from jdss.data.host import ArrayRows, HostExamples, JoinedRows, choose_place
 from jdss.data.sequences import SequenceRows
 from jdss.training import streaming
 from jdss.training.problem import make_problem
-from jdss.tuning.retraining import check_test
+from tests.settings import fit
 
 N, C = 40, 4
 RNG = np.random.default_rng(0)
@@ -146,7 +146,7 @@ def test_an_image_of_floats_among_bytes_is_refused_by_its_index(at, monkeypatch)
             if at == 6:  # named beside the first of its part
                 types = types.replace(r"\d", "4")
             with pytest.raises(ValueError, match=f"data must have inputs of one type; {types}"):
-                make_problem(sequence, data_on=place)
+                make_problem(jdss.keep_on(sequence, place))
 
 
 def test_parts_of_other_widths_lose_nothing(monkeypatch):
@@ -163,6 +163,13 @@ def test_parts_of_other_widths_lose_nothing(monkeypatch):
 
 
 def test_any_data_set_that_tfds_has_prepared_is_loaded_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    prepared = iter(range(10))
+
+    def prepare():
+        """Another version of the files, which an earlier decoding does not stand for."""
+        (tmp_path / "flowers" / "1.0.0" / "dataset_info.json").write_text(" " * next(prepared))
+
     sources = {"train": Batched(lambda i: {"picture": IMAGES[i], "kind": LABELS[i], "id": i})}
     features = {"kind": SimpleNamespace(num_classes=C)}
     info = SimpleNamespace(supervised_keys=("picture", "kind"), splits=sources, features=features)
@@ -170,7 +177,7 @@ def test_any_data_set_that_tfds_has_prepared_is_loaded_by_its_name(tmp_path, mon
     monkeypatch.setattr("tensorflow_datasets.builder", lambda name, data_dir: builder)
     (tmp_path / "flowers" / "1.0.0").mkdir(parents=True)
     assert not is_prepared("flowers", tmp_path)
-    (tmp_path / "flowers" / "1.0.0" / "dataset_info.json").write_text("{}")
+    prepare()
     assert is_prepared("flowers", tmp_path)
     assert not is_prepared("../" + tmp_path.name + "/flowers", tmp_path)
 
@@ -179,14 +186,196 @@ def test_any_data_set_that_tfds_has_prepared_is_loaded_by_its_name(tmp_path, mon
     assert (len(found.labels), len(found.test_labels)) == (32, 8)  # there is no test set
     assert np.bincount(found.test_labels).tolist() == [2] * C
     sources["test"] = Batched(sources["train"].make, 12)
+    assert len(jdss.load_dataset("flowers", data_dir=tmp_path).test_labels) == 8  # kept
+    prepare()
     np.testing.assert_array_equal(
         jdss.load_dataset("flowers", data_dir=tmp_path).test_images, IMAGES[:12]
     )
     sources["validation"] = sources.pop("test")
+    prepare()
     assert len(jdss.load_dataset("flowers", data_dir=tmp_path).test_labels) == 12
     sources["test"] = sources.pop("train")
+    prepare()
     with pytest.raises(ValueError, match=r"must have a split 'train' .* 'validation', 'test'"):
         jdss.load_dataset("flowers", data_dir=tmp_path)
+
+
+@pytest.fixture
+def flowers(tmp_path, monkeypatch):
+    """A prepared data set, and how often it was decoded."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = Batched(lambda i: {"image": IMAGES[i], "label": LABELS[i]})
+    features = {"label": SimpleNamespace(num_classes=C)}
+    info = SimpleNamespace(
+        supervised_keys=("image", "label"), splits={"train": source}, features=features
+    )
+    builder = SimpleNamespace(info=info, as_data_source=lambda split: source)
+    monkeypatch.setattr("tensorflow_datasets.builder", lambda name, data_dir: builder)
+    (tmp_path / "flowers" / "1.0.0").mkdir(parents=True)
+    (tmp_path / "flowers" / "1.0.0" / "dataset_info.json").write_text("{}")
+    return source
+
+
+def test_a_decoded_data_set_is_read_from_files_the_second_time(flowers, tmp_path):
+    first = jdss.load_dataset("flowers", data_dir=tmp_path)
+    asked = flowers.asked
+    second = jdss.load_dataset("flowers", data_dir=tmp_path)
+    assert flowers.asked == asked > 0
+    assert isinstance(second.images, np.memmap)
+    assert second.num_classes == C
+    for name in ("images", "labels", "test_images", "test_labels"):
+        np.testing.assert_array_equal(getattr(second, name), getattr(first, name))
+        assert getattr(second, name).dtype == getattr(first, name).dtype
+    # A damaged copy is none.
+    for file in (tmp_path / "cache").rglob("images.npy"):
+        file.write_bytes(b"nothing")
+    np.testing.assert_array_equal(
+        jdss.load_dataset("flowers", data_dir=tmp_path).images, first.images
+    )
+    assert flowers.asked > asked
+
+
+def test_a_disk_that_takes_no_copy_is_no_failure(flowers, tmp_path):
+    (tmp_path / "cache").write_text("a file where a directory should be")
+    for _ in range(2):
+        with pytest.warns(RuntimeWarning, match="is not kept in .*: it is decoded again next time"):
+            assert jdss.load_dataset("flowers", data_dir=tmp_path).num_classes == C
+
+
+# What people have -----------------------------------------------------------------------------
+
+
+def test_a_table_is_its_columns_of_numbers_and_others_are_named():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"a": [1, 2, 3], "b": [0.5, 1.5, 2.5], "c": [True, False, True]})
+    examples = jdss.make_examples(table, pandas.Series([0, 1, 0]))
+    np.testing.assert_array_equal(examples.inputs, [[1, 0.5, 1], [2, 1.5, 0], [3, 2.5, 1]])
+    assert examples.inputs.dtype == np.float32
+    for odd in (
+        ["x", "y", "z"],
+        pandas.to_datetime(["2020-01-01"] * 3),
+        pandas.Categorical(list("xyz")),
+    ):
+        with pytest.raises(TypeError, match="columns of numbers, but column 'city' is of dtype"):
+            jdss.make_examples(table.assign(city=odd), [0, 1, 0])
+    with pytest.raises(ValueError, match="must be finite"):
+        jdss.make_examples(table.assign(d=[1.0, None, 2.0]), [0, 1, 0])
+    with pytest.raises(TypeError, match=r"pair \(inputs, labels\).*got DataFrame"):
+        make_problem(table)
+
+
+NAMES = np.array(["rose", "tulip", "daisy", "lily"])[LABELS]
+
+
+@pytest.mark.parametrize("place", ["device", "host"])
+@pytest.mark.parametrize("kind", [list, np.array, lambda x: np.array(x, object)])
+def test_labels_may_be_strings_and_booleans(kind, place):
+    problem = make_problem(jdss.keep_on((IMAGES, kind(NAMES.tolist())), place), validation=0.25)
+    assert problem.classes.tolist() == ["daisy", "lily", "rose", "tulip"]
+    everything = np.arange(N)
+    np.testing.assert_array_equal(problem.classes[problem.labels_of(everything)], NAMES)
+    is_rose = kind((NAMES == "rose").tolist())
+    problem = make_problem(jdss.keep_on((IMAGES, is_rose), place))
+    assert (problem.num_classes, problem.classes.tolist()) == (2, [False, True])
+    np.testing.assert_array_equal(problem.labels_of(everything), NAMES == "rose")
+
+
+@pytest.mark.parametrize(
+    ("labels", "others"),
+    [(LABELS, NAMES), (LABELS, LABELS == 0), (NAMES, LABELS), (NAMES, LABELS == 0)],
+)
+def test_validation_labels_of_another_kind_are_refused(labels, others):
+    with pytest.raises(ValueError, match="validation labels must be"):
+        make_problem((IMAGES, labels), validation=(IMAGES[:8], others[:8]))
+
+
+def test_strings_of_any_length_are_read_from_a_sequence(monkeypatch):
+    monkeypatch.setattr("jdss.data.sequences._AT_ONCE", 7)
+    for place in ("device", "host"):
+        problem = make_problem(
+            jdss.keep_on(Records(lambda i: (IMAGES[i], str(NAMES[i]))), place),
+            validation=(IMAGES[:8], NAMES[:8]),
+        )
+        found = problem.classes[problem.labels_of(np.arange(N + 8))]
+        np.testing.assert_array_equal(found, [*NAMES, *NAMES[:8]])
+
+
+def test_a_class_that_only_validation_has_is_refused():
+    names = np.where(np.arange(N) == 3, "oak", NAMES)
+    with pytest.raises(ValueError, match=r"validation labels must be among .*'rose'.*; got 'oak'"):
+        make_problem((IMAGES, NAMES), validation=(IMAGES, names))
+    with pytest.raises(ValueError, match="validation labels must be like those of data, named"):
+        make_problem((IMAGES, NAMES), validation=(IMAGES, LABELS))
+
+
+def test_channels_first_is_refused_or_told():
+    images = np.zeros((6, 3, 12, 10), np.uint8)
+    remedy = (
+        r"\(6, 3, 12, 10\) looks like \[n, channels, h, w\]: give inputs.transpose\(0, 2, 3, 1\)"
+    )
+    with pytest.raises(ValueError, match=remedy):
+        jdss.make_examples(images, LABELS[:6])
+    with pytest.warns(UserWarning, match=remedy):
+        jdss.make_examples(images.astype(np.float32), LABELS[:6])
+    jdss.make_examples(images.transpose(0, 2, 3, 1), LABELS[:6])  # without a warning
+    jdss.make_examples(np.zeros((6, 3, 12, 3), np.uint8), LABELS[:6])  # three pixels high
+
+
+@pytest.mark.parametrize("shape", [(6, 12, 12, 3), (6, 12, 12, 1), (6, 12, 12)])
+def test_floats_on_the_scale_of_bytes_are_refused_where_they_are_surely_images(shape):
+    images = np.random.default_rng(0).uniform(0, 255, shape).astype(np.float32)
+    data = (images, LABELS[:6])
+    for place in ("device", "host"):
+        with pytest.raises(ValueError, match=r"floats in 0\.\.255.*as uint8.*divide by 255.*as_is"):
+            make_problem(jdss.keep_on(data, place))
+        kept = make_problem(jdss.keep_on(data, place, as_is=True)).examples
+        assert kept.normalization(images).max() == images.max()
+    make_problem((images / 255, LABELS[:6]))
+    make_problem((images - images.mean(), LABELS[:6]))
+    make_problem((images[:, :5], LABELS[:6]))  # measurements, say
+    make_problem((images.reshape(6, -1), LABELS[:6]))
+
+
+@pytest.mark.parametrize(
+    ("seed", "error"), [(None, TypeError), (3.0, TypeError), (True, TypeError), (-1, ValueError)]
+)
+def test_a_seed_is_a_whole_number(seed, error):
+    with pytest.raises(error, match=r"seed must be an int.* got "):
+        jdss.fit(Net(), (IMAGES, LABELS), seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        ((IMAGES, LABELS, LABELS), r"got tuple of 3; weights of .* belong into a jdss\.Loss"),
+        ((IMAGES, {"a": LABELS, "b": LABELS}), r"got several as labels.* one array \[n, outputs\]"),
+    ],
+)
+def test_weights_and_several_labels_are_refused_with_what_to_do_instead(data, match):
+    with pytest.raises(TypeError, match=match):
+        jdss.fit(Net(), data)
+
+
+def test_half_precision_is_stored_as_floats():
+    half = jnp.asarray(RNG.normal(size=(6, 4)), jnp.bfloat16)
+    for inputs in (half, np.asarray(half)):
+        examples = jdss.make_examples(inputs, LABELS[:6])
+        np.testing.assert_array_equal(examples.inputs, half.astype(jnp.float32))
+
+
+@pytest.mark.slow
+def test_a_torch_sampler_visits_the_subset():
+    torch = pytest.importorskip("torch")
+    data = torch.utils.data.TensorDataset(torch.arange(100))
+    plain = jdss.Subset(jnp.array([7, 2, 50]), jnp.ones(3), jnp.int32(3))
+    assert [data[i][0].item() for i in torch.utils.data.Subset(data, plain.tolist()).indices]
+    loader = torch.utils.data.DataLoader(data, 2, sampler=jdss.torch_sampler(plain))
+    assert sorted(int(i) for (batch,) in loader for i in batch) == [2, 7, 50]
+    weighted = jdss.Subset(jnp.array([7, 2, 50]), jnp.array([3.0, 1.0, 0.0]), jnp.int32(3))
+    sampler = jdss.torch_sampler(weighted)
+    drawn = np.concatenate([list(sampler) for _ in range(400)])
+    assert set(drawn) == {2, 7}
+    assert np.mean(drawn == 7) == pytest.approx(0.75, abs=0.06)
 
 
 # More than a device holds ---------------------------------------------------------------------
@@ -218,21 +407,21 @@ def test_training_from_the_host_ends_where_training_on_the_device_does(
     options = {
         "hyperparameters": {"epochs": 5, "batch_size": 9, "learning_rate_schedule": "cosine"},
         "fraction": 0.4,
-        "select_every": 2,
+        "every": 2,
         "validation": (IMAGES[:10], LABELS[:10]),
         "augmentation": "crop_flip",
         "selection": selection,
         "optimizers": ONLY_SGD,
         "progress": False,
     }
-    expected = jdss.fit(Net(), (IMAGES, LABELS), **options)
+    expected = fit(Net(), (IMAGES, LABELS), **options)
     data = (memory_map(tmp_path / "images.npy"), LABELS)
-    found = [jdss.fit(Net(), data, data_on="host", **options)]
+    found = [fit(Net(), jdss.keep_on(data, "host"), **options)]
     if selection != "full":
         # Without the memory for a subset on the device, and from a sequence.
         monkeypatch.setattr(streaming, "SUBSET_SHARE", 0.0)
         sequence = Records(lambda i: {"image": IMAGES[i], "label": LABELS[i]})
-        found.append(jdss.fit(Net(), sequence, data_on="host", **options))
+        found.append(fit(Net(), jdss.keep_on(sequence, "host"), **options))
     for result in found:
         for one, other in zip(leaves_of(result), leaves_of(expected), strict=True):
             np.testing.assert_allclose(one, other, atol=1e-5)
@@ -250,7 +439,7 @@ def test_a_loss_that_becomes_infinite_stops_the_blocks_where_it_stops_the_loop(m
     subset = jdss.Subset(jnp.arange(50), jnp.ones(50), 50)
     found = []
     for place in ("host", "device"):
-        data = make_problem((IMAGES, LABELS), data_on=place, **options).examples
+        data = make_problem(jdss.keep_on((IMAGES, LABELS), place), **options).examples
         state = jdss.init_state(Net(), data.inputs, jax.random.key(0), optimizers=ONLY_SGD)
         found.append(jdss.train_on_subset(state, data, subset, hyper, jax.random.key(1))[1])
     assert bool(found[0].diverged)
@@ -265,7 +454,7 @@ def test_a_problem_on_the_host_is_that_on_the_device(several):
         data = (inputs, LABELS)
         if place == "host":
             data = Records(lambda i: (jax.tree.map(lambda leaf: leaf[i], inputs), LABELS[i]))
-        return make_problem(data, validation=0.25, data_on=place), data
+        return make_problem(jdss.keep_on(data, place), validation=0.25), data
 
     (on_host, test), (on_device, arrays) = problem("host"), problem("device")
     assert on_host.fingerprint() == on_device.fingerprint()
@@ -274,6 +463,8 @@ def test_a_problem_on_the_host_is_that_on_the_device(several):
         np.testing.assert_array_equal(one.train, other.train)
         ours, theirs = one.examples.normalization, other.examples.normalization
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    from jdss.tuning.retraining import check_test
+
     ours, theirs = check_test(test, on_host), check_test(arrays, on_device)
     assert isinstance(ours, HostExamples)
     jax.tree.map(np.testing.assert_array_equal, ours.take(np.arange(N))[0], theirs.inputs)
@@ -299,8 +490,8 @@ def test_where_data_is_kept_follows_its_size(monkeypatch):
     assert choose_place(None, arrays) == "host"  # five devices of one memory
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert choose_place(None, arrays) == "device"
-    with pytest.raises(ValueError, match="data_on must be one of 'device', 'host'; got 'disk'"):
-        jdss.fit(Net(), (IMAGES, LABELS), data_on="disk")
+    with pytest.raises(ValueError, match="place must be one of 'device', 'host'; got 'disk'"):
+        jdss.keep_on((IMAGES, LABELS), "disk")
 
 
 def test_doubles_and_several_inputs_are_taken_from_the_host_as_they_are_stored():
@@ -325,18 +516,20 @@ def test_validation_inputs_of_another_width_keep_their_values(place):
     ):
         data = (np.ones((N, 2), narrow), LABELS)
         given = (np.full((3, 2), value, wide), LABELS[:3])
-        examples = make_problem(data, validation=given, data_on=place).examples
+        examples = make_problem(jdss.keep_on(data, place), validation=given).examples
         taken = [0, N + 1]
         found = examples.take(taken)[0] if place == "host" else examples.inputs[np.array(taken)]
         np.testing.assert_array_equal(found, [[1, 1], [value, value]])
     given = (np.full((3, 2), 2**40), LABELS[:3])
     with pytest.raises(ValueError, match="integers that fit into int32"):
-        make_problem((np.ones((N, 2), np.int8), LABELS), validation=given, data_on=place)
+        make_problem(jdss.keep_on((np.ones((N, 2), np.int8), LABELS), place), validation=given)
 
 
 def test_a_test_set_on_the_host_is_looked_at_once():
-    problem = make_problem((IMAGES, LABELS), data_on="host")
+    problem = make_problem(jdss.keep_on((IMAGES, LABELS), "host"))
     test = Records(lambda i: (IMAGES[i], LABELS[i]))
+    from jdss.tuning.retraining import check_test
+
     check_test(test, problem)
     assert test.asked <= N + 1  # one for its shape
 
@@ -352,7 +545,7 @@ def test_a_test_set_on_the_host_is_looked_at_once():
 )
 def test_bad_data_on_the_host_is_refused_as_it_is_on_the_device(inputs, labels, error, match):
     with pytest.raises(error, match=match):
-        make_problem((inputs, labels), data_on="host")
+        make_problem(jdss.keep_on((inputs, labels), "host"))
 
 
 def test_grey_images_without_an_axis_for_their_channel_are_refused():

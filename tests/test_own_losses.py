@@ -15,8 +15,10 @@ from jdss.compilation import count_compilations
 from jdss.losses import LOSSES, SQUARED_ERROR
 from jdss.training.metrics import make_metric, mean_squared_error, r2
 from jdss.training.problem import make_problem
-from jdss.training.schedule import for_labels, make_schedule
+from jdss.training.schedule import make_schedule
 from jdss.training.selection_round import draw_candidates
+from tests import settings
+from tests.settings import tune
 
 N = 60
 RNG = np.random.default_rng(0)
@@ -46,7 +48,7 @@ BY_HAND = replace(
 
 def fit(model, data, **options):
     options = {"hyperparameters": HYPER, "fraction": 0.3, "optimizers": ONLY_SGD, **options}
-    return jdss.fit(model, data, progress=False, **options)
+    return settings.fit(model, data, progress=False, **options)
 
 
 @pytest.mark.parametrize("loss", ["squared_error", HUBER, BY_HAND], ids=["squared", "huber", "own"])
@@ -101,7 +103,7 @@ def test_numbers_are_learned_on_subsets_of_everything(selection):
         validation=(X, counts),
         selection=selection,
         hyperparameters={**HYPER, "epochs": 20},
-        select_every=10,
+        every=10,
     )
     outputs = Regressor(1).apply(result.state.variables, X)
     assert result.validation_score == pytest.approx(r2(outputs, counts), abs=1e-4)
@@ -115,7 +117,7 @@ def test_numbers_are_learned_on_subsets_of_everything(selection):
 
 def test_candidates_among_numbers_are_drawn_from_everything():
     problem = make_problem((X, TARGETS), classes=False, validation=0.2)
-    schedule = for_labels(make_schedule(candidates=0.5), None, problem.num_classes)
+    schedule = make_schedule(jdss.Selection(candidates=0.5), num_classes=None)
     assert schedule.strategy.lifting == "all"
     drawn = [draw_candidates(schedule, problem, jax.random.key(seed)) for seed in (0, 0, 1)]
     assert len(set(drawn[0].tolist())) == 24
@@ -130,7 +132,7 @@ def test_a_search_over_a_regression_is_scored_tested_and_pruned_by_a_metric_of_o
         seen.append((outputs.shape, targets.shape))
         return -np.abs(outputs - targets).sum(axis=1)  # one an example; more is better
 
-    result = jdss.tune(
+    result = tune(
         Regressor(),
         (X, TARGETS),
         test=(X[:10], TARGETS[:10]),
@@ -194,7 +196,7 @@ def test_an_optimizer_of_ones_own_is_compiled_once_for_all_learning_rates():
 
     def run(rate):
         hyper = {"epochs": 2, "batch_size": 8, "learning_rate": rate}
-        return jdss.fit(
+        return settings.fit(
             Regressor(),
             (X, TARGETS),
             loss="squared_error",
@@ -247,23 +249,53 @@ def test_an_optimizer_of_ones_own_is_compiled_once_for_all_learning_rates():
         (
             {"loss": jdss.Loss("whole", lambda outputs, targets: jnp.sum(outputs - targets))},
             ValueError,
-            r"'whole' must give one number an example, shape \(1,\), got \(\)",
+            r"'whole' must give one number an example, shape \(2,\), got \(\)",
         ),
         (
-            {"loss": jdss.Loss("odd", lambda outputs, targets: outputs @ targets)},
+            {"loss": jdss.Loss("odd", lambda outputs, targets: outputs @ jnp.ones(3))},
             ValueError,
-            r"'odd' must take outputs float32\[1, 2\].* but fails on them",
+            r"'odd' must take outputs float32\[2, 2\].* but fails on them",
         ),
         (
             {"loss": replace(HUBER, last_layer_errors=lambda outputs, targets: outputs[:, 0])},
             ValueError,
-            r"last_layer_errors of loss 'huber' must have the shape of the outputs, \(1, 2\)",
+            r"last_layer_errors of loss 'huber' must have the shape of the outputs, \(2, 2\)",
         ),
     ],
 )
 def test_what_does_not_go_together_is_refused(options, error, match):
     with pytest.raises(error, match=match):
         fit(Regressor(), (X, TARGETS), **options)
+
+
+@pytest.mark.parametrize(
+    ("mixing", "match"),
+    [
+        # [b, 1] against [b] is [b, b]: every output is compared with every target.
+        (
+            jdss.Loss("mean", lambda outputs, targets: ((outputs - targets) ** 2).mean(axis=1)),
+            r"'mean' must treat every example.*\[b, 1\] and targets \[b\].*outputs\[:, 0\]",
+        ),
+        (
+            jdss.Loss("batch", lambda outputs, targets: (outputs[:, 0] - targets.mean()) ** 2),
+            "its value changes with the examples beside it",
+        ),
+        (
+            jdss.Loss(
+                "errors",
+                lambda outputs, targets: (outputs[:, 0] - targets) ** 2,
+                last_layer_errors=lambda outputs, targets: outputs - outputs.mean(),
+            ),
+            "its last_layer_errors changes",
+        ),
+    ],
+    ids=["broadcast", "mean", "errors"],
+)
+def test_a_loss_that_mixes_examples_is_refused(mixing, match):
+    with pytest.raises(ValueError, match=match):
+        fit(Regressor(1), (X, TARGETS[:, 0]), loss=mixing)
+    alone = jdss.Loss("alone", lambda outputs, targets: (outputs[:, 0] - targets) ** 2, metric="r2")
+    assert fit(Regressor(1), (X, TARGETS[:, 0]), loss=alone, validation=0.2).validation_score > 0.3
 
 
 def test_labels_and_outputs_of_different_numbers_are_refused():

@@ -7,10 +7,12 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from optuna.distributions import FloatDistribution
 
 import jdss
 from jdss.models.calling import apply_model, call_arguments, check_model
 from jdss.training.forward import compute_projected_gradients
+from tests.settings import fit, tune
 
 N, C = 9, 3
 RNG = np.random.default_rng(0)
@@ -216,11 +218,11 @@ def test_two_inputs_are_learned_with_subsets_and_retrained():
     labels = np.arange(90) % C
     pixels = generator.normal(size=(90, 5)) + 2 * np.eye(C, 5)[labels]
     table = generator.normal(size=(90, 2)) + 2 * np.eye(C, 2)[labels]
-    result = jdss.tune(
+    result = tune(
         TwoInputs(),
         ({"pixels": pixels, "table": table}, labels),
         test=({"pixels": pixels[:30], "table": table[:30]}, labels[:30]),
-        space={"learning_rate": jdss.default_space()["learning_rate"]},
+        space={"learning_rate": FloatDistribution(0.01, 1.0)},
         enqueue=[{"learning_rate": 0.1}],
         trials=1,
         selection="uniform",
@@ -273,7 +275,7 @@ SHORT = {"hyperparameters": {"epochs": 2, "batch_size": 4}, "fraction": 0.5, "pr
 )
 def test_a_model_without_a_last_dense_layer_is_refused_with_the_way_on(model, match):
     with pytest.raises(ValueError, match=match):
-        jdss.fit(model, (X, LABELS), optimizers=ONLY_SGD, **SHORT)
+        fit(model, (X, LABELS), optimizers=ONLY_SGD, **SHORT)
 
 
 def test_gradients_of_all_parameters_need_no_last_layer():
@@ -283,7 +285,7 @@ def test_gradients_of_all_parameters_need_no_last_layer():
         seen.append(gradients.matrix.shape)
         return jdss.uniform(gradients, budget, key=key)
 
-    result = jdss.fit(
+    result = fit(
         Probabilities(),
         (X, LABELS),
         validation=(X, LABELS),
@@ -291,6 +293,7 @@ def test_gradients_of_all_parameters_need_no_last_layer():
         selection=select,
         gradients="all",
         projection_dimension=16,
+        candidates=1.0,
         optimizers=ONLY_SGD,
         **SHORT,
     )
@@ -301,29 +304,22 @@ def test_gradients_of_all_parameters_need_no_last_layer():
 
 
 def test_a_selection_without_gradients_takes_any_model():
-    result = jdss.fit(Cosine(), (X, LABELS), selection="uniform", optimizers=ONLY_SGD, **SHORT)
+    result = fit(Cosine(), (X, LABELS), selection="uniform", optimizers=ONLY_SGD, **SHORT)
     assert len(result.subset.indices) == 4
 
 
 # Flax NNX -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", [Nnx, Nnx(C, rngs=nnx.Rngs(0))])
-def test_nnx_modules_are_refused_with_the_way_on(model):
-    for call in (jdss.fit, jdss.tune, jdss.objective):
-        with pytest.raises(TypeError, match=r"flax\.nnx module Nnx: .*nnx\.bridge\.to_linen\(Nnx"):
-            call(model, (X, LABELS))
-
-
 def test_nnx_modules_wrapped_for_linen_have_no_last_layer():
     with pytest.raises(ValueError, match="layers found: none"):
-        jdss.fit(nnx.bridge.to_linen(Nnx, C), (X, LABELS), optimizers=ONLY_SGD, **SHORT)
+        fit(nnx.bridge.to_linen(Nnx, C), (X, LABELS), optimizers=ONLY_SGD, **SHORT)
 
 
 @pytest.mark.slow
 def test_nnx_modules_wrapped_for_linen_train_and_take_gradients_of_all_parameters():
     wrapped = nnx.bridge.to_linen(Nnx, C)
-    result = jdss.fit(wrapped, (X, LABELS), selection="uniform", optimizers=ONLY_SGD, **SHORT)
+    result = fit(wrapped, (X, LABELS), selection="uniform", optimizers=ONLY_SGD, **SHORT)
     mean = result.state.model_state["batch_stats"]["norm"]["mean"]
     assert np.abs(mean).max() > 0  # BatchNorm was told that it trains
     data = jdss.make_examples(X, LABELS)
@@ -338,10 +334,10 @@ def test_nnx_modules_wrapped_for_linen_train_and_take_gradients_of_all_parameter
 
 
 def test_what_is_no_model_is_refused():
-    with pytest.raises(TypeError, match=r"an instance, such as MyModel\(\)\), got the class Head"):
-        jdss.fit(Head, (X, LABELS))
+    with pytest.raises(TypeError, match=r"such as MyModel\(\)\).*got the class Head"):
+        fit(Head, (X, LABELS))
     with pytest.raises(TypeError, match="got str"):
-        jdss.tune("lenet", (X, LABELS))
+        tune("lenet", (X, LABELS))
 
     class Arrays(nn.Module):
         mean: np.ndarray
@@ -351,7 +347,7 @@ def test_what_is_no_model_is_refused():
             return nn.Dense(C)(x - self.mean)
 
     with pytest.raises(TypeError, match="attributes that can be hashed, but Arrays has not"):
-        jdss.fit(Arrays(np.zeros(5)), (X, LABELS))
+        fit(Arrays(np.zeros(5)), (X, LABELS))
 
 
 def test_lists_of_layers_become_tuples_and_other_modules_stay_as_they_are():
@@ -368,6 +364,6 @@ def test_inputs_that_do_not_go_together_are_refused():
     with pytest.raises(
         ValueError, match=r"like those of data, \[0\]: float32\[5\], \[1\]: float32"
     ):
-        jdss.fit(TwoInputs(), ((X, TABLE), LABELS), validation=((X, X), LABELS))
+        fit(TwoInputs(), ((X, TABLE), LABELS), validation=((X, X), LABELS))
     with pytest.raises(ValueError, match=r"takes images .*got .* and "):
         jdss.make_examples((X, TABLE), LABELS, augmentation="crop_flip")

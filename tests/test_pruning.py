@@ -6,8 +6,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 import jdss
-from jdss.tuning.pruning import make_pruner, rungs
-from jdss.tuning.sampling import INTERRUPTED
+from jdss.tuning.places import INTERRUPTED
+from jdss.tuning.pruners import make_pruner, rungs
+from tests import searching
 
 SPACE = {
     "learning_rate": FloatDistribution(1e-4, 0.3, log=True),
@@ -17,8 +18,8 @@ SPACE = {
 
 
 def tune(model, data, **options):
-    defaults = {"space": SPACE, "fraction": 0.2, "trials": 7, "progress": False, "retrain": False}
-    return jdss.tune(model, data, **{**defaults, "select_every": 2, **options})
+    defaults = {"space": SPACE, "trials": 7, "retrain": False, "every": 2}
+    return searching.tune(model, data, **{**defaults, **options})
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_the_winner_is_a_trial_that_was_completed(pruned):
 def test_other_pruners_resume_where_they_were(perceptron, blobs, tmp_path, pruner):
     options = {"storage": f"sqlite:///{tmp_path}/search.db", "study_name": "s", "pruner": pruner}
     if pruner == "median":
-        options["pruner_options"] = {"n_startup_trials": 1}
+        options["pruner"] = optuna.pruners.MedianPruner(n_startup_trials=1)
     tune(perceptron, blobs, trials=2, **options)
     result = tune(perceptron, blobs, trials=5, n_startup_trials=1, **options)
     states = [trial["state"] for trial in result.trials]
@@ -96,7 +97,12 @@ def test_other_pruners_resume_where_they_were(perceptron, blobs, tmp_path, prune
 
 def test_an_objective_prunes_in_a_study_of_ones_own(perceptron, blobs):
     objective = jdss.objective(
-        perceptron, blobs, space=SPACE, selection="uniform", fraction=0.2, metric="loss"
+        perceptron,
+        blobs,
+        space=SPACE,
+        selection="uniform",
+        fraction=0.2,
+        task=jdss.Task(metric="loss"),
     )
 
     class Second(optuna.pruners.BasePruner):
@@ -123,7 +129,7 @@ def test_a_search_without_a_completed_trial_says_so(perceptron, blobs):
 
 
 def test_an_interrupted_trial_does_not_compete_with_its_own_retry():
-    pruner = make_pruner("asha", first_rung=1, reduction_factor=2, space=SPACE)
+    pruner = make_pruner(jdss.Search(pruner="asha", reduction_factor=2), SPACE)
     study = optuna.create_study(direction="maximize", pruner=pruner)
     cut = study.ask()
     cut.report(0.9, 1)
@@ -136,28 +142,11 @@ def test_an_interrupted_trial_does_not_compete_with_its_own_retry():
 
 
 def test_hyperband_has_its_brackets_from_the_start():
-    pruner = make_pruner("hyperband", first_rung=1, reduction_factor=3, space=SPACE)
+    pruner = make_pruner(jdss.Search(pruner="hyperband"), SPACE)
     assert pruner._max_resource == 11
     fixed = {"learning_rate": FloatDistribution(0, 1)}
-    pruner = make_pruner("hyperband", first_rung=1, reduction_factor=3, space=fixed)
+    pruner = make_pruner(jdss.Search(pruner="hyperband"), fixed)
     assert pruner._max_resource == 20
-
-
-def test_in_hyperband_an_interrupted_trial_does_not_compete_either():
-    space = {"epochs": IntDistribution(1, 2)}  # so few that there is one bracket
-    pruner = make_pruner("hyperband", first_rung=1, reduction_factor=3, space=space)
-    study = optuna.create_study(direction="maximize", pruner=pruner)
-    cut = study.ask()
-    cut.report(0.9, 1)
-    assert not cut.should_prune()
-    cut.set_user_attr(INTERRUPTED, "killed")
-    study.tell(cut, state=TrialState.FAIL)
-    retry = study.ask()
-    retry.report(0.8, 1)
-    assert not retry.should_prune()
-    worse = study.ask()
-    worse.report(0.7, 1)
-    assert worse.should_prune()
 
 
 def test_a_trial_that_goes_on_from_a_checkpoint_has_been_at_its_rungs(perceptron, blobs, tmp_path):
@@ -177,7 +166,7 @@ def test_a_trial_that_goes_on_from_a_checkpoint_has_been_at_its_rungs(perceptron
             space={**SPACE, "epochs": IntDistribution(11, 11)},
             selection=select,
             warm_start=0.0,
-            select_every=5,
+            every=5,
             pruner="asha",
             trials=1,
             storage=f"sqlite:///{tmp_path}/s.db",

@@ -1,109 +1,121 @@
 """Rank fidelity and robustness: what is computed from trainings, and that a run can be cut."""
 
-import json
-
 import numpy as np
 import pytest
 import scipy.stats
+from flax import linen as nn
 
 import jdss
-from experiments import rank_fidelity, robustness, trainings
-from jdss import reporting
+from experiments import agreement, rank_fidelity, robustness, trainings
+from experiments.agreement import correlation, regret
+from experiments.results import as_read, read_results, write_result
 
-GRAD_MATCH = {"name": "grad_match", "fraction": 0.05}
 
-
-def trial(accuracy, *, test=None, epochs=20, selections=0, failed=False):
+def trial(accuracy, *, test=None, epochs=20, selections=0):
     return {
         "hyperparameters": {"epochs": epochs},
         "selections": [{}] * selections,
-        "state": "failed" if failed else "complete",
-        "validation_accuracy": None if failed else accuracy,
-        "test_accuracy": None if failed else (accuracy if test is None else test),
+        "validation_accuracy": accuracy,
+        "test_accuracy": accuracy if test is None else test,
     }
 
 
-def test_agreement_is_spearmans_and_the_regret_of_the_other_ways_choice():
-    truth = [0.90, 0.95, 0.97, 0.80, 0.96]
-    tests = [0.91, 0.94, 0.96, 0.81, 0.97]
-    other = [0.70, 0.60, 0.75, 0.10, 0.90]
-    full = [trial(a, test=b) for a, b in zip(truth, tests, strict=True)]
-    cheap = [trial(a, selections=3) for a in other]
-    found = rank_fidelity.agreement(full, cheap, GRAD_MATCH, random=full, cut_short=cheap)
-    assert found["spearman"] == pytest.approx(scipy.stats.spearmanr(truth, other).statistic)
-    assert found["regret"] == pytest.approx(0.01)  # it takes the last, 0.96 instead of 0.97
-    assert found["test_regret"] == pytest.approx(
-        -0.01
-    )  # which happens to be better on the test set
-    assert found["rank"] == 2
-    assert found["cost_ratio"] == pytest.approx(20 / (20 * 0.05 + 3 / 3))
-    low, high = found["interval"]
-    assert low < found["spearman"] <= high
-    assert found["over_random"][0] == pytest.approx(found["spearman"] - 1)
-    assert found["over_cut_short"] == pytest.approx((0, 0, 0))
-    # Random subsets are chosen, too, but read no gradients.
-    found = rank_fidelity.agreement(full, cheap, {"name": "uniform", "fraction": 0.05})
-    assert found["cost_ratio"] == pytest.approx(20)
+def result(way, accuracies, name="uniform", **more):
+    strategy = {"way": way, "label": way, "name": name, "fraction": 0.05, **more}
+    trials = [trial(one, epochs=10 + place) for place, one in enumerate(accuracies)]
+    return {"strategy": strategy, "trials": trials, "dataset": {"validation": 100}, "scale": {}}
+
+
+# Two full trainings of six configurations: the last does not train the second time.
+FIRST = [0.90, 0.95, 0.97, 0.80, 0.96, 0.93]
+SECOND = [0.92, 0.93, 0.95, 0.84, 0.98, 0.11]
+MEAN = np.mean([FIRST, SECOND], axis=0)
+FULL = [result("full", FIRST, "full"), result("full-again", SECOND, "full")]
+
+
+def by_way(results):
+    return {one["strategy"]["way"]: (trials, found) for one, trials, found in results.rows}
+
+
+def test_subsets_are_compared_with_the_mean_of_two_full_trainings_and_these_with_each_other():
+    cheap = [0.70, 0.60, 0.75, 0.10, 0.72, 0.65]
+    compared = agreement.compare([*FULL, result("craig-0.05", cheap, "craig")])
+    np.testing.assert_allclose(compared.truth, MEAN)
+    assert compared.trains.tolist() == [True] * 5 + [False]
+    found = by_way(compared)
+    assert set(found) == {"full", "craig-0.05"}
+    own, full = found["craig-0.05"][1], found["full"][1]
+    assert own["spearman"].value == pytest.approx(scipy.stats.spearmanr(MEAN, cheap).statistic)
+    some = slice(0, 5)
+    assert own["trains"].value == pytest.approx(
+        scipy.stats.spearmanr(MEAN[some], cheap[some]).statistic
+    )
+    assert full["spearman"].value == pytest.approx(scipy.stats.spearmanr(FIRST, SECOND).statistic)
+    # It takes the third, 0.96 in the mean, instead of the fifth, 0.97.
+    assert own["regret"].value == pytest.approx(0.01)
+    assert own["rank"] == 2
+    # By the second the first's choice is 0.95 instead of 0.98, by the first the second's 0.96.
+    assert full["regret"].value == pytest.approx((0.03 + 0.01) / 2)
+
+
+def test_the_advantage_over_random_subsets_and_full_training_cut_short_is_by_the_same_draws():
+    random, mine = [0.5, 0.7, 0.6, 0.4, 0.65, 0.3], [0.6, 0.61, 0.8, 0.2, 0.7, 0.3]
+    results = [
+        *FULL,
+        result("uniform-0.05", random),
+        result("cut_short-0.05", random),
+        result("craig-0.05", mine, "craig"),
+        result("uniform-fresh-0.05", random, select_every=1),
+    ]
+    found = by_way(agreement.compare(results))
+    over = found["craig-0.05"][1]["over_random"]
+    expected = [scipy.stats.spearmanr(MEAN, one).statistic for one in (mine, random)]
+    assert over.value == pytest.approx(expected[0] - expected[1])
+    assert over.low <= over.value <= over.high
+    assert found["uniform-fresh-0.05"][1]["over_cut_short"] == pytest.approx((0, 0, 0))
+    assert "over_random" not in found["uniform-0.05"][1]
+    assert "over_cut_short" not in found["cut_short-0.05"][1]
 
 
 def test_the_best_are_also_ranked_by_themselves():
     truth = np.linspace(0.9, 0.1, 12)
     scores = np.r_[np.linspace(0.2, 0.3, 10), 0.1, 0.0]  # bad is told from good, best from good not
-    full, cheap = ([trial(a) for a in values] for values in (truth, scores))
-    found = rank_fidelity.agreement(full, cheap, GRAD_MATCH)
-    assert found["among_best"] == pytest.approx(-1)
-    assert found["spearman"] > found["among_best"] + 0.5
-    alike = [trial(0.5)] * 10 + cheap[10:]
-    assert rank_fidelity.agreement(full, alike, GRAD_MATCH)["among_best"] is None
+    full = [result(way, truth, "full") for way in ("full", "full-again")]
+    found = by_way(agreement.compare([*full, result("craig-0.05", scores, "craig")]))
+    one = found["craig-0.05"][1]
+    assert one["best"].value == pytest.approx(-1)
+    assert one["spearman"].value > one["best"].value + 0.5
+    assert correlation(truth, np.full(12, 0.5)) is None
 
 
 def test_of_several_that_are_scored_best_the_mean_counts():
-    full = [trial(0.9), trial(0.8), trial(0.7)]
-    tied = [trial(0.5), trial(0.4), trial(0.5)]
-    found = rank_fidelity.agreement(full, tied, GRAD_MATCH)
-    assert found["regret"] == pytest.approx(0.1)
-    assert found["rank"] == 2
+    truth, tied = np.array([0.9, 0.8, 0.7]), np.array([0.5, 0.4, 0.5])
+    assert regret(truth, tied).value == pytest.approx(0.1)
+    nothing = regret(truth, truth)
 
-
-def test_trainings_are_compared_by_configuration_and_an_unfinished_way_is_left_out():
-    full = [trial(0.9, epochs=10), trial(0.8, epochs=11), trial(0.7, epochs=12)]
-
-    def result(way, trials, name="uniform"):
-        strategy = {"way": way, "label": way, "name": name, "fraction": 0.05}
-        return {"strategy": strategy, "trials": trials}
-
-    results = [
-        result("full-again", full, "full"),
-        result("uniform-0.05", full[::-1]),
-        result("craig-0.05", full[:2], "craig"),
-    ]
-    ((label, _, found),) = rank_fidelity.compared(results)
-    assert label == "uniform-0.05"
-    assert found["spearman"] == pytest.approx(1)
-    assert found["by_same_seed"] is None  # there is none
-    same_seed = [trial(one, epochs=epochs) for one, epochs in ((0.7, 10), (0.9, 11), (0.8, 12))]
-    by_way = {
-        result["strategy"]["way"]: found
-        for _, result, found in rank_fidelity.compared(
-            [*results, result("full", same_seed, "full")]
-        )
-    }
-    assert by_way["uniform-0.05"]["by_same_seed"] == pytest.approx(-0.5)
-    assert by_way["full"]["by_same_seed"] is None
+    assert nothing == pytest.approx((0, 0, 0), abs=1e-12)
 
 
 def test_a_training_that_diverged_is_the_worst_of_all():
-    full = [trial(0.9), trial(0.5), trial(0.1, failed=True)]
-    worse = [trial(0.1, failed=True), *full[1:]]
-    assert rank_fidelity.agreement(full, full, GRAD_MATCH)["spearman"] == pytest.approx(1.0)
-    assert rank_fidelity.agreement(full, worse, GRAD_MATCH)["rank"] == 2
+    assert agreement.accuracies([trial(0.3), {**trial(0.1), "validation_accuracy": None}])[1] == 0
+
+
+def test_trainings_are_compared_by_configuration_and_an_unfinished_way_is_left_out():
+    backwards = result("uniform-0.05", FIRST)
+    backwards["trials"].reverse()
+    unfinished = result("craig-0.05", FIRST[:2], "craig")
+    found = by_way(agreement.compare([*FULL, backwards, unfinished]))
+    assert set(found) == {"full", "uniform-0.05"}
+    assert agreement.accuracies(found["uniform-0.05"][0]).tolist() == FIRST
+    with pytest.raises(ValueError, match="'full' and 'full-again'"):
+        agreement.compare([FULL[0], backwards])
 
 
 def test_the_bootstrap_agrees_with_scipys():
     generator = np.random.default_rng(1)
     truth = generator.normal(size=24)
     scores = truth + generator.normal(size=24)
-    ours = rank_fidelity._interval(rank_fidelity._correlations(truth, scores))
+    ours = correlation(truth, scores)
     theirs = scipy.stats.bootstrap(
         (truth, scores),
         lambda a, b: scipy.stats.spearmanr(a, b).statistic,
@@ -113,14 +125,41 @@ def test_the_bootstrap_agrees_with_scipys():
         method="percentile",
         rng=np.random.default_rng(2),
     ).confidence_interval
-    assert ours == pytest.approx((theirs.low, theirs.high), abs=0.04)
+    assert ours[1:] == pytest.approx((theirs.low, theirs.high), abs=0.04)
+
+
+def test_the_cost_counts_forward_passes_over_the_candidates():
+    strategy = {"name": "grad_match", "fraction": 0.05, "candidates": 0.5}
+    assert agreement.cost([trial(0.9, selections=3)], strategy) == pytest.approx(1 + 0.5)
+    # Random subsets are chosen, too, but read no gradients.
+    random = {"name": "uniform", "fraction": 0.05}
+    assert agreement.cost([trial(0.9, selections=3)], random) == pytest.approx(1)
+
+
+def test_the_names_of_ways_and_what_they_mean_are_kept():
+    """Files of a run that was cut are gone on with, and tables find what they compare with."""
+    known = {way.name: way.schedule.describe() for way in rank_fidelity.ways((0.01, 0.05))}
+    assert {"full", "full-again", "cut_short-0.01", "cut_short-0.02", "uniform-fresh-0.05"} <= set(
+        known
+    )
+    assert known["grad_match-half-0.05"] == {
+        "name": "grad_match",
+        "fraction": 0.05,
+        "select_every": 5,
+        "warm_start": 0.5,
+        "lifting": "per_class",
+        "outer": "training",
+        "gradients": "last_layer",
+        "options": {},
+        "candidates": 0.5,
+    }
+    noisy = {way.name for way in robustness.CONDITIONS["label_noise"]}
+    assert {"full", "uniform", "uniform-f0.01", "craig-half", "glister-validation"} <= noisy
 
 
 def test_cut_short_takes_the_steps_of_a_trial_on_subsets():
     known = {way.name: way for way in rank_fidelity.ways((0.05,))}
     data = np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32), np.arange(400) % 4
-    from flax import linen as nn
-
     model = nn.Dense(4)
 
     def steps(way):
@@ -129,7 +168,8 @@ def test_cut_short_takes_the_steps_of_a_trial_on_subsets():
             data,
             hyperparameters={"epochs": 20, "batch_size": 5},
             progress=False,
-            **known[way].schedule,
+            selection=known[way].selection,
+            fraction=known[way].fraction,
         )
         return sum(entry["steps"] for entry in found.history)
 
@@ -144,7 +184,7 @@ def digits():
 
 def test_a_run_that_was_cut_goes_on_and_refuses_other_settings(digits, tmp_path):
     problem, test = trainings.split(digits)
-    model, way = jdss.models.LeNet(10), trainings.Way("full", "full data", {"selection": "full"})
+    model, way = jdss.models.LeNet(10), trainings.FULL
     plan = [({"epochs": 1, "learning_rate": rate, "batch_size": 32}, 0) for rate in (0.01, 1 / 3)]
     settings = {"scale": {"name": "test"}, "dataset": {"name": "digits"}, "seeds": {"split": 0}}
 
@@ -156,9 +196,7 @@ def test_a_run_that_was_cut_goes_on_and_refuses_other_settings(digits, tmp_path)
 
     first = run(plan[:1])
     whole = run(plan)
-    assert whole["trials"][0] == json.loads(
-        json.dumps(reporting.results._plain(first["trials"][0], ""))
-    )
+    assert as_read(whole["trials"][0]) == as_read(first["trials"][0])
     assert [one["hyperparameters"]["learning_rate"] for one in whole["trials"]] == [0.01, 1 / 3]
     again = run(plan)
     assert len(again["trials"]) == 2
@@ -186,3 +224,59 @@ def test_five_classes_keep_a_tenth_of_their_training_examples(digits):
     np.testing.assert_array_equal(ours[:5], np.round(0.1 * theirs[:5]))
     np.testing.assert_array_equal(ours[5:], theirs[5:])
     assert len(corrupted.problem.validation) == len(clean.validation)
+
+
+def test_robustness_tells_ways_apart_and_pairs_differences_by_seed(digits, tmp_path):
+    corrupted = robustness.corrupt(digits, "imbalance", 0)
+    for name in ("uniform", "stratified"):
+        way = next(way for way in robustness.CONDITIONS["imbalance"] if way.name == name)
+        for seed in (0, 1):
+            trainings.run(
+                tmp_path / f"{name}-seed{seed}.json",
+                corrupted.problem,
+                corrupted.test,
+                jdss.models.LeNet(10),
+                way,
+                [({"epochs": 1, "batch_size": 32}, seed)],
+                settings={
+                    "scale": {"name": "test", "reduced": True, "description": "300 digits"},
+                    "dataset": {"name": "digits", "condition": "imbalance"},
+                    "seeds": {"training": seed},
+                },
+                describe=corrupted.describe,
+            )
+    found = read_results(tmp_path)
+    frame = robustness.table(found).frame.set_index("trained on")
+    assert list(frame.index) == ["random", "random, by class"]
+    accuracies = {
+        (one["strategy"]["way"], one["trials"][0]["seed"]): one["trials"][0]["test_accuracy"]
+        for one in found
+    }
+    over = [accuracies["stratified", seed] - accuracies["uniform", seed] for seed in (0, 1)]
+    cell = frame.loc["random, by class", "over random (95% interval)"]
+    assert cell.startswith(f"{100 * np.mean(over):+.2f} (")
+    assert frame.loc["random", "rare share"].endswith("%")
+    # Files of ways that are no longer there are shown, too, and come last.
+    write_result(
+        tmp_path / "old.json",
+        {
+            **found[0],
+            "strategy": {**found[0]["strategy"], "way": "uniform-old", "label": "of before"},
+        },
+    )
+    frame = robustness.table(read_results(tmp_path)).frame
+    assert list(frame["trained on"]) == ["random", "random, by class", "of before"]
+
+
+@pytest.mark.parametrize(
+    ("way", "random"),
+    [
+        ("craig", "uniform"),
+        ("uniform-fresh", "uniform"),
+        ("grad_match-half-f0.01", "uniform-f0.01"),
+        ("grad_match-k0.25", "uniform-k0.25"),
+        ("grad_match-R5-c0.5", "uniform-f0.05"),
+    ],
+)
+def test_a_way_is_compared_with_random_subsets_of_its_size_and_warm_start(way, random):
+    assert robustness._random_like(way) == random

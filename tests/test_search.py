@@ -1,5 +1,6 @@
 """The options of a search: samplers, metrics, enqueued trials, limits, and what trials carry."""
 
+import json
 import math
 
 import numpy as np
@@ -8,36 +9,23 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 import jdss
-from jdss.reporting import summary
-from jdss.tuning.points import grid, low_discrepancy, value_at
-from jdss.tuning.sampling import SAMPLERS, make_sampler
-
-SPACE = {
-    "learning_rate": FloatDistribution(1e-3, 0.3, log=True),
-    "optimizer": CategoricalDistribution(("sgd", "adam")),
-    "epochs": IntDistribution(2, 4),
-    "batch_size": CategoricalDistribution((16,)),
-}
+from jdss.tuning.samplers import Grid, Sobol, make_sampler, value_at
+from jdss.tuning.space import stored_value, suggest
+from tests.searching import drawn
+from tests.searching import tune as tune_and_retrain
 
 
 def tune(model, data, **options):
-    defaults = {"space": SPACE, "fraction": 0.2, "trials": 3, "progress": False, "retrain": False}
-    return jdss.tune(model, data, **{**defaults, **options})
+    return tune_and_retrain(model, data, **{"retrain": False, **options})
 
 
-def drawn(result):
-    return [trial["hyperparameters"] for trial in result.trials]
-
-
-def search(sampler, space, trials, *, storage=None, name="study", seed=0, **options):
+def search(sampler, space, trials, *, storage=None, name="study", seed=0):
     """A search over a cheap function instead of a training, with a fresh sampler."""
     study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
-    study.sampler = make_sampler(
-        sampler, seed=seed, n_startup_trials=2, space=space, options=options
-    )
+    study.sampler = make_sampler(sampler, seed=seed, n_startup_trials=2, space=space)
 
     def objective(trial):
-        values = {n: trial._suggest(n, distribution) for n, distribution in space.items()}
+        values = suggest(trial, space)
         return sum(value for value in values.values() if not isinstance(value, str))
 
     study.optimize(objective, n_trials=trials)
@@ -71,7 +59,17 @@ def needs(sampler):
     "sampler",
     [
         pytest.param(name, marks=[pytest.mark.slow] if name == "gp" else [])  # it imports PyTorch
-        for name in (*SAMPLERS, "grid", "qmc")
+        for name in (
+            "tpe",
+            "random",
+            "gp",
+            "cmaes",
+            "nsgaii",
+            "nsgaiii",
+            "brute_force",
+            "grid",
+            "qmc",
+        )
     ],
 )
 def test_a_search_in_two_processes_is_the_search_in_one(sampler, tmp_path):
@@ -108,7 +106,7 @@ def test_grid_points_are_those_of_a_hand_written_grid():
         "few": IntDistribution(1, 2),
         "one": IntDistribution(7, 7),
     }
-    points = grid(space, 0)
+    points = Grid(space, 0)
     found = [points.point(place) for place in range(points.size)]
     expected = [
         (lr, m, s, n, few, 7)
@@ -120,13 +118,13 @@ def test_grid_points_are_those_of_a_hand_written_grid():
     ]
     rounded = sorted(tuple(round(v, 9) for v in point.values()) for point in found)
     assert rounded == sorted(expected)
-    assert grid(space, 1).point(0) != points.point(0) or grid(space, 2).point(0) != points.point(0)
+    assert Grid(space, 1).point(0) != points.point(0) or Grid(space, 2).point(0) != points.point(0)
 
 
 def test_sobol_points_fill_every_cell_of_a_net():
     """Of 2^m points of Sobol's sequence, one lies in each interval of length 2^-m."""
     space = {"a": FloatDistribution(0.0, 1.0), "b": FloatDistribution(1.0, 16.0, log=True)}
-    points = low_discrepancy(space, 5)
+    points = Sobol(space, 5)
     found = [points.point(place) for place in range(16)]
     assert sorted(int(point["a"] * 16) for point in found) == list(range(16))
     assert sorted(int(math.log2(point["b"]) * 4) for point in found) == list(range(16))
@@ -147,38 +145,105 @@ def test_shares_go_evenly_to_the_values(distribution, expected):
     assert value_at(distribution, 1.0) == expected[-1]
 
 
-def test_two_workers_draw_different_trials_from_one_seed():
-    """Each worker has a sampler of its own with the same seed; their trials differ all the same."""
-    storage = optuna.storages.InMemoryStorage()
+def test_trials_that_run_at_once_are_drawn_apart():
+    """Constant liar: a trial that is running counts as a bad one."""
     space = {"x": FloatDistribution(0, 1)}
-    studies = []
-    for _ in range(2):
-        study = optuna.create_study(storage=storage, study_name="s", load_if_exists=True)
-        study.sampler = make_sampler("tpe", seed=0, n_startup_trials=3)
-        studies.append(study)
-    drawn = []
-    for _ in range(4):
-        running = [study.ask(space) for study in studies]  # both at once
-        drawn += [trial.params["x"] for trial in running]
-        for study, trial in zip(studies, running, strict=True):
-            study.tell(trial, trial.params["x"])
-    assert len(set(drawn)) == 8
+    study = optuna.create_study(
+        sampler=make_sampler("tpe", seed=1, n_startup_trials=1, space=space)
+    )
+    for _ in range(12):
+        trial = study.ask(space)
+        study.tell(trial, (trial.params["x"] - 0.5) ** 2)
+    asked = [study.ask(space).params["x"] for _ in range(6)]
+    assert len(set(asked)) == 6
+    assert np.std(asked) > 0.05
 
 
-def test_tpe_counts_a_running_trial_as_a_bad_one():
-    """Constant liar: with it, two trials asked for at once lie further apart."""
+def test_a_sampler_may_be_an_object_or_a_function_of_a_seed(perceptron, blobs):
+    def sampler(seed):
+        return optuna.samplers.RandomSampler(seed=seed)
 
-    def asked(**options):
-        study = optuna.create_study()
-        study.sampler = make_sampler("tpe", seed=1, n_startup_trials=1, options=options)
-        space = {"x": FloatDistribution(0, 1)}
-        for _ in range(12):
-            trial = study.ask(space)
-            study.tell(trial, (trial.params["x"] - 0.5) ** 2)
-        return [study.ask(space).params["x"] for _ in range(6)]
+    by_function = tune(perceptron, blobs, sampler=sampler)
+    assert drawn(by_function) == drawn(tune(perceptron, blobs, sampler="random"))
+    own = optuna.samplers.RandomSampler(seed=9)
+    assert tune(perceptron, blobs, trials=1, sampler=own).search["sampler"] == "RandomSampler"
+    with pytest.raises(TypeError, match="function of a seed to an Optuna sampler, but it returned"):
+        tune(perceptron, blobs, sampler=lambda seed: seed)
 
-    assert asked() != asked(constant_liar=False)
-    assert np.std(asked()) > np.std(asked(constant_liar=False))
+
+def relu(x):
+    return x * (x > 0)
+
+
+def square(x):
+    return x**2
+
+
+@pytest.mark.filterwarnings("ignore:Choices for a categorical distribution")
+@pytest.mark.parametrize("kept", [False, True])
+def test_choices_may_be_of_any_kind(blobs, tmp_path, kept):
+    """Tuples, functions and NumPy's numbers: drawn, enqueued, resumed, and given to the model."""
+    from tests.conftest import Perceptron
+
+    seen = []
+
+    def model(activation, widths):
+        seen.append((activation, widths))
+        return Perceptron(width=widths[0])
+
+    space = {
+        "activation": CategoricalDistribution((relu, square)),
+        "widths": CategoricalDistribution(((4,), (8, 2))),
+        "batch_size": CategoricalDistribution(tuple(2 ** np.arange(4, 6))),
+        "epochs": IntDistribution(1, 2),
+    }
+    options = {"space": space, "selection": "uniform", "sampler": "random"}
+    options["enqueue"] = [{"activation": square, "widths": (8, 2), "batch_size": np.int64(32)}]
+    if kept:
+        options |= {"storage": f"sqlite:///{tmp_path}/s.db", "study_name": "s"}
+        tune(model, blobs, trials=1, **options)
+    result = tune(model, blobs, trials=4, **options)
+    assert seen[0] == (square, (8, 2))
+    assert {activation for activation, _ in seen} == {relu, square}
+    first = result.trials[0]["hyperparameters"]
+    assert (first["activation"], first["widths"], first["batch_size"]) == ("square", "(8, 2)", 32)
+    assert result.best_hyperparameters["activation"] in (relu, square)
+    assert isinstance(result.best_hyperparameters["widths"], tuple)
+    json.dumps(result.as_dict())
+    again = tune(model, blobs, trials=4, **{**options, "sampler": "random"})
+    assert drawn(again) == drawn(result)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_choices_of_a_function_of_a_trial_may_change_and_be_of_any_kind(blobs, tmp_path, kept):
+    from tests.conftest import Perceptron
+
+    def space(trial):
+        kind = trial.suggest_categorical("optimizer", ["sgd", "adam"])
+        choices = [(4,), (6,)] if kind == "sgd" else [(8,), (9,), (10,)]
+        sizes = trial.suggest_categorical("sizes", choices)
+        return {"optimizer": kind, "sizes": sizes, "epochs": np.int64(1)}
+
+    def model(sizes):
+        return Perceptron(width=sizes[0])
+
+    options = {"space": space, "selection": "uniform", "sampler": "random", "trials": 6}
+    if kept:
+        options |= {"storage": f"{tmp_path}/s.log", "study_name": "s"}
+    result = tune(model, blobs, **options)
+    for values in drawn(result):
+        known = ("(4,)", "(6,)") if values["optimizer"] == "sgd" else ("(8,)", "(9,)", "(10,)")
+        assert values["sizes"] in known
+    assert stored_value(result.best_hyperparameters["sizes"]) in {v["sizes"] for v in drawn(result)}
+    assert isinstance(result.best_hyperparameters["sizes"], tuple)
+
+
+def test_a_space_that_returns_nothing_says_so(perceptron, blobs):
+    def space(trial):
+        trial.suggest_int("epochs", 1, 2)
+
+    with pytest.raises(TypeError, match=r"returns a mapping .* returned nothing"):
+        tune(perceptron, blobs, space=space)
 
 
 def test_a_sampler_whose_package_is_missing_says_what_to_install(perceptron, blobs, monkeypatch):
@@ -191,7 +256,8 @@ def test_a_sampler_whose_package_is_missing_says_what_to_install(perceptron, blo
 
 
 def test_enqueued_trials_come_first_and_once(perceptron, blobs, tmp_path):
-    first = {"learning_rate": 0.07, "optimizer": "adam", "epochs": 2, "batch_size": 16}
+    first = {"learning_rate": 0.07, "momentum": 0.9, "optimizer": "adam", "epochs": 2}
+    first["batch_size"] = 16
     options = {
         "enqueue": [first, {"epochs": 3}],
         "storage": f"sqlite:///{tmp_path}/search.db",
@@ -202,24 +268,6 @@ def test_enqueued_trials_come_first_and_once(perceptron, blobs, tmp_path):
     assert drawn(result)[0] == first
     assert drawn(result)[1]["epochs"] == 3
     assert sum(d == first for d in drawn(result)) == 1
-
-
-@pytest.mark.slow
-def test_two_workers_share_a_grid_without_meeting(perceptron, blobs, tmp_path):
-    """Two real processes: each point once, the enqueued trial once."""
-    space = {"epochs": IntDistribution(1, 3), "batch_size": CategoricalDistribution((16,))}
-    result = tune(
-        perceptron,
-        blobs,
-        space=space,
-        sampler="grid",
-        trials=9,
-        enqueue=[{"epochs": 2, "batch_size": 16}],
-        workers=2,
-        storage=f"sqlite:///{tmp_path}/search.db",
-        study_name="s",
-    )
-    assert sorted(d["epochs"] for d in drawn(result)) == [1, 2, 2, 3]
 
 
 def test_enqueued_trials_leave_no_hole_in_a_grid(perceptron, blobs):
@@ -285,13 +333,6 @@ def test_a_metric_that_is_not_a_number_fails_its_trial_only(perceptron, blobs):
     assert "metric 'own' became nan" in result.trials[0]["failure"]
 
 
-def test_tables_do_not_take_a_loss_for_an_accuracy():
-    trials = [{"state": "complete", "value": 0.3}, {"state": "pruned", "value": 0.9}]
-    assert summary._best_value({"trials": trials, "search": {"metric": "accuracy"}}) == 0.3
-    assert summary._best_value({"trials": trials}) == 0.3  # files from before there were metrics
-    assert summary._best_value({"trials": trials, "search": {"metric": "loss"}}) is None
-
-
 # --- what trials carry ---
 
 
@@ -331,10 +372,9 @@ def test_the_relative_residual_is_that_of_the_matched_gradients():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"sampler": "tpe", "sampler_options": {"candidates": 3}}, ValueError, "sampler_options"),
         ({"sampler": "grid", "space": lambda trial: {}}, ValueError, "must be a mapping for samp"),
         (
-            {"sampler": "grid", "sampler_options": {"points": 10**6}},
+            {"sampler": "grid", "space": {n: FloatDistribution(0, 1) for n in "abcdefghijklmn"}},
             ValueError,
             "at most 1,000,000",
         ),
@@ -343,17 +383,20 @@ def test_the_relative_residual_is_that_of_the_matched_gradients():
         ({"enqueue": [{"epochs": 9}]}, ValueError, r"enqueue\[0\]\['epochs'\] must be in Int"),
         ({"timeout": -1}, ValueError, "timeout must be a positive number of seconds"),
         ({"callbacks": [3]}, TypeError, "callbacks must be functions"),
+        ({"callbacks": print}, TypeError, "callbacks must be functions"),
         ({"metric": "f1"}, ValueError, "metric must be one of 'accuracy', 'loss'"),
         ({"metric": 3}, TypeError, "metric must be a name or a function, got int"),
         ({"metric": "loss", "direction": "maximize"}, ValueError, "direction must be 'minimize'"),
         ({"direction": "up"}, ValueError, "direction must be one of"),
         ({"pruner": "ashes"}, ValueError, "pruner must be one of 'asha', 'hyperband'"),
         ({"pruner": 3}, TypeError, "pruner must be a name or an Optuna pruner"),
-        ({"pruner": "asha", "pruner_options": {"x": 1}}, ValueError, "pruner_options must be"),
         ({"reduction_factor": 1}, ValueError, "reduction_factor must be at least 2"),
         ({"first_rung": 0}, ValueError, "first_rung must be at least 1"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(perceptron, blobs, arguments, error, message):
+    def model(**architecture):
+        return perceptron
+
     with pytest.raises(error, match=message):
-        tune(perceptron, blobs, **arguments)
+        tune(model, blobs, **arguments)

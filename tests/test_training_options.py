@@ -12,6 +12,7 @@ import jdss
 from jdss.data.examples import training_batch
 from jdss.gradients import cross_entropy_errors
 from jdss.losses import cross_entropy
+from tests.settings import fit
 
 N, C = 6, 3
 LABELS = np.arange(N) % C
@@ -59,12 +60,13 @@ def test_selection_rounds_see_the_smoothed_loss(blobs, perceptron):
         return jdss.uniform(gradients, budget, key=key)
 
     hyper = {"epochs": 1, "label_smoothing": 0.5, "batch_size": 32, "learning_rate": 1e-6}
-    jdss.fit(
+    fit(
         perceptron,
         (inputs[:32], labels[:32]),
         hyperparameters=hyper,
         selection=select,
         lifting="all",
+        candidates=1.0,
         fraction=0.5,
         warm_start=0.0,
         optimizers=ONLY_SGD,
@@ -85,33 +87,48 @@ def test_clipping_scales_a_longer_gradient_down_to_the_norm_and_leaves_a_shorter
     np.testing.assert_array_equal(longer, unclipped)
 
 
-def test_the_cosine_goes_from_the_learning_rate_to_zero_over_all_stretches():
+TOTAL = 20
+PROGRESS = np.arange(TOTAL) / TOTAL
+FACTORS = {
+    "constant": np.ones(TOTAL),
+    "cosine": 0.5 * (1 + np.cos(np.pi * PROGRESS)),
+    "linear": 1 - PROGRESS,
+    "warmup_cosine": np.where(
+        PROGRESS < 0.1,
+        0.01 + 0.99 * PROGRESS / 0.1,
+        0.5 * (1 + np.cos(np.pi * (PROGRESS - 0.1) / 0.9)),
+    ),
+}
+
+
+@pytest.mark.parametrize("schedule", [*FACTORS, None])
+def test_a_schedule_goes_over_all_stretches_and_the_default_is_the_cosine(schedule):
     # With a tiny rate the gradient hardly changes: the way made tells the sum of the rates.
-    rate, total = 1e-4, 8
+    rate, factors = 1e-4, FACTORS[schedule or "cosine"]
 
     def way(steps, total_steps=None):
-        options = {"learning_rate": rate, "learning_rate_schedule": "cosine"}
-        return train(steps, total_steps, **options)[0] / -(SLOPE * rate)
+        options = {} if schedule is None else {"learning_rate_schedule": schedule}
+        return train(steps, total_steps, learning_rate=rate, **options)[0] / -(SLOPE * rate)
 
-    rates = 0.5 * (1 + np.cos(np.pi * np.arange(total) / total))
-    for steps in (1, 3, 8):
-        np.testing.assert_allclose(way(steps, total), rates[:steps].sum(), rtol=1e-3)
-    np.testing.assert_allclose(way(total), rates.sum(), rtol=1e-3)  # ends with the stretch
-    np.testing.assert_allclose(way(12, total), rates.sum(), rtol=1e-3)  # and stays at zero
+    for steps in (1, 3, 11, TOTAL):
+        np.testing.assert_allclose(way(steps, TOTAL), factors[:steps].sum(), rtol=2e-3)
+    np.testing.assert_allclose(way(TOTAL), factors.sum(), rtol=2e-3)  # ends with the stretch
+    if schedule != "constant":  # and stays at zero
+        np.testing.assert_allclose(way(TOTAL + 4, TOTAL), factors.sum(), rtol=2e-3)
 
 
 @pytest.mark.parametrize("selection", ["full", "uniform"])
 def test_fit_ends_the_cosine_at_its_last_step(selection, blobs, perceptron, monkeypatch):
     ends = []
-    plain = jdss.training.fit.train_on_subset
+    plain = jdss.training.trial.train_on_subset
 
     def spy(*arguments, total_steps, **more):
         ends.append(total_steps)
         return plain(*arguments, total_steps=total_steps, **more)
 
-    monkeypatch.setattr("jdss.training.fit.train_on_subset", spy)
+    monkeypatch.setattr("jdss.training.trial.train_on_subset", spy)
     inputs, labels = blobs
-    result = jdss.fit(
+    result = fit(
         perceptron,
         (inputs[:40], labels[:40]),
         hyperparameters={"epochs": 3, "batch_size": 8, "learning_rate_schedule": "cosine"},

@@ -1,20 +1,29 @@
 """The parts of training: shuffling, optimizers, hyper-parameters, one stretch, forward passes."""
 
 import itertools
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optuna
 import pytest
 from flax import linen as nn
 from scipy import stats
 
 import jdss
+from jdss import parallel
+from jdss.ledger import Ledger
+from jdss.training.ahead import Ahead
+from jdss.training.hyperparameters import LARGEST_LEARNING_RATES
 from jdss.training.optimizers import OPTIMIZERS, apply_gradients, init_slots
+from jdss.training.problem import make_problem
+from jdss.training.schedule import make_schedule
+from jdss.training.selection_round import everything
 from jdss.training.shuffle import shuffled
+from jdss.tuning.space import check_space
 
 # Shuffling ------------------------------------------------------------------------------------
 
@@ -206,7 +215,13 @@ LABELS = np.arange(N) % C
 UNIT = jdss.make_examples(np.eye(N, dtype=np.float32), LABELS)
 VISITED = np.array([0, 1, 2, 4, 5, 6, 7, 8, 9])  # not example 3
 WEIGHTS = np.array([1.0, 2.0, 0.5, 1.0, 3.0, 1.0, 1.0, 0.25, 4.0], np.float32)
-PLAIN_SGD = jdss.hyperparameters(learning_rate=1.0, momentum=0.0, batch_size=BATCH, optimizer="sgd")
+PLAIN_SGD = jdss.hyperparameters(
+    learning_rate=1.0,
+    momentum=0.0,
+    batch_size=BATCH,
+    optimizer="sgd",
+    learning_rate_schedule="constant",
+)
 
 
 ONLY_SGD = {"sgd": OPTIMIZERS["sgd"]}  # compiles faster than the whole family
@@ -296,7 +311,12 @@ def test_a_step_equals_the_hand_written_one_on_a_network_with_a_bias_and_momentu
         return (weights * losses).sum() / weights.sum()
 
     hyper = jdss.hyperparameters(
-        learning_rate=0.3, momentum=0.5, weight_decay=0.1, optimizer="sgd", batch_size=16
+        learning_rate=0.3,
+        momentum=0.5,
+        weight_decay=0.1,
+        optimizer="sgd",
+        learning_rate_schedule="constant",
+        batch_size=16,
     )
     state, metrics = jdss.train_on_subset(
         state, data, SUBSET, hyper, jax.random.key(0), num_steps=2
@@ -635,3 +655,26 @@ def test_a_model_that_counts_its_calls_can_be_trained():
     hyper = jdss.hyperparameters(batch_size=4)
     state, _ = jdss.train_on_subset(state, data, everything, hyper, jax.random.key(1))
     assert int(state.model_state["counter"]["calls"]) == before + 2
+
+
+def test_a_relative_rate_is_that_of_the_optimizer_that_is_used():
+    hyper = jdss.hyperparameters({"relative_learning_rate": 1.0}, optimizers=("adam",))
+    assert hyper.learning_rate == np.float32(LARGEST_LEARNING_RATES["adam"])
+    space = {"relative_learning_rate": optuna.distributions.FloatDistribution(0.1, 1.0)}
+    with pytest.raises(ValueError, match="must have an optimizer beside relative_learning_rate"):
+        check_space(space, ("adam",))
+
+
+def test_steps_are_compiled_ahead_after_training_has_given_up_the_state():
+    images, labels = np.zeros((16, 16, 16, 1), np.uint8), np.arange(16) % 4
+    problem = make_problem((images, labels))
+    everyone, key = everything(problem), jax.random.key(0)
+    state = jdss.init_state(jdss.models.LeNet(4), problem.examples.inputs, key)
+    hyper, other = jdss.hyperparameters(batch_size=7), jdss.hyperparameters(batch_size=5)
+    trained, _ = jdss.train_on_subset(state, problem.examples, everyone, hyper, key, num_steps=1)
+    with closing(Ahead((5, 7))) as ahead:
+        ahead.start(problem, make_schedule("uniform", 0.5), state, everyone, hyper, None)
+        ahead.wait(5, Ledger())
+    known = len(parallel._PROGRAMS)
+    jdss.train_on_subset(trained, problem.examples, everyone, other, key, num_steps=1)
+    assert len(parallel._PROGRAMS) == known

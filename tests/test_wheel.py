@@ -37,8 +37,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
         metadata = archive.read(next(n for n in names if n.endswith("/METADATA"))).decode()
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "jdss").rglob("*.py*")}
     sources = {name for name in sources if "__pycache__" not in name}
+    sources |= {"jdss/py.typed", "jdss/templates/report.html"}
     assert {"jdss/py.typed", "jdss/__init__.pyi"} <= names
-    assert {name for name in names if ".dist-info/" not in name} == sources | {"jdss/py.typed"}
+    assert {name for name in names if ".dist-info/" not in name} == sources
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     assert "\nLicense-Expression: Apache-2.0\n" in metadata
     assert "# jdss" in metadata, "the README is the long description"

@@ -1,15 +1,13 @@
-"""Several worker processes on one study: real processes, real signals, real databases."""
+"""Several workers: Ray actors, real processes, real signals, a real cluster of two nodes."""
 
-import functools
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
+import threading
 import time
-import types
-from pathlib import Path
+from collections import Counter
 
 import numpy as np
 import optuna
@@ -17,70 +15,47 @@ import pytest
 from optuna.trial import TrialState
 
 import jdss
-from jdss.tuning import workers
-from jdss.tuning.resuming import GONE, finished_trials, release_trials_of_the_dead
-from jdss.tuning.sampling import INTERRUPTED
-from tests import crew
+from jdss.tuning import workers as ray_workers
+from jdss.tuning.places import PLACE, finished_trials
+from tests.conftest import Perceptron
+from tests.crew import run_and_kill
 from tests.postgresql import postgresql  # noqa: F401
-from tests.test_tune import tune, values
+from tests.searching import environment, tune, values
 
-SLOW_SQLITE = [pytest.param("sqlite", marks=pytest.mark.slow), "postgresql"]
-SLOW_POSTGRESQL = ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)]
+ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "jdss-jax[ray]"')
 
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request, tmp_path):
-    """A storage with a heartbeat."""
-    if request.param == "postgresql":
-        return request.getfixturevalue("postgresql").new_database()
-    return f"sqlite:///{tmp_path}/search.db"
+# Two workers that have nothing to compile but what every trial needs.
+SMALL = {"selection": "uniform", "sampler": "random", "warm_start": 0.0, "retrain": False}
 
 
-@pytest.fixture(autouse=True)
-def logs_in_the_test_s_own_directory(tmp_path, monkeypatch):
-    # Of workers only: other sockets of this process have names that may not be as long.
-    make = functools.partial(tempfile.mkdtemp, dir=tmp_path)
-    monkeypatch.setattr(workers, "tempfile", types.SimpleNamespace(mkdtemp=make))
+@pytest.fixture(autouse=True, scope="module")
+def compiled_once(tmp_path_factory):
+    """Workers find what others have compiled."""
+    import jax
+
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in zip(names, (str(tmp_path_factory.mktemp("cache")), 0), strict=True):
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
-# Killed workers ----------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def cluster():
+    """Ray, begun once for the tests that need no Ray of their own."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
 
 
-@pytest.mark.parametrize("url", SLOW_SQLITE, indirect=True)
-def test_three_workers_killed_at_random_moments_over_eight_trials(url):
-    assert crew.run_and_kill(url, trials=8, workers=3, seconds=1.0, seed=0) > 0
-    crew.check_complete(url, 8)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
-def test_ten_workers_killed_at_random_moments_over_forty_trials(url, seed):
-    killed = crew.run_and_kill(url, trials=40, workers=10, seconds=3.0, seed=seed)
-    study = crew.check_complete(url, 40)
-    assert killed > 0
-    assert len(study.trials) >= 40
-
-
-@pytest.mark.parametrize("url", SLOW_POSTGRESQL, indirect=True)
-def test_a_worker_killed_on_another_machine_is_noticed_by_its_heartbeat(url):
-    """Its process cannot be looked at from here: only the heartbeat tells."""
-    victim = crew.Worker(url, 2, seconds=300, host="elsewhere")
-    number = victim.wait_for_trial()
-    assert victim.kill()
-    crew.Worker(url, 2).join()
-    study = crew.check_complete(url, 2)
-    killed, retried = study.trials[number], study.trials[-1]
-    assert killed.state == TrialState.FAIL
-    assert INTERRUPTED not in killed.user_attrs  # which whoever looks at processes writes
-    assert retried.user_attrs["jdss:retried"] == killed.number
-    assert retried.params == killed.params
-
-
-# `tune` with workers ------------------------------------------------------------------------------
-
-
-def test_workers_share_a_search_and_its_result_is_complete(perceptron, blobs, tmp_path):
-    """One of the two kills itself in its first trial: it is replaced, and the trial run again."""
+def test_workers_share_a_search_and_one_that_dies_is_replaced(perceptron, blobs, tmp_path, cluster):
+    """One kills itself in its first trial: the trial is run again, by whichever is free."""
     marker = str(tmp_path / "killed")
 
     def select(gradients, budget, **options):
@@ -90,66 +65,90 @@ def test_workers_share_a_search_and_its_result_is_complete(perceptron, blobs, tm
             return jdss.uniform(gradients, budget, key=options["key"])
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def search(name, **options):
-        storage = f"sqlite:///{tmp_path}/search.db"
-        return tune(
-            perceptron,
-            blobs,
-            selection=select,
-            sampler="random",
-            trials=4,
-            storage=storage,
-            study_name=name,
-            **options,
-        )
-
-    with pytest.warns(RuntimeWarning, match="worker . was killed by SIGKILL; another takes"):
-        shared = search("shared", workers=2, test=blobs)
-    alone = search("alone", retrain=False)
+    options = {**SMALL, "selection": select, "trials": 4}
+    options |= {"storage": f"sqlite:///{tmp_path}/s.db", "study_name": "s"}
+    with pytest.warns(RuntimeWarning, match="worker . died in the trial .* is trained again"):
+        shared = tune(perceptron, blobs, workers=2, **options)
+    assert [trial.state for trial in shared.study.trials] == [TrialState.COMPLETE] * 4
+    os.close(os.open(marker, os.O_CREAT))
+    alone = tune(perceptron, blobs, **{**options, "study_name": "alone"})
     assert values(shared) == values(alone)  # a random search does not depend on who runs what
-    states = [trial.state for trial in shared.study.trials]
-    assert states.count(TrialState.COMPLETE) == 4
-    assert states.count(TrialState.FAIL) == len(states) - 4 >= 1
-    assert shared.retraining.test_accuracy > 0.9
-    ran = {trial.user_attrs["jdss:worker"]["pid"] for trial in shared.study.trials}
-    assert os.getpid() not in ran
+    pids = {trial.user_attrs["jdss:worker"]["pid"] for trial in shared.study.trials}
+    assert os.getpid() not in pids
 
 
-def test_what_a_worker_cannot_do_is_raised_here_with_its_log(
-    perceptron, blobs, tmp_path, monkeypatch
-):
-    # Workers import what their parent does, whatever lies in the directory where they start.
-    (tmp_path / "jdss.py").write_text("raise SystemExit(9)")
-    monkeypatch.chdir(tmp_path)
+FATES = optuna.distributions.CategoricalDistribution(("fine", "memory", "death"))
 
+
+def model(fate):
+    """A network, or none."""
+    if fate == "death":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fate == "memory":
+        raise MemoryError("no room")
+    return Perceptron()
+
+
+def test_a_trial_that_kills_three_workers_is_recorded_as_failed(blobs, cluster):
+    space = {"fate": FATES, "epochs": optuna.distributions.IntDistribution(1, 1)}
+    options = {**SMALL, "space": space, "enqueue": [{"fate": "death"}, {"fate": "fine"}]}
+    with pytest.warns(RuntimeWarning, match="the trial is given up"):
+        result = tune(model, blobs, trials=2, workers=2, **options)
+    assert [trial["state"] for trial in result.trials] == ["failed", "complete"]
+    assert result.trials[0]["failure"].startswith("its worker died 3 times without saying why")
+
+
+def test_a_bug_in_a_worker_is_raised_here_with_a_note(perceptron, blobs, cluster):
     def select(gradients, budget, **options):
         raise ZeroDivisionError("a bug in my selection")
 
-    options = {"storage": f"{tmp_path}/search.log", "study_name": "bug", "workers": 2}
-    options["warm_start"] = 0.0  # so that the bug comes first
     with pytest.raises(ZeroDivisionError, match="a bug in my selection") as caught:
-        tune(perceptron, blobs, selection=select, **options)
+        tune(perceptron, blobs, **{**SMALL, "selection": select, "workers": 2})
     (note,) = caught.value.__notes__
-    log = Path(note.split("log is ")[1])
-    assert "a bug in my selection" in log.read_text()
+    assert "in a worker, process" in note
+    assert "in select" in note
+
+
+def test_pruning_divergence_and_memory_are_as_in_one_process(blobs, cluster):
+    fates = [("fine", 0.05), ("memory", 0.05), ("fine", 1e30), ("fine", 0.06), ("fine", 1e-6)]
+    space = {
+        "fate": FATES,
+        "learning_rate": optuna.distributions.FloatDistribution(1e-7, 2e30, log=True),
+        "epochs": optuna.distributions.IntDistribution(4, 4),
+    }
+    enqueue = [{"fate": fate, "learning_rate": rate} for fate, rate in fates]
+    options = {**SMALL, "space": space, "pruner": "asha", "enqueue": enqueue}
+    result = tune(model, blobs, trials=5, workers=2, **options)
+    good, memory, diverged, better, poor = result.trials
+    assert "complete" in (good["state"], better["state"])
+    assert "ran out of memory: no room" in memory["failure"]
+    assert "NaN or infinite" in diverged["failure"]
+    assert poor["state"] == "pruned"
+    assert poor["ledger"]["seconds"]["training"] > 0
 
 
 PROGRAM = textwrap.dedent(
     """
-    import time
+    import os, time
     import numpy as np
     from tests.conftest import Perceptron
-    from tests.test_tune import SPACE
+    from tests.searching import tune
     import jdss
 
     inputs = np.load({inputs!r})
-    def select(gradients, budget, **options):
-        open({marker!r}, "a").close()
-        time.sleep(600)
+    class Mine(Perceptron):  # of the program itself: workers cannot import it
+        pass
 
-    jdss.tune(Perceptron(), (inputs, np.arange(300, dtype=np.int32) % 3), space=SPACE,
-              selection=select, warm_start=0.0, trials=2, progress=False, storage={storage!r},
-              study_name="cut", workers=2)
+    def select(gradients, budget, **options):
+        if not os.path.exists({marker!r}):
+            open({marker!r}, "a").close()
+            time.sleep({seconds})
+        return jdss.uniform(gradients, budget, key=options["key"])
+
+    result = tune(Mine(), (inputs, np.arange(300, dtype=np.int32) % 3), selection=select,
+                  warm_start=0.0, sampler="random", trials=3, storage={storage!r}, retrain=False,
+                  study_name="cut", workers=2)
+    print(len(result.trials))
     """
 )
 
@@ -157,31 +156,35 @@ PROGRAM = textwrap.dedent(
 @pytest.mark.parametrize(
     "stop", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
 )
-def test_workers_end_with_their_parent_and_tell_the_storage(blobs, tmp_path, stop):
-    """Ctrl-C in the parent, or its death: the workers stop, and their trials are marked."""
+def test_a_driver_that_is_stopped_takes_its_workers_with_it_and_is_resumed(blobs, tmp_path, stop):
+    """A program with Ray of its own."""
     storage, marker = f"sqlite:///{tmp_path}/search.db", str(tmp_path / "running")
     np.save(tmp_path / "inputs.npy", blobs[0])
     names = {"inputs": str(tmp_path / "inputs.npy"), "marker": marker, "storage": storage}
-    path = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    program = PROGRAM.format(**names, seconds=600)
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.format(**names)],
-        env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(tmp_path)},
-        stderr=subprocess.DEVNULL,
+        [sys.executable, "-c", program], env=environment(), stderr=subprocess.PIPE, text=True
     )
     wait_until(lambda: os.path.exists(marker))
-    process.send_signal(stop)
-    assert process.wait(timeout=120) == -stop  # Python ends itself by the signal, as shells expect
     study = optuna.load_study(study_name="cut", storage=storage)
-
-    def all_are_marked():
-        release_trials_of_the_dead(study)  # of one that was killed before it could say so
-        return all(trial.state == TrialState.FAIL for trial in study.trials)
-
-    wait_until(all_are_marked)
-    for trial in study.trials:
-        reason = trial.user_attrs[INTERRUPTED]
-        assert "KeyboardInterrupt" in reason or reason == GONE
-    assert finished_trials(study) == []
+    running = [t for t in study.trials if t.state == TrialState.RUNNING]
+    pids = [t.user_attrs["jdss:worker"]["pid"] for t in running]
+    process.send_signal(stop)
+    _, errors = process.communicate(timeout=120)
+    if stop == signal.SIGINT:
+        assert "of 3 trials finished: the same call goes on" in errors
+        assert not [t for t in study.trials if t.state == TrialState.RUNNING]
+    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
+    again = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(),
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert again.stdout.split()[-1] == "3"
+    assert [t.user_attrs[PLACE] for t in finished_trials(study)] == [0, 1, 2]
 
 
 def wait_until(condition):
@@ -191,84 +194,102 @@ def wait_until(condition):
         time.sleep(0.1)
 
 
+# Killed workers ----------------------------------------------------------------------------------
+
+
+def test_workers_killed_at_random_moments_over_eight_trials(postgresql, cluster):  # noqa: F811
+    run_and_kill(postgresql.new_database(), trials=8, workers=2, kills=2, seed=0, seconds=1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_four_kills_over_forty_trials(tmp_path, seed, cluster):
+    url = f"sqlite:///{tmp_path}/s.db"
+    run_and_kill(url, trials=40, workers=4, kills=4, seed=seed, seconds=1.0)
+
+
+@pytest.mark.slow
+def test_a_node_of_a_cluster_is_taken_away(perceptron, blobs, tmp_path, monkeypatch):
+    """Two nodes of one worker each; one is gone while its worker trains."""
+    from ray.cluster_utils import Cluster
+
+    if ray.is_initialized():
+        ray.shutdown()
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    second = nodes.add_node(num_cpus=1)
+    monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+    marker = tmp_path / "began"
+
+    def select(gradients, budget, **options):
+        with open(marker, "a") as file:
+            file.write("x")
+        time.sleep(1.0)
+        return jdss.uniform(gradients, budget, key=options["key"])
+
+    def take_away():
+        wait_until(lambda: marker.exists() and len(marker.read_text()) >= 2)
+        nodes.remove_node(second, allow_graceful=False)
+
+    thread = threading.Thread(target=take_away)
+    thread.start()
+    try:
+        with pytest.warns(RuntimeWarning, match="worker . died in the trial"):
+            result = tune(perceptron, blobs, **{**SMALL, "selection": select}, trials=8, workers=2)
+    finally:
+        thread.join()
+        nodes.shutdown()
+    assert [trial["state"] for trial in result.trials] == ["complete"] * 8
+    assert not ray.is_initialized()
+
+
 # A share of the machine for each worker ----------------------------------------------------------
 
 
-def test_each_worker_has_cores_of_its_own(monkeypatch):
-    monkeypatch.setattr(workers, "_cores", lambda: {0, 1, 2, 3, 6})
-    seats = workers.assign_seats(2, "cpu", 1)
-    assert [seat["JDSS_CORES"] for seat in seats] == ["0,1", "2,3,6"]
-    seats = workers.assign_seats(7, "cpu", 1)
-    assert [seat["JDSS_CORES"] for seat in seats] == ["0", "1", "2", "3", "6", "0", "1"]
+def pool_of(number, cpus):
+    pool = object.__new__(ray_workers.RayPool)
+    pool._resources = {"num_cpus": cpus, "num_gpus": 0}
+    pool._cores = Counter()
+    return pool
 
 
-def test_a_worker_on_the_cpu_sees_one_device(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4 --xla_other=1")
-    seats = workers.assign_seats(2, "cpu", 4)
-    assert {seat["XLA_FLAGS"] for seat in seats} == {"--xla_other=1"}
-    assert {seat["JAX_NUM_CPU_DEVICES"] for seat in seats} == {"1"}
+def test_each_worker_has_cores_of_its_own_on_its_node():
+    pool = pool_of(2, 2.0)
+    assert pool._choose_cores("a", [0, 1, 2, 3]) == [0, 1]
+    assert pool._choose_cores("a", [0, 1, 2, 3]) == [2, 3]
+    assert pool._choose_cores("b", [0, 1]) == [0, 1]
+    shared = pool_of(3, 0.66)
+    assert [shared._choose_cores("a", [0, 1]) for _ in range(3)] == [[0], [1], [0]]
 
 
-def test_each_worker_sees_one_gpu_of_those_that_are_visible(monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    seats = workers.assign_seats(3, "gpu", 2)
-    assert [seat["CUDA_VISIBLE_DEVICES"] for seat in seats] == ["0", "1", "0"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-1234")
-    seats = workers.assign_seats(3, "gpu", 2)
-    assert [seat["CUDA_VISIBLE_DEVICES"] for seat in seats] == ["5", "GPU-1234", "5"]
+class Machine:
+    def __init__(self, **resources):
+        self.cluster_resources = lambda: resources
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("workers", "there", "expected"),
     [
-        ({"workers": 0}, ValueError, "workers must be at least 1"),
-        ({"workers": 1.5}, TypeError, "workers must be an int"),
-        ({"workers": 2}, ValueError, "storage must be one that processes can share"),
-        (
-            {"workers": 2, "storage": "sqlite:///:memory:", "study_name": "s"},
-            ValueError,
-            "storage must be one that processes can share",
-        ),
+        (jdss.Workers(2), {"CPU": 5.0}, (2.0, 0.0)),
+        (jdss.Workers(3), {"CPU": 2.0, "GPU": 1.0}, (0.66, 0.33)),
+        (jdss.Workers(2), {"CPU": 16.0, "GPU": 4.0}, (8.0, 2.0)),
+        (jdss.Workers(2, cpus=1, gpus=0), {"CPU": 16.0, "GPU": 4.0}, (1, 0)),
     ],
 )
-def test_bad_workers_are_refused_by_name(perceptron, blobs, arguments, error, message):
-    with pytest.raises(error, match=message):
-        tune(perceptron, blobs, **arguments)
+def test_workers_share_what_there_is(workers, there, expected):
+    assert tuple(ray_workers._share(Machine(**there), workers).values()) == expected
 
 
-def test_bad_input_is_refused_through_workers_too(perceptron, blobs, tmp_path):
-    options = {"storage": f"{tmp_path}/search.log", "study_name": "bad", "workers": 2}
-    with pytest.raises(ValueError, match="labels"):
-        tune(perceptron, (blobs[0], blobs[1] - 1), **options)
+def test_without_ray_it_says_what_to_install(perceptron, blobs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "jdss\[ray\]"'):
+        tune(perceptron, blobs, workers=2)
+    assert len(tune(perceptron, blobs, trials=1, retrain=False, workers=1).trials) == 1
 
 
-# Without a crew -----------------------------------------------------------------------------------
-
-
-def test_enqueued_trials_are_there_before_workers_start(perceptron, blobs, tmp_path, monkeypatch):
-    enqueued = []
-
-    def run_workers(study, arguments, number, *, progress):
-        enqueued.extend(trial.system_attrs["fixed_params"] for trial in study.trials)
-        monkeypatch.setenv("JDSS_WORKER", "0")
-        tune(**{**arguments, "workers": 1, "retrain": False})
-
-    monkeypatch.setattr("jdss.tuning.tune.run_workers", run_workers)
-    first = [{"epochs": 4, "learning_rate": 0.01}, {"epochs": 3, "learning_rate": 0.02}]
-    storage = f"sqlite:///{tmp_path}/search.db"
-    options = {"storage": storage, "study_name": "s", "workers": 2, "enqueue": first}
-    result = tune(perceptron, blobs, retrain=False, **options)
-    assert enqueued == first
-    assert [trial["hyperparameters"]["epochs"] for trial in result.trials[:2]] == [4, 3]
-    assert len(result.study.trials) == 3  # a worker enqueues nothing
-
-
-def test_of_what_a_crew_has_written_only_logs_are_kept_and_nobody_else_reads_the_task(tmp_path):
-    crew = workers._Crew(tmp_path, 2)
-    crew.write_task({"storage": "postgresql://me:secret@host/searches"})
-    assert (tmp_path / "task").stat().st_mode & 0o777 == 0o600
-    crew.log(1).write_text("what it said")
-    (tmp_path / "error-1").write_bytes(b"")
-    crew.trouble = True
-    crew.clear_up()
-    assert list(tmp_path.iterdir()) == [crew.log(1)]
+@pytest.mark.parametrize(
+    ("workers", "error", "message"),
+    [(0, ValueError, "at least 1"), (1.5, TypeError, "must be an int"), (True, TypeError, "int")],
+)
+def test_bad_workers_are_refused_by_name(perceptron, blobs, workers, error, message):
+    with pytest.raises(error, match=f"workers must be .*{message}|workers {message}"):
+        tune(perceptron, blobs, workers=workers)

@@ -66,7 +66,13 @@ def space(trial: optuna.Trial) -> dict[str, Any]:
 
 
 def searches() -> float | None:
-    result = jdss.tune(Perceptron(), (inputs, labels), space=space, trials=2, metric="loss")
+    result = jdss.tune(
+        Perceptron(),
+        (inputs, labels),
+        trials=2,
+        task=jdss.Task(metric="loss"),
+        search=jdss.Search(space=space),
+    )
     assert_type(result, jdss.TuneResult)
     assert_type(result.best_value, float)
     assert_type(result.study, optuna.Study)

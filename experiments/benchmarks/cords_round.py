@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.benchmarks.peers import cords_module, import_peer
 from experiments.benchmarks.problems import Trained
+from jdss.data.examples import Examples
 from jdss.training.forward import compute_last_layer
 
 _BATCH = 128  # Of the loaders through which CORDS reads the examples; as in training.
@@ -68,23 +69,27 @@ def loaders(trained: Trained, label: int | None = None) -> tuple[Any, Any]:
     torch = import_peer("torch", "torch")
 
     def loader(indices: np.ndarray) -> Any:
-        images = np.asarray(trained.examples.normalization(trained.examples.inputs[indices]))
-        labels = np.asarray(trained.examples.labels[indices], np.int64)
-        tensors = torch.tensor(images.transpose(0, 3, 1, 2).copy()), torch.tensor(labels)
-        data = torch.utils.data.TensorDataset(*tensors)
+        data = torch.utils.data.TensorDataset(*tensors(trained.examples, indices))
         return torch.utils.data.DataLoader(data, batch_size=_BATCH, shuffle=False)
 
     train = trained.train if label is None else trained.train[trained.labels == label]
     return loader(train), loader(trained.validation)
 
 
+def tensors(examples: Examples, indices: np.ndarray) -> tuple[Any, Any]:
+    """Some examples as PyTorch has them: images normalised, channels first, and labels."""
+    torch = import_peer("torch", "torch")
+    images = np.asarray(examples.normalization(examples.inputs[indices]))
+    labels = np.asarray(examples.labels[indices], np.int64)
+    return torch.tensor(images.transpose(0, 3, 1, 2).copy()), torch.tensor(labels)
+
+
 def check_twin(trained: Trained, model: Any) -> None:
     """Raises AssertionError unless both networks have the same logits."""
     torch = import_peer("torch", "torch")
     some = trained.validation[:64]
-    images = np.asarray(trained.examples.normalization(trained.examples.inputs[some]))
     with torch.no_grad():
-        logits = model(torch.tensor(images.transpose(0, 3, 1, 2).copy())).numpy()
+        logits = model(tensors(trained.examples, some)[0]).numpy()
     ours = compute_last_layer(trained.state, trained.examples, some).logits
     np.testing.assert_allclose(logits, ours, rtol=1e-3, atol=1e-3)
 
@@ -97,8 +102,19 @@ def round_of(
     return lambda: selector.select(budget, selector.model.state_dict())
 
 
-def make_selector(strategy: str, trained: Trained, data: tuple[Any, Any], **options: Any) -> Any:
-    """One of CORDS's strategies over the twin of the trained network."""
+def make_selector(
+    strategy: str,
+    trained: Trained,
+    data: tuple[Any, Any],
+    *,
+    device: str = "cpu",
+    **options: Any,
+) -> Any:
+    """One of CORDS's strategies over the twin of the trained network.
+
+    On the device "cpu" its GRAD-MATCH has a solver of its own; on any other name, such as "cpu:0"
+    for the same device, it has that of a GPU.
+    """
     torch = import_peer("torch", "torch")
     file, name = _STRATEGIES[strategy]
     make = getattr(cords_module(f"SL.{file}"), name)
@@ -112,7 +128,7 @@ def make_selector(strategy: str, trained: Trained, data: tuple[Any, Any], **opti
         *data,
         model,
         torch.nn.CrossEntropyLoss(reduction="none"),
-        device="cpu",
+        device=device,
         num_classes=trained.num_classes,
         logger=logger,
         **options,
@@ -122,7 +138,11 @@ def make_selector(strategy: str, trained: Trained, data: tuple[Any, Any], **opti
 def craig_of_one_class(trained: Trained, label: int, budget: int) -> Callable[[], Any]:
     """What CORDS's CRAIG does for each class in turn, on last-layer gradients, for one class."""
     data = loaders(trained, label)
-    options = {"linear_layer": True, "if_convex": False, "selection_type": "PerClass"}
+    options: dict[str, Any] = {
+        "linear_layer": True,
+        "if_convex": False,
+        "selection_type": "PerClass",
+    }
     selector = make_selector("craig", trained, data, **options)
     apricot = import_peer("apricot", "apricot-select")
 

@@ -7,16 +7,13 @@ JAX, Flax, Optax and Optuna imports anyway. The goal is under 0.3 s.
 """
 
 import argparse
-import json
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-from jdss import reporting
+from experiments.benchmarks import report
+from experiments.benchmarks.measuring import write_json
+from experiments.results import environment
 
 LIBRARIES = "import jax, flax, optax, optuna"
 """The baseline: without the parts of them that are imported when they are first used."""
@@ -59,14 +56,9 @@ def main() -> None:
             if repetition:
                 elapsed[name].append(by_clock)
                 processor[name].append(by_processor)
-    shown = Table("statement", "by the clock", "processor time", title="Import time, medians (s)")
-    for name in STATEMENTS:
-        medians = (statistics.median(times[name]) for times in (elapsed, processor))
-        shown.add_row(name, *(f"{median:.3f}" for median in medians))
-    Console().print(shown)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    result = {**reporting.environment(), "seconds": elapsed, "processor_seconds": processor}
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    result = {**environment(), "seconds": elapsed, "processor_seconds": processor}
+    write_json(arguments.out, result)
+    print(report.import_time(result).markdown())
 
 
 def timed(before: str, statement: str) -> tuple[float, float]:

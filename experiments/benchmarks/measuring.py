@@ -1,8 +1,7 @@
 """Seconds, bytes and what the machine can do: shared by all benchmarks."""
 
 import json
-import subprocess
-import sys
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -114,40 +113,18 @@ def machine_rates(scale: int = 1) -> Rates:
     )
 
 
-# Memory, in a process of its own ---------------------------------------------------------------
+# Files and load ---------------------------------------------------------------------------------
 
 
-def in_child(task: str, problem: Path, **options: Any) -> dict[str, Any]:
-    """Runs a task of `experiments.benchmarks.child` in a new process and returns its report."""
-    command = [sys.executable, "-m", "experiments.benchmarks.child", task, str(problem)]
-    arguments = [*command, json.dumps(options)]
-    run = subprocess.run(arguments, check=False, capture_output=True, text=True)
-    if run.returncode:
-        raise RuntimeError(f"{task} failed in its process:\n{run.stderr[-2000:]}")
-    return json.loads(run.stdout.splitlines()[-1])
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """The whole file or none of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=float) + "\n"
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
-def resident_bytes() -> int | None:
-    """The memory that this process holds now; None where the system does not tell (not Linux)."""
-    return _status("VmRSS")
-
-
-def peak_bytes() -> int | None:
-    """The most memory that this process has held since `reset_peak`, or ever."""
-    return _status("VmHWM")
-
-
-def reset_peak() -> None:
-    """Makes the peak count from now on, where the system allows it."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def _status(key: str) -> int | None:
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), None)
+def load_average() -> list[float]:
+    """How many processes wanted to run in the last minute; nothing where unknown (Windows)."""
+    return [os.getloadavg()[0]] if hasattr(os, "getloadavg") else []

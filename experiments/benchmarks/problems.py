@@ -8,7 +8,6 @@ import numpy as np
 
 import jdss
 from jdss.data.datasets import DatasetNotPreparedError
-from jdss.gradients import cross_entropy_errors
 
 # In a trial of 20 epochs on 5% with half of the budget for the warm start, selection comes first
 # after half an epoch on all data (κ · T · fraction).
@@ -86,27 +85,6 @@ def one_class(trained: Trained, size: int) -> jdss.FactoredGradients:
     label = int(np.flatnonzero(counts >= size)[0])
     members = trained.train[trained.labels == label][:size]
     return jdss.compute_gradients(trained.state, trained.examples, members)
-
-
-def softmax_factors(
-    num_examples: int, num_classes: int, num_inputs: int, *, seed: int = 0
-) -> tuple[jdss.FactoredGradients, np.ndarray]:
-    """Factors as the last layer of a large network has them, and the labels.
-
-    Features are ReLUs of a mixture of classes in 64 dimensions, about half of them zero; logits
-    are linear in the features, with nine of ten examples on the right side, as in training.
-    """
-    generator = np.random.default_rng(seed)
-    labels = generator.permutation(np.arange(num_examples) % num_classes).astype(np.int32)
-    rank = min(64, num_inputs - 1)
-    centres = generator.normal(size=(num_classes, rank)).astype(np.float32)
-    mixing = generator.normal(size=(rank, num_inputs - 1)).astype(np.float32) / np.sqrt(rank)
-    latent = centres[labels] + generator.normal(size=(num_examples, rank)).astype(np.float32)
-    hidden = np.maximum(latent @ mixing, 0)
-    inputs = np.concatenate([hidden, np.ones((num_examples, 1), np.float32)], axis=1)
-    logits = latent @ centres.T / np.sqrt(rank) * 1.5
-    errors = cross_entropy_errors(jnp.asarray(logits), jnp.asarray(labels))
-    return jdss.FactoredGradients(errors, jnp.asarray(inputs)), labels
 
 
 def dense(gradients: jdss.FactoredGradients) -> np.ndarray:

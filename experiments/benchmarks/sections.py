@@ -5,11 +5,9 @@ A section is a dictionary of JSON values: `problem` (text), `rows` (of one table
 """
 
 import math
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +16,7 @@ import numpy as np
 
 import jdss
 from experiments.benchmarks import cords_round, peers, problems
-from experiments.benchmarks.measuring import in_child, machine_rates, measure
+from experiments.benchmarks.measuring import machine_rates, measure
 from jdss.gradients import append_ones
 from jdss.solvers.facility_location import facility_location_of_gradients
 from jdss.training.forward import compute_last_layer
@@ -34,8 +32,6 @@ class Scale:
     training_set: int | None  # of MNIST's 60,000; None takes all
     class_size: int
     budgets: tuple[int, ...]  # of the pursuit; the largest is facility location's too
-    matrix_free: tuple[int, ...]
-    cifar: tuple[int, int, int]  # examples, classes, inputs of the last layer
     repeats: int
     shrunk: int = 1  # What the sizes are divided by at which the machine's rates are measured.
 
@@ -46,8 +42,6 @@ SCALES = {
         training_set=None,
         class_size=5_400,
         budgets=(50, 100, 270),
-        matrix_free=(5_000, 10_000, 20_000, 50_000),
-        cifar=(45_000, 100, 2_049),
         repeats=7,
     ),
     "tiny": Scale(
@@ -55,8 +49,6 @@ SCALES = {
         training_set=600,
         class_size=50,
         budgets=(5,),
-        matrix_free=(60, 120),
-        cifar=(120, 4, 9),
         repeats=1,
         shrunk=32,
     ),
@@ -170,52 +162,6 @@ def facility_location(scale: Scale, seed: int) -> Section:
                 at_least=1,
             ),
             goal("relative difference from exact greedy", difference, at_most=1e-6),
-        ],
-    }
-
-
-# Facility location without the matrix --------------------------------------------------------
-
-
-def _save(gradients: jdss.FactoredGradients, labels: np.ndarray, directory: str) -> Path:
-    path = Path(directory) / "problem.npz"
-    arrays = {"errors": np.asarray(gradients.errors), "inputs": np.asarray(gradients.inputs)}
-    np.savez(path, labels=labels, **arrays)  # type: ignore[arg-type]
-    return path
-
-
-def matrix_free(scale: Scale, seed: int) -> Section:
-    """Seconds and memory of facility location over all classes, in processes of their own."""
-    trained = problems.trained_lenet(scale.training_set, seed=seed)
-    gradients = jdss.compute_gradients(trained.state, trained.examples, trained.train)
-    rates = machine_rates(scale.shrunk)
-    width = sum(gradients.errors.shape[1:] + gradients.inputs.shape[1:])
-    table = []
-    with tempfile.TemporaryDirectory() as directory:
-        problem = _save(gradients, trained.labels, directory)
-        for size in scale.matrix_free:
-            # Beside minutes of solving, seconds of compiling do not matter.
-            report = in_child(
-                "matrix_free", problem, size=size, budget=size // 20, repeats=int(size < 30_000)
-            )
-            floor = rates.floor(flops=4.0 * size**2 * width)
-            table.append({"name": f"n = {size:,}, k = {size // 20:,}", **report, "floor": floor})
-    seconds = [row["seconds"] for row in table]
-    growth = np.polyfit(np.log(scale.matrix_free), np.log(seconds), 1)[0]
-    peak = table[-1]["peak_bytes"]
-    return {
-        "problem": f"{trained.description}; distances made from the factors when they are asked "
-        "for. The floor is the arithmetic of all gains, before and after the first choice",
-        "rows": table,
-        "missing": {},
-        "floor_seconds": {},
-        "growth_exponent": float(growth),
-        "goals": [
-            goal(
-                f"gigabytes in all at n = {scale.matrix_free[-1]:,}",
-                None if peak is None else peak / 1e9,
-                at_most=4,
-            )
         ],
     }
 
@@ -369,37 +315,17 @@ def round_(scale: Scale, seed: int) -> Section:
     table += theirs.values()
 
     def ratio(peer: str, ours: str) -> float | None:
-        if peer not in theirs:
-            return None
-        return theirs[peer]["whole_round"] / (passing + measured[ours].seconds)
+        whole = passing + measured[ours].seconds
+        return theirs[peer]["whole_round"] / whole if peer in theirs else None
 
     goals = [
-        goal(
-            "GRAD-MATCH per class: times faster than CORDS",
-            ratio("GRAD-MATCH per class", "GRAD-MATCH per class, no ridge as CORDS"),
-            at_least=8,
-        ),
-        goal(
-            "GLISTER r-greedy: times faster than CORDS",
-            ratio("GLISTER r-greedy", "GLISTER, 15 rounds as CORDS"),
-            at_least=2,
-        ),
-        goal(
-            "CRAIG per class, last layer: times faster than CORDS",
-            ratio(
-                "CRAIG per class, last layer",
-                "CRAIG per class, squared distances as CORDS",
-            ),
-            at_least=100,
-        ),
-        goal(
-            "CRAIG per class, bias gradients: times faster than CORDS",
-            ratio(
-                "CRAIG per class, bias gradients",
-                "CRAIG per class, bias gradients, squared",
-            ),
-            at_least=4,
-        ),
+        goal(f"{peer}: times faster than CORDS", ratio(peer, ours), at_least=least)
+        for peer, ours, least in (
+            ("GRAD-MATCH per class", "GRAD-MATCH per class, no ridge as CORDS", 8),
+            ("GLISTER r-greedy", "GLISTER, 15 rounds as CORDS", 2),
+            ("CRAIG per class, last layer", "CRAIG per class, squared distances as CORDS", 100),
+            ("CRAIG per class, bias gradients", "CRAIG per class, bias gradients, squared", 4),
+        )
     ]
     goals += [
         goal(f"seconds of the solver: {name}", measured[name].seconds, at_most=2)
@@ -466,54 +392,3 @@ def _cords_rounds(
             "runs": 1,
         }
     return rows, missing
-
-
-# Large factors -------------------------------------------------------------------------------
-
-
-def cifar100(scale: Scale, seed: int) -> Section:
-    """Per-class rounds on factors of the size of ResNet-50's on CIFAR-100: memory and seconds."""
-    gradients, labels = problems.softmax_factors(*scale.cifar, seed=seed)
-    n = gradients.num_examples
-    budget = max(n // 20, scale.cifar[1])
-    inputs_bytes = gradients.errors.nbytes + gradients.inputs.nbytes
-    table = []
-    with tempfile.TemporaryDirectory() as directory:
-        problem = _save(gradients, labels, directory)
-        for method in ("grad_match", "craig"):
-            report = in_child(method, problem, budget=budget)
-            table.append({"name": f"jdss {method} per class", **report})
-    sizes = np.bincount(labels).astype(float)
-    rates = machine_rates(scale.shrunk)
-    return {
-        "problem": f"synthetic factors {n:,} × ({scale.cifar[1]} + {scale.cifar[2]:,}) of "
-        f"{inputs_bytes / 1e9:.2f} GB, {scale.cifar[1]} classes, k = {budget:,}; the dense rows "
-        f"would take {4e-9 * n * scale.cifar[1] * scale.cifar[2]:.1f} GB",
-        "rows": table,
-        "missing": {},
-        "floor_seconds": {
-            "CRAIG: the symmetric matrices of all classes": rates.floor(
-                flops=float((sizes**2).sum()) * sum(scale.cifar[1:])
-            ),
-            "GRAD-MATCH: correlations of all rows of a class, once a place": rates.floor(
-                flops=2.0 * n * scale.cifar[1] * scale.cifar[2] * budget / scale.cifar[1]
-            ),
-        },
-        "goals": [
-            goal(
-                f"gigabytes above the inputs: {row['name']}",
-                None if row["bytes_above_inputs"] is None else row["bytes_above_inputs"] / 1e9,
-                at_most=2,
-            )
-            for row in table
-        ],
-    }
-
-
-SECTIONS: Mapping[str, Callable[[Scale, int], Section]] = {
-    "facility_location": facility_location,
-    "matrix_free": matrix_free,
-    "pursuit": pursuit,
-    "round": round_,
-    "cifar100": cifar100,
-}

@@ -10,9 +10,13 @@ memory, gather a shuffled batch, normalise it, and do a whole step: forward, bac
 momentum. PyTorch's side is a plain loop over arrays, without a data loader.
 """
 
+import os
+import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,8 +182,6 @@ def _torch_resnet18(width: int) -> Any:
 
 
 def _cores() -> int:
-    import os
-
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -200,6 +202,48 @@ def serve(case: str, side: str) -> None:
         start, cpu = time.perf_counter(), time.process_time()
         run()
         print(time.perf_counter() - start, time.process_time() - cpu, flush=True)
+
+
+def in_turns(case: str, sides: Sequence[str], *, repeats: int) -> dict[str, dict[str, Any]]:
+    """Runs every side of a case in turns, so that what else the machine does falls on all alike.
+
+    Args:
+      case: of `CASES`.
+      sides: of `SIDES`.
+      repeats: how often each side is timed, after one run that is not.
+
+    Returns:
+      For every side: the `seconds` of each run, their `median`, the `cpu_seconds` of each run, and
+      `first`, the first run's seconds, compilation included.
+    """
+    with ExitStack() as stack:
+        peers: dict[str, Any] = {}
+        for side in sides:
+            command = [sys.executable, "-m", "experiments.benchmarks.training_peers", case, side]
+            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            peers[side] = stack.enter_context(subprocess.Popen(command, **pipes))
+        found: dict[str, dict[str, Any]] = {}
+        for side, peer in peers.items():
+            found[side] = {"first": float(_answer(side, peer)[1]), "seconds": [], "cpu_seconds": []}
+        for _ in range(repeats):
+            for side, peer in peers.items():
+                peer.stdin.write("run\n")
+                peer.stdin.flush()
+                seconds, cpu_seconds = map(float, _answer(side, peer))
+                found[side]["seconds"].append(seconds)
+                found[side]["cpu_seconds"].append(cpu_seconds)
+        for peer in peers.values():
+            peer.stdin.close()
+    for result in found.values():
+        result["median"] = statistics.median(result["seconds"])
+    return found
+
+
+def _answer(side: str, peer: Any) -> list[str]:
+    line = peer.stdout.readline()
+    if not line:
+        raise RuntimeError(f"{side} ended with status {peer.wait()}")
+    return line.split()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Data sets by name: scikit-learn's digits (embedded), and MNIST and CIFAR through TFDS.
 
 `tensorflow_datasets.data_source` reads prepared data without TensorFlow. Preparing a data set for
-the first time does import TensorFlow: that is the extra `jdss[prepare]`.
+the first time does import TensorFlow: that is the extra `jdss-jax[prepare]`.
 """
 
 import os
@@ -12,10 +12,14 @@ from typing import Any
 import numpy as np
 
 from jdss import _checks
+from jdss.data.cache import manifest_of, read_cached, write_cached
 from jdss.data.sequences import read_sequence
 
 DATASETS = ("cifar10", "cifar100", "digits", "mnist")
 """The data sets that `load_dataset` knows."""
+
+
+_PARTS = ("images", "labels", "test_images", "test_labels")
 
 
 class DatasetNotPreparedError(RuntimeError):
@@ -91,6 +95,9 @@ def load_dataset(name: str, *, data_dir: str | os.PathLike[str] | None = None) -
       DatasetNotPreparedError: where the data is not there; the message says what to run.
       ModuleNotFoundError: for the digits, where scikit-learn is not installed.
 
+    A data set of `tensorflow_datasets` is decoded once, and then read as memory-mapped arrays (see
+    `jdss.data.cache`).
+
     Example:
       >>> len(load_dataset("digits").test_labels)
       359
@@ -99,7 +106,17 @@ def load_dataset(name: str, *, data_dir: str | os.PathLike[str] | None = None) -
         _checks.check_choice("dataset", name, DATASETS)
     if name == "digits":
         return _load_digits()
-    return _load_tfds(name, data_dir)
+    source = Path(_data_dir(data_dir)).expanduser() / name
+    found = read_cached(source)
+    if found is not None:
+        arrays, about = found
+        return Dataset(name, **arrays, num_classes=about["num_classes"])
+    manifest = manifest_of(source)
+    loaded = _load_tfds(name, data_dir)
+    arrays = {part: getattr(loaded, part) for part in _PARTS}
+    if all(isinstance(array, np.ndarray) for array in arrays.values()):
+        write_cached(source, arrays, manifest, num_classes=loaded.num_classes)
+    return loaded
 
 
 def _load_digits() -> Dataset:

@@ -7,6 +7,7 @@ An example may have several inputs: then a tuple or a mapping of arrays stands i
 everything here holds for each of them.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdss import _checks
+from jdss.data.labels import check_targets
 
 AUGMENTATIONS = ("none", "crop_flip")
 _CROP_PADDING = 4  # pixels on each side, as is usual for 32 × 32 images
@@ -132,7 +134,52 @@ def as_arrays(inputs: Any) -> Any:
         return {str(name): as_arrays(value) for name, value in inputs.items()}
     if isinstance(inputs, tuple):
         return tuple(map(as_arrays, inputs))
-    return np.asarray(inputs)
+    if hasattr(inputs, "columns") and hasattr(inputs, "dtypes"):
+        return _columns(inputs)
+    array = np.asarray(inputs)
+    # NumPy knows bfloat16 and its kin by name only.
+    is_half = array.dtype.kind == "V" and jnp.issubdtype(array.dtype, jnp.floating)
+    return array.astype(np.float32) if is_half else array
+
+
+def _columns(frame: Any) -> np.ndarray:
+    """A table of pandas (or polars) as float32[n, columns]."""
+    columns = []
+    for name in frame.columns:
+        try:
+            column = np.asarray(frame[name].to_numpy())
+            numeric = column.dtype.kind in "biufO" and str(frame[name].dtype) != "object"
+            columns.append(column.astype(np.float32))
+        except (TypeError, ValueError):
+            numeric = False
+        if not numeric or columns[-1].ndim != 1:
+            raise TypeError(
+                f"inputs must have columns of numbers, but column {name!r} is of dtype "
+                f"{frame[name].dtype}: leave it out, or encode it (pandas.get_dummies, "
+                "pandas.factorize)"
+            )
+    return np.stack(columns, axis=1) if columns else np.zeros((len(frame), 0), np.float32)
+
+
+def check_scale(inputs: Any) -> None:
+    """Refuses floats that are surely images on the scale 0..255: nothing normalises them.
+
+    They are surely images where there are three or four axes, of which two are of at least 8
+    pixels, of one, three or four channels if any, and all values are in 0..255, some beyond 20.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(inputs):
+        if leaf.dtype.kind != "f" or leaf.ndim not in {3, 4} or min(leaf.shape[1:3]) < 8:
+            continue
+        if leaf.ndim == 4 and leaf.shape[3] not in {1, 3, 4}:
+            continue
+        extremes = [(float(part.min()), float(part.max())) for part in in_parts(leaf)]
+        if min(low for low, _ in extremes) >= 0 and 20 < max(high for _, high in extremes) <= 255:
+            raise ValueError(
+                f"inputs{jax.tree_util.keystr(path)} must be on a scale that a model learns from, "
+                "but are floats in 0..255, as of images that were not normalised: give them as "
+                "uint8, which is normalised for you, or divide by 255 (or standardise) them; "
+                "jdss.keep_on(data, as_is=True) says that they are meant so"
+            )
 
 
 def check_inputs(inputs: Any) -> int:
@@ -146,33 +193,43 @@ def check_inputs(inputs: Any) -> int:
         raise ValueError("inputs must have at least one array, got none")
     for path, leaf in leaves:
         name = "inputs" + jax.tree_util.keystr(path)
-        # One number an example is enough where there are other inputs.
-        if leaf.ndim < (2 if len(leaves) == 1 else 1) or not len(leaf):
-            raise ValueError(f"{name} must have shape [n, …] with n at least 1, got {leaf.shape}")
-        if leaf.dtype == np.uint8 and leaf.ndim == 3:  # a convolution would take n for a height
-            raise ValueError(
-                f"{name} of uint8 must be images [n, h, w, channels] or [n, d], got {leaf.shape}; "
-                "for grey images give images[..., None], for other numbers another type"
-            )
-        if leaf.dtype.kind == "f":
-            for rows in in_parts(leaf):
-                if not np.isfinite(as_stored(rows)).all():
-                    raise ValueError(
-                        f"{name} must be finite in float32, but some are NaN or infinite"
-                    )
-        elif leaf.dtype.kind not in "iub":
-            raise TypeError(
-                f"{name} must be uint8 images, floats, integers or bool, got dtype {leaf.dtype}"
-            )
-        elif leaf.dtype.itemsize >= 4 and leaf.size:
-            for rows in in_parts(leaf):
-                if rows.min() < -(2**31) or rows.max() >= 2**31:
-                    raise ValueError(f"{name} must be integers that fit into int32")
+        _check_leaf(name, leaf, 2 if len(leaves) == 1 else 1)
     lengths = {"inputs" + jax.tree_util.keystr(path): len(leaf) for path, leaf in leaves}
     if len(set(lengths.values())) > 1:
         got = ", ".join(f"{name} has {length}" for name, length in lengths.items())
         raise ValueError(f"inputs must have one common length; {got}")
     return len(leaves[0][1])
+
+
+def _check_leaf(name: str, leaf: np.ndarray, fewest: int) -> None:
+    """Checks one array; one number an example is enough where there are other inputs."""
+    if leaf.ndim < fewest or not len(leaf):
+        raise ValueError(f"{name} must have shape [n, …] with n at least 1, got {leaf.shape}")
+    if leaf.dtype == np.uint8 and leaf.ndim == 3:  # a convolution would take n for a height
+        raise ValueError(
+            f"{name} of uint8 must be images [n, h, w, channels] or [n, d], got {leaf.shape}; "
+            "for grey images give images[..., None], for other numbers another type"
+        )
+    if leaf.ndim == 4 and leaf.shape[1] in {1, 3} and min(leaf.shape[2:]) > 4:
+        sentence = (
+            f"{name} must be images [n, h, w, channels], but {leaf.shape} looks like "
+            f"[n, channels, h, w]: give {name}.transpose(0, 2, 3, 1)"
+        )
+        if leaf.dtype == np.uint8:  # would be normalised pixel row by pixel row
+            raise ValueError(sentence)
+        warnings.warn(sentence, UserWarning, stacklevel=2)
+    if leaf.dtype.kind == "f":
+        for rows in in_parts(leaf):
+            if not np.isfinite(as_stored(rows)).all():
+                raise ValueError(f"{name} must be finite in float32, but some are NaN or infinite")
+    elif leaf.dtype.kind not in "iub":
+        raise TypeError(
+            f"{name} must be uint8 images, floats, integers or bool, got dtype {leaf.dtype}"
+        )
+    elif leaf.dtype.itemsize >= 4 and leaf.size:
+        for rows in in_parts(leaf):
+            if rows.min() < -(2**31) or rows.max() >= 2**31:
+                raise ValueError(f"{name} must be integers that fit into int32")
 
 
 def as_stored(inputs: np.ndarray) -> np.ndarray:
@@ -188,6 +245,16 @@ def stored_type(dtype: np.dtype) -> np.dtype:
     return dtype if dtype in (np.uint8, np.bool_) else np.dtype(np.int32)
 
 
+def kind_of(inputs: Any) -> str:
+    """What one example's inputs are, in words: type and shape of each."""
+    kinds = [
+        f"{jax.tree_util.keystr(path)}{': ' if path else ''}"
+        f"{stored_type(leaf.dtype)}{list(leaf.shape[1:])}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(inputs)
+    ]
+    return ", ".join(kinds)
+
+
 def check_augmentation(augmentation: str, inputs: Any) -> None:
     _checks.check_choice("augmentation", augmentation, AUGMENTATIONS)
     leaves = jax.tree.leaves(inputs)
@@ -196,55 +263,6 @@ def check_augmentation(augmentation: str, inputs: Any) -> None:
             f"augmentation {augmentation!r} takes images [n, h, w, channels], got "
             f"{' and '.join(str(leaf.shape) for leaf in leaves)}"
         )
-
-
-def check_targets(labels: Any, num_examples: int, classes: bool | None) -> np.ndarray:
-    """Labels as int32[n] where they are class indices, and as float32[n, …] where not.
-
-    Raises:
-      ValueError, TypeError: where they are something else.
-    """
-    labels = np.asarray(labels)
-    if classes is None:
-        classes = labels.dtype.kind in "iu" and labels.ndim == 1
-    if classes:
-        if _is_one_hot(labels):
-            raise ValueError(
-                f"labels must be class indices [{num_examples}], got one-hot {labels.shape}: give "
-                "labels.argmax(1)"
-            )
-        if labels.dtype.kind == "f" and labels.ndim:
-            raise TypeError(
-                f"labels must be integers (class indices), got dtype {labels.dtype}; numbers are "
-                "learned with loss='squared_error' or a jdss.Loss"
-            )
-        whole = labels.size and labels.dtype.kind in "iu"
-        num_classes = max(int(labels.max()), 0) + 1 if whole else 1
-        return np.asarray(
-            _checks.check_labels(labels, num_examples=num_examples, num_classes=num_classes)
-        )
-    if labels.dtype.kind not in "fiub":
-        raise TypeError(f"labels must be numbers, got dtype {labels.dtype}")
-    if labels.ndim < 1 or len(labels) != num_examples:
-        raise ValueError(
-            f"labels must have shape [{num_examples}, …], one for each example, got {labels.shape}"
-        )
-    with np.errstate(over="ignore"):
-        labels = labels.astype(np.float32)
-    if not np.isfinite(labels).all():
-        raise ValueError("labels must be finite in float32, but some are NaN or infinite")
-    return labels
-
-
-def _is_one_hot(labels: np.ndarray) -> bool:
-    """Whether labels [n, c] are a one, and noughts, for each example."""
-    return (
-        labels.ndim == 2
-        and len(labels) > 0
-        and labels.shape[1] > 1
-        and labels.dtype.kind in "fiub"
-        and bool(np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all())
-    )
 
 
 def measure_normalization(parts: Iterable[Any]) -> Normalization:

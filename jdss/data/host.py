@@ -19,7 +19,6 @@ from jdss.data.examples import (
     as_stored,
     check_augmentation,
     check_inputs,
-    check_targets,
     measure_normalization,
     stored_type,
 )
@@ -43,6 +42,39 @@ class Rows(Protocol):
     def take(self, indices: Any) -> Any:
         """The inputs [m, …] of some examples, in host memory."""
         ...
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Data, and what is done with it.
+
+    Made by `jdss.keep_on`.
+    """
+
+    data: Any
+    place: str | None = None
+    as_is: bool = False
+
+
+def keep_on(data: Any, place: str | None = None, *, as_is: bool = False) -> Placed:
+    """Data for `fit` and `tune` that is kept where one says, or taken as it is.
+
+    Args:
+      data: examples in any form that `fit` takes.
+      place: "device", or "host": there they stay, and are sent as they are needed; None means the
+        device where all examples take at most half of its memory.
+      as_is: whether floats in 0..255 are meant so, which are refused where they look like images.
+
+    Raises:
+      ValueError: for another place.
+
+    Example:
+      >>> keep_on((np.zeros((4, 2)), [0, 1, 0, 1]), "host").place
+      'host'
+    """
+    if place is not None:
+        _checks.check_choice("place", place, PLACES)
+    return Placed(data, place, as_is)
 
 
 def first_of(rows: Rows) -> Any:
@@ -142,13 +174,12 @@ def bytes_each(rows: Rows) -> int:
     return sum(leaf.size * stored_type(leaf.dtype).itemsize for leaf in leaves)
 
 
-def check_rows(rows: Rows, labels: Any = None, *, classes: bool | None = True) -> np.ndarray:
-    """Looks at all examples once, and returns their labels.
+def check_rows(rows: Rows, labels: Any = None) -> Any:
+    """Looks at all inputs once, and returns their labels, which are not looked at.
 
     Args:
       rows: the inputs.
       labels: theirs; None for a sequence, which has its own.
-      classes: see `jdss.make_examples`.
 
     Raises:
       ValueError, TypeError: as `jdss.make_examples`.
@@ -162,7 +193,7 @@ def check_rows(rows: Rows, labels: Any = None, *, classes: bool | None = True) -
     else:
         assert isinstance(rows, ArrayRows)
         check_inputs(rows.inputs)
-    return check_targets(labels, len(rows), classes)
+    return labels
 
 
 def make_host_examples(
@@ -202,24 +233,19 @@ def device_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def choose_place(data_on: str | None, rows: Rows, num_more: int = 0) -> str:
+def choose_place(place: str | None, rows: Rows, num_more: int = 0) -> str:
     """Where examples are kept: as asked for, or by how much of a device's memory they would take.
 
     Args:
-      data_on: a place, or None.
+      place: "device", "host" or None.
       rows: the inputs.
       num_more: how many others, of the same size, are put beside them.
-
-    Raises:
-      ValueError: for a place that there is not.
     """
     if not len(rows):
         raise ValueError("data must have at least one example")
-    if data_on is None:
-        # The devices of a CPU share one memory, and each holds all examples.
-        copies = jax.local_device_count() if jax.default_backend() == "cpu" else 1
-        size = copies * (len(rows) + num_more) * bytes_each(rows)
-        too_large = size > DEVICE_SHARE * device_memory()
-        return "host" if too_large else "device"
-    _checks.check_choice("data_on", data_on, PLACES)
-    return data_on
+    if place is not None:
+        return place
+    # The devices of a CPU share one memory, and each holds all examples.
+    copies = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+    size = copies * (len(rows) + num_more) * bytes_each(rows)
+    return "host" if size > DEVICE_SHARE * device_memory() else "device"

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jdss import _checks
-from jdss.data.examples import stored_type
+from jdss.data.examples import as_arrays, stored_type
 
 LABELS = ("label", "labels", "target", "targets", "y")
 """The names under which a label is looked for in an example that is a mapping."""
@@ -36,8 +36,8 @@ def is_sequence(data: Any) -> bool:
     """Whether data is indexed example by example, and is neither arrays nor a pair of them."""
     if isinstance(data, (tuple, str, bytes, Mapping, np.ndarray, jax.Array)):
         return False
-    if isinstance(data, list) and len(data) == 2:
-        return False  # a pair (inputs, labels)
+    if (isinstance(data, list) and len(data) == 2) or hasattr(data, "dtypes"):
+        return False  # a pair (inputs, labels), a table
     return hasattr(data, "__len__") and hasattr(data, "__getitem__")
 
 
@@ -85,7 +85,7 @@ class SequenceRows:
         if isinstance(example, Mapping):
             return self._split_mapping(example)
         if isinstance(example, (tuple, list)) and len(example) == 2:
-            return _as_tree(example[0]), _as_array(example[1])
+            return _as_tree(example[0]), _as_label(example[1])
         raise TypeError(
             "data must hold examples (input, label) or mappings such as {'image': …, 'label': …}, "
             f"but example {index} is a {type(example).__name__}"
@@ -105,8 +105,8 @@ class SequenceRows:
             )
         assert label is not None
         if isinstance(chosen, str):
-            return _as_tree(example[chosen]), _as_array(example[label])
-        return {name: _as_tree(example[name]) for name in chosen}, _as_array(example[label])
+            return _as_tree(example[chosen]), _as_label(example[label])
+        return {name: _as_tree(example[name]) for name in chosen}, _as_label(example[label])
 
 
 def read_sequence(
@@ -182,10 +182,15 @@ def _as_tree(value: Any) -> Any:
 
 
 def _as_array(value: Any) -> np.ndarray:
-    array = np.asarray(value)
+    array = as_arrays(value)
     if array.ndim == 2 and hasattr(value, "getbands"):
         return array[..., None]  # an image of one channel, as all others have an axis for it
     return array
+
+
+def _as_label(value: Any) -> np.ndarray:
+    array = _as_array(value)
+    return array.astype(object) if array.dtype.kind in "US" else array  # of any length
 
 
 def _roomy(dtype: np.dtype) -> np.dtype:

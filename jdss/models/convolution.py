@@ -27,7 +27,7 @@ half the time.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -45,16 +45,7 @@ _Pads = Sequence[tuple[int, int]]
 
 
 def conv_general_dilated(
-    lhs: jax.Array,
-    rhs: jax.Array,
-    window_strides: Sequence[int],
-    padding: str | _Pads,
-    lhs_dilation: Sequence[int] | None = None,
-    rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: Any = None,
-    feature_group_count: int = 1,
-    precision: Any = None,
-    **options: Any,
+    lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int], padding: str | _Pads, **more: Any
 ) -> jax.Array:
     """`lax.conv_general_dilated`, as patches × matrix where it is lowered for the CPU.
 
@@ -67,12 +58,7 @@ def conv_general_dilated(
         rhs: The kernel ``[kh, kw, c, features]``.
         window_strides: Strides along h and w.
         padding: ``"SAME"``, ``"VALID"``, or ``(low, high)`` for h and w.
-        lhs_dilation: As in `lax.conv_general_dilated`, like all that follow.
-        rhs_dilation: Dilation of the kernel.
-        dimension_numbers: The layouts of images, kernel and result.
-        feature_group_count: The number of groups of channels.
-        precision: Of the products.
-        **options: Anything else that `lax.conv_general_dilated` takes.
+        **more: Anything else that `lax.conv_general_dilated` takes, by name.
 
     Returns:
         The convolved images, ``[b, rows, columns, features]``.
@@ -84,19 +70,7 @@ def conv_general_dilated(
         >>> layer.init_with_output(jax.random.key(0), images)[0].shape
         (2, 28, 28, 6)
     """
-    return _convolve(
-        False,
-        lhs,
-        rhs,
-        window_strides,
-        padding,
-        lhs_dilation,
-        rhs_dilation,
-        dimension_numbers,
-        feature_group_count,
-        precision,
-        **options,
-    )
+    return _convolve(False, lhs, rhs, window_strides, padding, more)
 
 
 def max_pooled_convolution(
@@ -106,9 +80,6 @@ def max_pooled_convolution(
 
     For a layer whose bias is the same over the image, as that of `flax.linen.Conv`: the largest of
     four numbers, and then the bias, is bit for bit the largest of the four with it.
-
-    Args:
-        lhs, rhs, window_strides, padding, more: See `conv_general_dilated`.
 
     Returns:
         The convolved and pooled images, ``[b, rows // 2, columns // 2, features]``.
@@ -120,7 +91,7 @@ def max_pooled_convolution(
         >>> layer.init_with_output(jax.random.key(0), images)[0].shape
         (2, 14, 14, 6)
     """
-    return _convolve(True, lhs, rhs, window_strides, padding, **more)
+    return _convolve(True, lhs, rhs, window_strides, padding, more)
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -141,43 +112,17 @@ def _convolve(
     rhs: jax.Array,
     window_strides: Sequence[int],
     padding: str | _Pads,
-    lhs_dilation: Sequence[int] | None = None,
-    rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: Any = None,
-    feature_group_count: int = 1,
-    precision: Any = None,
-    **options: Any,
+    more: Mapping[str, Any],
 ) -> jax.Array:
     """The convolution, with max-pooling or without."""
     after: Callable[[jax.Array], jax.Array] = max_pool if pooled else lambda x: x
+    precision = more.get("precision")
 
     def library(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        convolved = lax.conv_general_dilated(
-            lhs,
-            rhs,
-            window_strides,
-            padding,
-            lhs_dilation=lhs_dilation,
-            rhs_dilation=rhs_dilation,
-            dimension_numbers=dimension_numbers,
-            feature_group_count=feature_group_count,
-            precision=precision,
-            **options,
-        )
-        return after(convolved)
+        return after(lax.conv_general_dilated(lhs, rhs, window_strides, padding, **more))
 
-    dilated = any(d != 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
-    if (
-        lhs.ndim != 4
-        or not jnp.issubdtype(lhs.dtype, jnp.floating)
-        or not _is_channels_last(lhs, rhs, dimension_numbers)
-        or dilated
-        or feature_group_count != 1
-        or options
-        or lhs.size == 0
-    ):
+    if not _is_plain(lhs, rhs, more):
         return library(lhs, rhs)
-
     kernel_size, strides = rhs.shape[:2], tuple(window_strides)
     pads = padding
     if isinstance(pads, str):
@@ -195,8 +140,17 @@ def _convolve(
     return lax.platform_dependent(lhs, rhs, cpu=product, default=library)
 
 
-def _is_channels_last(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any) -> bool:
-    given = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+def _is_plain(lhs: jax.Array, rhs: jax.Array, more: Mapping[str, Any]) -> bool:
+    """Whether it is a two-dimensional convolution of channels-last images, and nothing else."""
+    others = {**more}
+    others.pop("precision", None)
+    dilations = *(others.pop("lhs_dilation", None) or ()), *(others.pop("rhs_dilation", None) or ())
+    layout, groups = others.pop("dimension_numbers", None), others.pop("feature_group_count", 1)
+    if lhs.ndim != 4 or lhs.size == 0 or not jnp.issubdtype(lhs.dtype, jnp.floating):
+        return False
+    if others or groups != 1 or any(dilation != 1 for dilation in dilations):
+        return False
+    given = lax.conv_dimension_numbers(lhs.shape, rhs.shape, layout)
     return given == lax.conv_dimension_numbers(lhs.shape, rhs.shape, ("NHWC", "HWIO", "NHWC"))
 
 

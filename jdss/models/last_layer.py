@@ -1,10 +1,10 @@
 """Applying a Flax module and catching what goes into its last dense layer.
 
-Any `flax.linen` module whose output is the output of an `nn.Dense` works unchanged: the call of
-every `nn.Dense` is intercepted, and the one whose result the module returned is the last layer. A
-layer that is called more than once counts by that call. Inside `nn.remat`, `nn.jit` and the like
-values are not those outside: there, what a layer took and gave is handed out as a variable, and the
-program itself tells which of them is the output.
+Any module whose output is the output of an `nn.Dense` of linen, or of an `nnx.Linear`, works
+unchanged: the call of every such layer is caught, and the one whose result the module returned is
+the last layer. A layer that is called more than once counts by that call. Inside of `remat`, `jit`
+and the like values are not those outside: there, what a layer took and gave is handed out as a
+variable, and the program itself tells which of them is the output.
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,8 @@ from flax import linen as nn
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from jdss.gradients import append_ones
-from jdss.models.calling import apply_model
-
-_HANDED_OUT = "jdss_dense_layers"
-"""The collection of variables by which calls of `nn.Dense` are handed out."""
+from jdss.models.calling import apply_model, class_name
+from jdss.models.nnx_model import HANDED_OUT, NnxModel
 
 _CALLS = {"remat", "remat2", "checkpoint", "jit", "pjit", "closed_call", "core_call"}
 """Primitives whose outputs are those of the program they hold."""
@@ -38,9 +36,10 @@ class LastLayer(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """One call of an `nn.Dense`."""
+    """One call of an `nn.Dense` or `nnx.Linear`."""
 
-    layer: nn.Dense
+    path: str
+    use_bias: bool
     inputs: jax.Array
     result: jax.Array
     name: str  # under which both are handed out
@@ -78,72 +77,80 @@ def _apply(
     """The output; the last layer's inputs, or None and the reason."""
     calls: list[_Call] = []
 
-    def run(variables: Any, inputs: Any) -> tuple[Any, dict[str, Any]]:
+    def run(variables: Any, inputs: Any, hand_out: bool = True) -> tuple[Any, dict[str, Any]]:
         calls.clear()
-        with nn.intercept_methods(_catching(calls)):
+        with nn.intercept_methods(_catching(calls, hand_out)):
             # What else a module changes in evaluation, such as a counter, is thrown away.
-            mutable = [_HANDED_OUT, *(name for name in variables if name != "params")]
+            mutable = [HANDED_OUT, *(name for name in variables if name != "params")]
             output, state = apply_model(model, variables, inputs, mutable=mutable)
-        return output, _by_call(state.get(_HANDED_OUT, {}))
+        return output, _by_call(state.get(HANDED_OUT, {}))
 
-    output, handed_out = run(variables, inputs)
+    # NNX modules cannot hand anything out of a loop over layers: first they are not asked to.
+    output, handed_out = run(variables, inputs, not isinstance(model, NnxModel))
     if not isinstance(output, jax.Array):
         raise TypeError(
-            f"the output of {type(model).__name__} must be one array, got "
-            f"{jax.tree.structure(output)}"
+            f"the output of {class_name(model)} must be one array, got "
+            f"{jax.tree.structure(output)}; the outputs of several heads are put side by side, "
+            "jnp.concatenate(…, axis=-1), and taken apart in the value of a jdss.Loss"
         )
     last = next((call for call in reversed(calls) if call.result is output), None)
     taken, made_by = None if last is None else last.inputs, ""
     if last is None:
+        if isinstance(model, NnxModel):
+            output, handed_out = run(variables, inputs)
         # The numbers of the calls are the same in every run.
         program, shapes = jax.make_jaxpr(run, return_shape=True)(variables, inputs)
         last, made_by = _trace_back(program, shapes, calls)
         taken = None if last is None else handed_out[last.name]["inputs"]
     if last is None:
-        names = ", ".join("/".join(call.layer.path) for call in calls) or "none"
+        names = ", ".join(call.path for call in calls) or "none"
         return output, None, _refusal(model, names, made_by)
     assert taken is not None
     if taken.ndim != 2:
         reason = (
-            f"the last nn.Dense of {type(model).__name__} must take inputs of shape "
+            f"the last {_layer_kind(model)} of {class_name(model)} must take inputs of shape "
             f"[batch, features], got shape {taken.shape}: reduce the other axes before it, or give "
             "gradients='all'"
         )
         return output, None, reason
     features = taken.astype(jnp.float32)
-    return output, append_ones(features) if last.layer.use_bias else features, ""
+    return output, append_ones(features) if last.use_bias else features, ""
 
 
 def _refusal(model: nn.Module, names: str, made_by: str) -> str:
-    name = type(model).__name__
+    name, kind = class_name(model), _layer_kind(model)
     return (
-        f"the output of {name} must be the output of its last nn.Dense, unchanged, for its "
-        f"last-layer gradients to be known; nn.Dense layers found: {names}; the output was made "
+        f"the output of {name} must be the output of its last {kind}, unchanged, for its "
+        f"last-layer gradients to be known; {kind} layers found: {names}; the output was made "
         f"by {made_by!r}. Return the layer's output as it is (a softmax belongs into the loss), or "
         "give gradients='all', which takes those of all parameters"
     )
 
 
-def _catching(calls: list[_Call]) -> Any:
-    """An interceptor that notes every call of an `nn.Dense`, and hands it out."""
+def _layer_kind(model: nn.Module) -> str:
+    return "nnx.Linear" if isinstance(model, NnxModel) else "nn.Dense"
+
+
+def _catching(calls: list[_Call], hand_out: bool) -> Any:
+    """An interceptor that notes every call of a dense layer, and hands it out."""
+
+    def note(path: str, layer: Any, taken: jax.Array, result: jax.Array) -> str:
+        calls.append(_Call(path, layer.use_bias, taken, result, f"call_{len(calls)}"))
+        return calls[-1].name if hand_out else ""
 
     def catch(
         call: Any, arguments: Any, keywords: Any, context: nn.module.InterceptorContext
     ) -> Any:
-        result = call(*arguments, **keywords)
         layer = context.module
-        if isinstance(layer, nn.Dense) and context.method_name == "__call__":
+        if context.method_name == "__call__" and isinstance(layer, NnxModel):
+            return call(*arguments, **keywords, watch=note)
+        result = call(*arguments, **keywords)
+        if context.method_name == "__call__" and isinstance(layer, nn.Dense):
             taken = arguments[0] if arguments else keywords["inputs"]
-            caught = _Call(layer, taken, result, f"call_{len(calls)}")
-            calls.append(caught)
+            name = note("/".join(layer.path), layer, taken, result)
             # Nothing comes out of a loop over layers, where no output of the model is made.
-            layer.sow(
-                _HANDED_OUT,
-                caught.name,
-                {"inputs": taken, "result": result},
-                reduce_fn=lambda _, new: new,
-                init_fn=lambda: None,
-            )
+            value = {"inputs": taken, "result": result}
+            layer.sow(HANDED_OUT, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
         return result
 
     return catch

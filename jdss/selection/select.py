@@ -9,9 +9,10 @@ import numpy as np
 
 from jdss import _checks
 from jdss.gradients import FactoredGradients, last_layer_gradients
+from jdss.mini_batches import per_batch
 from jdss.selection.glister import LastLayerObjective
 from jdss.selection.strategies import LIFTINGS, STRATEGIES, keeps_shares
-from jdss.subset import Subset, per_batch, per_class
+from jdss.subset import Subset, per_class
 
 METHODS = tuple(name for name, strategy in STRATEGIES.items() if strategy.select is not None)
 """The methods that `select` knows by name."""
@@ -41,9 +42,9 @@ def select(
       fraction: the share of the examples to select, in (0, 1]; 0.05 if nothing is said.
       budget: how many examples to select, in place of a fraction.
       lifting: "all", "per_class" or "per_batch"; None means the method's own.
-      batch_size: examples in a mini-batch, for "per_batch", and of the training that follows.
-      learning_rate: of that training; "glister" looks one epoch of it ahead, by a step of
-        `learning_rate / batch_size` times the sum of the chosen gradients.
+      batch_size: examples in a mini-batch, for "per_batch".
+      learning_rate: of the training that follows: the η of "glister", whose one step ahead is
+        `learning_rate` times the sum of the chosen gradients.
       options: passed to the method.
       seed: decides on everything random.
 
@@ -89,8 +90,7 @@ def select(
     if strategy.needs_objective:
         assert isinstance(gradients, FactoredGradients)
         chosen.setdefault("objective", LastLayerObjective(logits, gradients.inputs, labels))
-        _checks.check_positive_int("batch_size", batch_size)
-        chosen.setdefault("learning_rate", learning_rate / min(batch_size, budget))
+        chosen.setdefault("learning_rate", learning_rate)
     lifted = strategy.select
     if (lifting or strategy.lifting) == "per_class" and keeps_shares(strategy, chosen):
         chosen["groups"] = np.asarray(labels)

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ from jdss.selection.glister import LastLayerObjective, glister
 from jdss.selection.grad_match import grad_match
 from jdss.selection.uniform import uniform
 from jdss.subset import Select, Subset
+
+if TYPE_CHECKING:  # which asks this file whether settings go together
+    from jdss.config import Selection
 
 LIFTINGS = ("all", "per_class", "per_batch")
 """How a method is applied: to everything at once, to each class, or to mini-batch sums."""
@@ -47,15 +50,14 @@ class Strategy:
 STRATEGIES: Mapping[str, Strategy] = {
     "craig": Strategy("craig", craig, needs_gradients=True, lifting="per_class"),
     "full": Strategy("full", None, needs_gradients=False, lifting="all"),
-    # Plain greedy would compute the outer gradient over all the data for every single pick.
-    # Of all classes together it takes few examples of some and most of others.
+    # Plain greedy: with an outer gradient for many picks at once it loses to random subsets. Of all
+    # classes together it takes few examples of some and most of others.
     "glister": Strategy(
         "glister",
         glister,
         needs_gradients=True,
         lifting="per_class",
         needs_objective=True,
-        options=MappingProxyType({"rounds": 20}),
     ),
     "grad_match": Strategy(
         "grad_match", grad_match, needs_gradients=True, lifting="per_class", takes_target=True
@@ -66,46 +68,66 @@ STRATEGIES: Mapping[str, Strategy] = {
 """The strategies that `fit` and `tune` know by name, with the lifting each has by default."""
 
 
-def get_strategy(
-    selection: str | Select,
-    *,
-    lifting: str | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> Strategy:
-    """A strategy by name, or made of a function of the selection protocol.
-
-    Args:
-      selection: a name in `STRATEGIES`, or `select(gradients, budget, *, key, …) -> Subset`.
-      lifting: "all", "per_class" or "per_batch"; None means the strategy's own ("all" for a
-        function).
-      options: passed to the method.
-
-    Raises:
-      ValueError: for an unknown name, lifting or option, with the known ones.
-      TypeError, ValueError: where `selection` is neither a name nor a function; for options that
-        a method known by name refuses.
-    """
-    if callable(selection):
-        name = getattr(selection, "__name__", type(selection).__name__)
-        strategy = Strategy(name, selection, needs_gradients=True, lifting="all")
-    elif isinstance(selection, str):
-        _checks.check_choice("selection", selection, STRATEGIES)
-        strategy = STRATEGIES[selection]
-    else:
-        raise TypeError(f"selection must be a name or a function, got {type(selection).__name__}")
-    if lifting is not None:
-        _checks.check_choice("lifting", lifting, LIFTINGS)
-    _check_options(strategy, lifting or strategy.lifting, options or {})
-    if strategy.select is None and (options or lifting not in {None, "all"}):
-        raise ValueError(
-            f"lifting and options must be left out with selection {selection!r}, which selects "
-            f"nothing; got lifting={lifting!r}, options={options!r}"
-        )
+def get_strategy(selection: "Selection") -> Strategy:
+    """The strategy of a `Selection`: its method, with its lifting and options."""
+    strategy = _named(selection.method)
     return replace(
         strategy,
-        lifting=lifting or strategy.lifting,
-        options={**strategy.options, **(options or {})},
+        lifting=selection.lifting or strategy.lifting,
+        options={**strategy.options, **selection.options},
     )
+
+
+def check_selection(selection: "Selection") -> None:
+    """What `Selection` cannot check without the methods: whether its settings go together.
+
+    Raises:
+      ValueError, TypeError: naming the setting.
+    """
+    strategy, lifting = _named(selection.method), selection.lifting
+    options, outer = selection.options, selection.outer
+    if lifting is not None:
+        _checks.check_choice("lifting", lifting, LIFTINGS)
+    _check_options(strategy, lifting or strategy.lifting, options)
+    if strategy.select is None and (options or lifting not in {None, "all"}):
+        raise ValueError(
+            f"lifting and options must be left out with selection {strategy.name!r}, which selects "
+            f"nothing; got lifting={lifting!r}, options={dict(options)!r}"
+        )
+    if outer != "training" and not (strategy.needs_objective or strategy.takes_target):
+        raise ValueError(
+            f"outer must be 'training' with selection {strategy.name!r}, which is chosen for no "
+            f"outer loss or gradient; got {outer!r}"
+        )
+    if outer != "training" and (given := {"target", "objective"} & set(options)):
+        raise ValueError(f"options must leave out {given.pop()!r} with outer={outer!r}")
+    if selection.gradients != "last_layer" and not strategy.needs_gradients:
+        raise ValueError(
+            f"gradients must be 'last_layer' with selection {strategy.name!r}, which reads none"
+        )
+    if selection.gradients == "all" and strategy.needs_objective:
+        raise ValueError(
+            f"gradients must be 'last_layer' with selection {strategy.name!r}: the loss after a "
+            "step is known as a function of the last layer alone"
+        )
+    if selection.gradients == "own_class":
+        if strategy.needs_objective or (lifting or strategy.lifting) != "per_class":
+            raise ValueError(
+                f"gradients must be 'last_layer' with selection {strategy.name!r} and lifting "
+                f"{lifting or strategy.lifting!r}: only within one class can the part of the own "
+                "class stand for the whole"
+            )
+        if outer != "training":
+            raise ValueError(f"outer must be 'training' with gradients='own_class', got {outer!r}")
+
+
+def _named(method: Any) -> Strategy:
+    if callable(method):
+        name = getattr(method, "__name__", type(method).__name__)
+        return Strategy(name, method, needs_gradients=True, lifting="all")
+    if not isinstance(method, str):
+        raise TypeError(f"selection must be a name or a function, got {type(method).__name__}")
+    return STRATEGIES[method]
 
 
 def keeps_shares(strategy: Strategy, options: Mapping[str, Any]) -> bool:

@@ -55,8 +55,8 @@ LEARNING_RATE_SCHEDULES: Mapping[str, optax.Schedule] = {
     "warmup_cosine": optax.warmup_cosine_decay_schedule(
         0.01,
         1.0,
-        warmup_steps=0.1,  # type: ignore[arg-type]
-        decay_steps=1.0,  # type: ignore[arg-type]
+        warmup_steps=0.1,
+        decay_steps=1.0,
     ),
 }
 """The schedules, in the order of their index in `Hyperparameters.learning_rate_schedule`.
@@ -65,13 +65,17 @@ Each is a function of the share in [0, 1] of training's steps that are over, not
 trial's length is a traced value, and Optax's schedules take concrete ones.
 """
 
-USUAL_LEARNING_RATES: Mapping[str, float] = {
+LARGEST_LEARNING_RATES: Mapping[str, float] = {
     "sgd": 0.05,
     "nesterov": 0.05,
-    "adam": 1e-3,
-    "adamw": 1e-3,
+    "adam": 3e-3,
+    "adamw": 3e-3,
 }
-"""What `relative_learning_rate` is a multiple of: rates at which each optimizer usually trains."""
+"""What `relative_learning_rate` is a share of.
+
+At these rates each optimizer trained LeNet on MNIST with a momentum of 0.5 and 0.9 and batches of
+32 and 128, on subsets and on all the data. SGD fails at 0.26, Adam at 0.02.
+"""
 
 DEFAULTS: Mapping[str, Any] = {
     "learning_rate": 0.05,
@@ -106,8 +110,8 @@ def hyperparameters(
         `learning_rate_schedule` (a name in `LEARNING_RATE_SCHEDULES`), `label_smoothing`,
         `gradient_clipping` (None clips nothing), `epochs` and `batch_size`; what is missing is
         taken from `DEFAULTS` (the first of a family of optimizers that has no "sgd"). Also
-        `relative_learning_rate`, in place of `learning_rate`: in units of the optimizer's usual
-        rate, see `USUAL_LEARNING_RATES`.
+        `relative_learning_rate`, in place of `learning_rate`: as a share of the largest at which
+        the optimizer trains, see `LARGEST_LEARNING_RATES`.
       optimizers: the known optimizers, in the order of their indices.
       **more: the same by keyword; these win.
 
@@ -120,12 +124,12 @@ def hyperparameters(
       >>> int(hyper.optimizer), hyper.batch_size
       (2, 128)
     """
-    given = absolute_learning_rate({**(values or {}), **more})
+    optimizers = tuple(optimizers)
+    default = DEFAULTS["optimizer"] if DEFAULTS["optimizer"] in optimizers else optimizers[0]
+    given = absolute_learning_rate({**(values or {}), **more}, default)
     for name in given:
         _checks.check_choice("a hyper-parameter", name, DEFAULTS)
-    merged = {**DEFAULTS, **given}
-    if "optimizer" not in given and merged["optimizer"] not in optimizers:
-        merged["optimizer"] = optimizers[0]  # a family of one's own
+    merged = {**DEFAULTS, "optimizer": default, **given}
     _checks.check_choice("optimizer", merged["optimizer"], optimizers)
     _checks.check_choice(
         "learning_rate_schedule", merged["learning_rate_schedule"], LEARNING_RATE_SCHEDULES
@@ -152,7 +156,7 @@ def hyperparameters(
         learning_rate=merged["learning_rate"],
         momentum=merged["momentum"],
         weight_decay=merged["weight_decay"],
-        optimizer=np.int32(list(optimizers).index(merged["optimizer"])),  # type: ignore[arg-type]
+        optimizer=np.int32(optimizers.index(merged["optimizer"])),  # type: ignore[arg-type]
         learning_rate_schedule=np.int32(  # type: ignore[arg-type]
             list(LEARNING_RATE_SCHEDULES).index(merged["learning_rate_schedule"])
         ),
@@ -163,25 +167,31 @@ def hyperparameters(
     )
 
 
-def absolute_learning_rate(values: Mapping[str, Any]) -> dict[str, Any]:
+def absolute_learning_rate(
+    values: Mapping[str, Any], default: str = DEFAULTS["optimizer"]
+) -> dict[str, Any]:
     """The same hyper-parameters with `learning_rate` in place of `relative_learning_rate`.
 
+    Args:
+      values: by name.
+      default: the optimizer where they name none.
+
     Raises:
-      ValueError: where both are given, or the optimizer has no usual rate.
+      ValueError: where both are given, or the optimizer's largest rate is unknown.
       TypeError: where it is no number.
 
     Example:
-      >>> absolute_learning_rate({"relative_learning_rate": 2.0, "optimizer": "adam"})
-      {'learning_rate': 0.002, 'optimizer': 'adam'}
+      >>> absolute_learning_rate({"relative_learning_rate": 0.5, "optimizer": "adam"})
+      {'learning_rate': 0.0015, 'optimizer': 'adam'}
     """
     if "relative_learning_rate" not in values:
         return dict(values)
     if "learning_rate" in values:
         raise ValueError("learning_rate must be left out where relative_learning_rate is given")
-    optimizer = values.get("optimizer", DEFAULTS["optimizer"])
-    _checks.check_choice("optimizer, of relative_learning_rate,", optimizer, USUAL_LEARNING_RATES)
+    optimizer = values.get("optimizer", default)
+    _checks.check_choice("optimizer, of relative_learning_rate,", optimizer, LARGEST_LEARNING_RATES)
     relative = values["relative_learning_rate"]
     if isinstance(relative, bool) or not isinstance(relative, (int, float, np.number)):
         raise TypeError(f"relative_learning_rate must be a number, got {type(relative).__name__}")
-    rate = {"learning_rate": float(relative) * USUAL_LEARNING_RATES[optimizer]}
+    rate = {"learning_rate": float(relative) * LARGEST_LEARNING_RATES[optimizer]}
     return {**rate, **{k: v for k, v in values.items() if k != "relative_learning_rate"}}

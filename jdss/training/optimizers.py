@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 if TYPE_CHECKING:
@@ -72,10 +73,31 @@ OPTIMIZERS: Mapping[str, OptimizerFactory] = {
 """The optimizers by name, in the order of their index in `Hyperparameters.optimizer`."""
 
 
+def check_optimizers(optimizers: Any) -> None:
+    """Raises TypeError or ValueError where these are not functions to optimizers, by name."""
+    if not isinstance(optimizers, Mapping) or not optimizers:
+        raise TypeError(
+            "optimizers must map at least one name to a function of jdss.Hyperparameters to an "
+            f"Optax transformation, got {optimizers!r}"
+        )
+    for name, factory in optimizers.items():
+        if not callable(factory):
+            remedy = (
+                "say lambda hyper: optax.adam(hyper.learning_rate), whose rate a search can change"
+                if isinstance(factory, optax.GradientTransformation)
+                else "such as lambda hyper: optax.adam(hyper.learning_rate)"
+            )
+            raise TypeError(
+                f"optimizers[{name!r}] must be a function of jdss.Hyperparameters to an Optax "
+                f"transformation, got {type(factory).__name__}; {remedy}"
+            )
+
+
 def init_slots(
     factories: Sequence[OptimizerFactory], params: Any, hyper: "Hyperparameters"
 ) -> Slots:
     """Fresh state for a family of optimizers, in the order of `_slot_numbers`."""
+    params = in_float32(params)
     numbers = _slot_numbers(factories, params, hyper)
     slots = {
         number: tuple(jax.tree.leaves(factory(hyper).init(params)))
@@ -118,9 +140,16 @@ def apply_gradients(
 
         return update
 
-    numbers = _slot_numbers(factories, params, hyper)
+    wide, gradients = in_float32((params, gradients))
+    numbers = _slot_numbers(factories, wide, hyper)
     branches = [branch(*pair) for pair in zip(factories, numbers, strict=True)]
-    return jax.lax.switch(hyper.optimizer, branches, params, slots, gradients)
+    moved, slots = jax.lax.switch(hyper.optimizer, branches, wide, slots, gradients)
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), moved, params), slots
+
+
+def in_float32(tree: Any) -> Any:
+    """Parameters or gradients of half precision as float32, in which they are updated."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree)
 
 
 def _slot_numbers(

@@ -16,16 +16,17 @@ from jdss.data.examples import (
     as_arrays,
     as_stored,
     check_inputs,
-    check_targets,
+    check_scale,
     in_parts,
+    kind_of,
     make_examples,
     measure_normalization,
-    stored_type,
 )
 from jdss.data.host import (
     ArrayRows,
     HostExamples,
     JoinedRows,
+    Placed,
     Rows,
     check_rows,
     choose_place,
@@ -33,6 +34,7 @@ from jdss.data.host import (
     make_host_examples,
     rows_in_parts,
 )
+from jdss.data.labels import check_targets, encode_labels
 from jdss.data.sequences import Indexed, SequenceRows, is_sequence, read_sequence
 from jdss.data.splits import random_split, stratified_split
 from jdss.training.forward import CHUNK_SIZE
@@ -40,7 +42,7 @@ from jdss.training.forward import CHUNK_SIZE
 Examined = tuple[Any, Any] | Indexed
 """Examples: (inputs, labels), or a sequence of them."""
 
-Data = Dataset | Examined | str
+Data = Dataset | Examined | str | Placed
 """What is trained on; a text is the name of a data set."""
 
 
@@ -57,12 +59,14 @@ class Problem:
       train: int32[n], the examples trained on.
       validation: int32[m], the examples that score a trial; m may be 0.
       num_classes: the number c of classes; None where the labels are numbers.
+      classes: what the classes are called, [c], where the labels were strings or booleans.
     """
 
     examples: Examples | HostExamples
     train: np.ndarray
     validation: np.ndarray
     num_classes: int | None
+    classes: np.ndarray | None = None
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray:
         """int32[m], or float32[m, …], the labels of some examples, in host memory."""
@@ -101,7 +105,8 @@ class Problem:
         """The same problem for retraining: training and validation examples together."""
         examples = replace(self.examples, normalization=measure_normalization(self._parts()))
         train = np.arange(len(examples), dtype=np.int32)
-        return Problem(examples, train, np.zeros(0, np.int32), self.num_classes)
+        nothing = np.zeros(0, np.int32)
+        return Problem(examples, train, nothing, self.num_classes, self.classes)
 
 
 def make_problem(
@@ -110,74 +115,76 @@ def make_problem(
     validation: Any = None,
     augmentation: str = "none",
     classes: bool | None = True,
-    data_on: str | None = None,
     seed: int = 0,
 ) -> Problem:
     """Checks data, places it on the devices or leaves it on the host, and splits it.
 
     Args:
       data: a `Dataset`, of which the training part is used, or (inputs, labels), or a sequence of
-        examples (see `jdss.data.sequences`).
+        examples (see `jdss.data.sequences`); or `jdss.keep_on` of such.
       validation: (inputs, labels) or a sequence; or the fraction of `data` to hold out, stratified
         by class where there are classes; or None for no validation set.
       augmentation: see `Examples`.
       classes: whether the labels are class indices; see `make_examples`.
-      data_on: "device" or "host"; None means the device where all examples take at most half of its
-        memory.
       seed: of the split.
 
     Raises:
       ValueError, TypeError: see `make_examples`; for a validation fraction outside (0, 1), or
         validation inputs of another shape or dtype.
     """
+    placed = data if isinstance(data, Placed) else Placed(data)
+    data = placed.data
     given = (data.images, data.labels) if isinstance(data, Dataset) else data
     found, known_labels = _rows("data", given)
     has_others = validation is not None and not isinstance(validation, numbers.Real)
     num_more = len(_rows("validation", validation)[0]) if has_others else 0
-    place = choose_place(data_on, found, num_more)
+    place = choose_place(placed.place, found, num_more)
     rows: Rows
-    rows, labels = _checked(found, known_labels, classes, place)
-    classes = labels.dtype.kind == "i"
+    rows, labels, names = _checked(found, known_labels, classes, place, as_is=placed.as_is)
     size = len(rows)
-    train, held_out = np.arange(size, dtype=np.int32), np.zeros(0, np.int32)
     if isinstance(validation, numbers.Real):
         share = float(validation)
         if not 0 < share < 1:
             raise ValueError(f"validation must be a fraction in (0, 1), got {validation}")
-        if classes:
+        if labels.dtype.kind == "i":
             train, held_out = stratified_split(labels, share, seed=seed)
         else:
             train, held_out = random_split(size, share, seed=seed)
-    elif has_others:
+    else:
+        train, held_out = np.arange(size, dtype=np.int32), np.zeros(0, np.int32)
+    if has_others:
+        first = first_of(rows)
         more, more_labels = check_like(
-            "validation", validation, first_of(rows), labels, place=place
+            "validation", validation, first, labels, place=place, classes=names
         )
         labels = np.concatenate([labels, more_labels])
         held_out = np.arange(size, len(labels), dtype=np.int32)
         rows = JoinedRows(rows, more) if place == "host" else _joined(rows, more)
+    is_classes = labels.dtype.kind == "i"
+    options: dict[str, Any] = {"augmentation": augmentation, "statistics_of": train}
     examples: Examples | HostExamples
-    if place == "host":
-        examples = make_host_examples(rows, labels, augmentation=augmentation, statistics_of=train)
+    if isinstance(rows, ArrayRows) and place == "device":
+        examples = make_examples(rows.inputs, labels, classes=is_classes, **options)
+        examples = parallel.replicate(examples)
     else:
-        assert isinstance(rows, ArrayRows)
-        examples = parallel.replicate(
-            make_examples(
-                rows.inputs,
-                labels,
-                augmentation=augmentation,
-                statistics_of=train,
-                classes=classes,
-            )
-        )
-    num_classes = int(labels.max()) + 1 if classes else None
-    if classes and isinstance(data, Dataset) and data.num_classes is not None:
+        examples = make_host_examples(rows, labels, **options)
+    num_classes = int(labels.max()) + 1 if is_classes else None
+    if names is not None:
+        num_classes = len(names)
+    elif is_classes and isinstance(data, Dataset) and data.num_classes is not None:
         num_classes = data.num_classes
         _checks.check_labels(labels, num_examples=len(labels), num_classes=num_classes)
-    return Problem(examples, train, held_out, num_classes)
+    return Problem(examples, train, held_out, num_classes, names)
 
 
 def check_like(
-    name: str, given: Any, inputs: Any, labels: Any, *, place: str
+    name: str,
+    given: Any,
+    inputs: Any,
+    labels: Any,
+    *,
+    place: str,
+    classes: np.ndarray | None = None,
 ) -> tuple[ArrayRows | SequenceRows, np.ndarray]:
     """Checks that other examples are of the kind of inputs and labels, and returns them.
 
@@ -187,14 +194,22 @@ def check_like(
       inputs: [m, …], arrays or shapes to be like.
       labels: [m, …], the same.
       place: "device" reads a sequence, "host" leaves it as it is.
+      classes: what the labels are called, `Problem.classes`; None where they are indices.
     """
+    given = given.data if isinstance(given, Placed) else given
     rows, own_labels = _rows(name, given)
     if not len(rows):
         raise ValueError(f"{name} must have at least one example")
-    wanted, got = _kind(inputs), _kind(first_of(rows))
+    wanted, got = kind_of(inputs), kind_of(first_of(rows))
     if wanted != got:
         raise ValueError(f"{name} inputs must be like those of data, {wanted} each, got {got}")
-    rows, own_labels = _checked(rows, own_labels, labels.dtype.kind == "i", place, f"{name} ")
+    are_classes = labels.dtype.kind == "i"
+    rows, own_labels, names = _checked(rows, own_labels, are_classes, place, f"{name} ", classes)
+    if classes is None and names is not None:  # they would be counted in an order of their own
+        raise ValueError(
+            f"{name} labels must be like those of data, class indices, got the names "
+            f"{', '.join(map(repr, names.tolist()[:3]))}"
+        )
     if own_labels.shape[1:] != labels.shape[1:]:
         raise ValueError(
             f"{name} labels must be like those of data, of shape {list(labels.shape[1:])} each, "
@@ -203,22 +218,27 @@ def check_like(
     return rows, own_labels
 
 
-def _rows(name: str, value: Any) -> tuple[ArrayRows | SequenceRows, np.ndarray | None]:
+def _rows(name: str, value: Any) -> tuple[ArrayRows | SequenceRows, Any]:
     """Inputs as rows, and labels where they are known already."""
+    value = value.data if isinstance(value, Placed) else value
     if isinstance(value, SequenceRows):
         return value, None
     if is_sequence(value):
         return SequenceRows(value), None
     if not _is_pair(value):
+        weights = "; weights of examples or classes belong into a jdss.Loss"
         raise TypeError(
             f"{name} must be a pair (inputs, labels) of arrays, or examples that are indexed by "
             f"len({name}) and {name}[i], got {type(value).__name__}"
+            + (f" of {len(value)}{weights}" if isinstance(value, (tuple, list)) else "")
         )
-    shapes = {getattr(part, "shape", ()) for part in value[1]} if _is_pair(value[1]) else set()
-    if len(shapes) > 1:
+    parts = list(value[1]) if _is_pair(value[1]) else []
+    if len({getattr(part, "shape", ()) for part in parts}) > 1 or isinstance(value[1], dict):
         raise TypeError(
-            f"{name} must be one pair (inputs, labels) with one array of labels, got a pair of "
-            "arrays as labels; another set goes to validation=, in tune also to test="
+            f"{name} must be one pair (inputs, labels) with one array of labels, got "
+            f"{'several' if isinstance(value[1], dict) else 'a pair of arrays'} as labels; another "
+            "set goes to validation=, in tune also to test=; the labels of several outputs go side "
+            "by side into one array [n, outputs], which a jdss.Loss takes apart"
         )
     inputs = as_arrays(value[0])
     if not all(leaf.ndim for leaf in jax.tree.leaves(inputs)) or not jax.tree.leaves(inputs):
@@ -232,20 +252,31 @@ def _is_pair(value: Any) -> bool:
 
 def _checked(
     rows: ArrayRows | SequenceRows,
-    labels: np.ndarray | None,
+    labels: Any,
     classes: bool | None,
     place: str,
     name: str = "",
-) -> tuple[ArrayRows | SequenceRows, np.ndarray]:
-    """Rows, read where they go to the device, and checked labels."""
+    known: np.ndarray | None = None,
+    as_is: bool = True,
+) -> tuple[ArrayRows | SequenceRows, np.ndarray, np.ndarray | None]:
+    """Rows, read where they go to the device; checked labels, and what classes are called."""
     if place == "device" and isinstance(rows, SequenceRows):
         inputs, labels = read_sequence(rows.source, inputs=rows.inputs, labels=rows.labels)
         rows = ArrayRows(inputs)
     if labels is not None:
         _checks.check_same_length(**{f"{name}inputs": range(len(rows)), f"{name}labels": labels})
     if place == "host":
-        return rows, check_rows(rows, labels, classes=classes)
-    return rows, check_targets(labels, len(rows), classes)  # inputs are checked where they are put
+        labels = check_rows(rows, labels)  # on the device they are checked where they are put
+    if isinstance(rows, ArrayRows) and not as_is:
+        check_scale(rows.inputs)
+    if classes is False:
+        return rows, check_targets(labels, len(rows), False), None
+    encoded, names = encode_labels(labels, known, f"{name}labels")
+    if classes is None and names is not None and names.dtype == bool:
+        encoded, names = labels, None  # an own loss may take booleans for numbers
+    if known is not None and names is None:
+        raise ValueError(f"{name}labels must be like those of data, named classes, got numbers")
+    return rows, check_targets(encoded, len(rows), classes), names
 
 
 def _joined(first: Any, second: Any) -> ArrayRows:
@@ -260,13 +291,3 @@ def _joined(first: Any, second: Any) -> ArrayRows:
 
 def _types(inputs: Any) -> list[np.dtype]:
     return [leaf.dtype for leaf in jax.tree.leaves(inputs)]
-
-
-def _kind(inputs: Any) -> str:
-    """What one example's inputs are, in words: type and shape of each."""
-    kinds = [
-        f"{jax.tree_util.keystr(path)}{': ' if path else ''}"
-        f"{stored_type(leaf.dtype)}{list(leaf.shape[1:])}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(inputs)
-    ]
-    return ", ".join(kinds)

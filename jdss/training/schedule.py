@@ -1,7 +1,5 @@
-"""When and how subsets are selected: the choices that `fit`, `objective` and `tune` share."""
+"""When and how subsets are selected: a `Selection` at a fraction, on given labels."""
 
-import numbers
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,40 +7,38 @@ import jax
 import numpy as np
 
 from jdss import _checks
+from jdss.config import Selection, as_selection
 from jdss.selection.strategies import Strategy, get_strategy
-from jdss.subset import Select
-
-GRADIENTS = ("last_layer", "all")
-"""The parameters whose gradients are taken: those of the last dense layer, or all of them."""
-
-OUTER = ("training", "validation")
-"""The examples whose loss or gradient a subset is chosen for."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When and how subsets are selected.
+    """What the selections of one training have in common.
 
     Attributes:
-      strategy: how subsets are chosen.
+      selection: as it was asked for.
+      strategy: the method, as it is used on these labels.
       fraction: the share of the training examples in a subset, in (0, 1]; 1 for "full".
-      select_every: R, the epochs between two selections.
-      warm_start: κ in [0, 1], the share of the epochs spent on all the data first.
-      outer: one of `OUTER`.
-      gradients: one of `GRADIENTS`.
-      projection_dimension: the numbers kept of each gradient of all parameters.
-      candidates: the share of the training examples that a selection chooses from, in (0, 1]; 1
-        for strategies that read no gradients.
     """
 
+    selection: Selection
     strategy: Strategy
     fraction: float
-    select_every: int
-    warm_start: float
-    outer: str = "training"
-    gradients: str = "last_layer"
-    projection_dimension: int = 512
-    candidates: float = 0.5
+
+    @property
+    def warm_start(self) -> float:
+        """κ; 0 where nothing is selected, and all epochs are alike."""
+        return 0.0 if self.strategy.select is None else float(self.selection.warm_start)
+
+    @property
+    def candidates(self) -> float:
+        """The share that is chosen from: all by strategies that read no gradients."""
+        if not self.strategy.needs_gradients:
+            return 1.0
+        share = self.selection.candidates
+        if share is None:
+            share = 0.5 if isinstance(self.selection.method, str) else 1.0
+        return max(float(share), self.fraction)
 
     def budget(self, num_examples: int) -> int:
         """The number k of examples in a subset, at least 1."""
@@ -54,15 +50,16 @@ class Schedule:
 
     def describe(self) -> dict[str, Any]:
         """What result files say of it."""
+        selection, dimension = self.selection, self.selection.projection_dimension
+        projected = f", projected to {dimension}" if selection.gradients == "all" else ""
         return {
             "name": self.strategy.name,
             "fraction": self.fraction,
-            "select_every": self.select_every,
+            "select_every": int(selection.every),
             "warm_start": self.warm_start,
             "lifting": self.strategy.lifting,
-            "outer": self.outer,
-            "gradients": self.gradients
-            + (f", projected to {self.projection_dimension}" if self.gradients == "all" else ""),
+            "outer": selection.outer,
+            "gradients": selection.gradients + projected,
             "options": {name: _plain(value) for name, value in self.strategy.options.items()},
             # Said where it is used alone: searches from before it was there can be resumed.
             **({"candidates": self.candidates} if self.candidates < 1 else {}),
@@ -77,87 +74,35 @@ def _plain(value: Any) -> Any:
 
 
 def make_schedule(
-    selection: str | Select = "grad_match",
-    *,
-    fraction: float = 0.05,
-    select_every: int = 5,
-    warm_start: float = 0.5,
-    lifting: str | None = None,
-    options: Mapping[str, Any] | None = None,
-    outer: str = "training",
-    gradients: str = "last_layer",
-    projection_dimension: int = 512,
-    candidates: float = 0.5,
+    selection: Any = "grad_match", fraction: float = 0.05, *, num_classes: int | None = 1
 ) -> Schedule:
-    """Checks what `fit` and `tune` are told about selection.
-
-    Raises:
-      ValueError, TypeError: for a fraction outside (0, 1], `select_every` below 1, `warm_start`
-        outside [0, 1], `candidates` outside (0, 1], an unknown strategy, lifting, `outer` or
-        `gradients`, or those that the strategy has no use for.
-    """
-    strategy = get_strategy(selection, lifting=lifting, options=options)
-    fraction = _checks.check_fraction("fraction", fraction)
-    _checks.check_positive_int("select_every", select_every)
-    if not isinstance(warm_start, numbers.Real):
-        raise TypeError(f"warm_start must be a number in [0, 1], got {type(warm_start).__name__}")
-    if not 0 <= warm_start <= 1:
-        raise ValueError(f"warm_start must be in [0, 1], got {warm_start}")
-    _checks.check_choice("outer", outer, OUTER)
-    if outer != "training" and not (strategy.needs_objective or strategy.takes_target):
-        raise ValueError(
-            f"outer must be 'training' with selection {strategy.name!r}, which is chosen for no "
-            f"outer loss or gradient; got {outer!r}"
-        )
-    if outer != "training" and (given := {"target", "objective"} & set(strategy.options)):
-        raise ValueError(f"options must leave out {given.pop()!r} with outer={outer!r}")
-    _checks.check_choice("gradients", gradients, GRADIENTS)
-    _checks.check_positive_int("projection_dimension", projection_dimension)
-    if gradients == "all" and not strategy.needs_gradients:
-        raise ValueError(
-            f"gradients must be 'last_layer' with selection {strategy.name!r}, which reads none"
-        )
-    if gradients == "all" and strategy.needs_objective:
-        raise ValueError(
-            f"gradients must be 'last_layer' with selection {strategy.name!r}: the loss after a "
-            "step is known as a function of the last layer alone"
-        )
-    candidates = _checks.check_fraction("candidates", candidates)
-    if strategy.select is None:
-        fraction, warm_start = 1.0, 0.0
-    if not strategy.needs_gradients:
-        candidates = 1.0
-    candidates = max(candidates, fraction)  # for subsets are chosen from them
-    return Schedule(
-        strategy,
-        fraction,
-        int(select_every),
-        float(warm_start),
-        outer,
-        gradients,
-        int(projection_dimension),
-        candidates,
-    )
-
-
-def for_labels(schedule: Schedule, lifting: str | None, num_classes: int | None) -> Schedule:
-    """The same, but where labels are numbers, what goes class by class goes over everything.
+    """A `Selection` (or a method) at a fraction, on labels of so many classes.
 
     Args:
-      schedule: as it was asked for.
-      lifting: what was said of the lifting; None where nothing was.
-      num_classes: None where labels are numbers.
+      selection: a `Selection`, or a method alone.
+      fraction: the share of the examples in a subset, in (0, 1].
+      num_classes: None where labels are numbers: then what goes class by class by itself goes over
+        everything.
 
     Raises:
-      ValueError: where classes were asked for.
+      ValueError, TypeError: for a fraction outside (0, 1]; where classes were asked for and there
+        are none.
     """
-    strategy = schedule.strategy
+    selection = as_selection(selection)
+    strategy = get_strategy(selection)
+    fraction = _checks.check_fraction("fraction", fraction)
+    if num_classes is None and selection.gradients == "own_class":
+        raise ValueError(
+            "gradients must be 'last_layer' or 'all' where labels are numbers, which have no "
+            "classes; got 'own_class'"
+        )
+    schedule = Schedule(selection, strategy, 1.0 if strategy.select is None else fraction)
     if num_classes is not None or strategy.lifting != "per_class":
         return schedule
-    if lifting is not None:
+    if selection.lifting is not None:
         raise ValueError(
             "lifting must be 'all' or 'per_batch' where labels are numbers, which have no classes; "
-            f"got {lifting!r}"
+            f"got {selection.lifting!r}"
         )
     if not strategy.needs_gradients:
         raise ValueError(

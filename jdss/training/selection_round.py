@@ -14,11 +14,12 @@ from jdss.gradients import (
     FactoredGradients,
     Gradients,
 )
-from jdss.models.last_layer import LastLayer
 from jdss.ledger import Ledger
+from jdss.mini_batches import per_batch
+from jdss.models.last_layer import LastLayer
 from jdss.selection.glister import LastLayerObjective
 from jdss.selection.strategies import Strategy, keeps_shares
-from jdss.subset import Select, Subset, class_shares, per_batch, per_class
+from jdss.subset import Select, Subset, class_shares, per_class
 from jdss.training.divergence import TrainingDivergedError, is_finite
 from jdss.training.forward import (
     compute_last_layer,
@@ -29,7 +30,6 @@ from jdss.training.hyperparameters import Hyperparameters
 from jdss.training.problem import Problem
 from jdss.training.schedule import Schedule
 from jdss.training.state import TrainState
-from jdss.training.train_on_subset import steps_per_epoch
 
 
 def everything(problem: Problem) -> Subset:
@@ -121,12 +121,8 @@ def select_subset(
     hyper: Hyperparameters,
     key: jax.Array,
     ledger: Ledger,
-    num_epochs: int,
 ) -> tuple[Subset, dict[str, Any]]:
     """One selection round, on the lines "gradients" and "solving", and what is said of it.
-
-    Args:
-      num_epochs: how long the subset will be trained on.
 
     Returns:
       The subset, its indices positions in `problem.train`; and see `describe_selection`.
@@ -144,14 +140,12 @@ def select_subset(
             # One draw for all that follow; `key` itself selects.
             drawn = draw_candidates(schedule, problem, jax.random.fold_in(key, 2**31 - 2))
             problem = replace(problem, train=problem.train[drawn])
-            if schedule.gradients == "all":
+            if schedule.selection.gradients == "all":
                 gradients, known = _on_all_parameters(problem, state, schedule, hyper, key)
             else:
-                gradients, known = _on_last_layer(
-                    problem, state, schedule, hyper, budget, num_epochs
-                )
+                gradients, known = _on_last_layer(problem, state, schedule, hyper)
             options = {**known, **options}
-            finite = bool(is_finite((gradients, known)))
+            finite = is_finite((gradients, known))
         if not finite:
             raise TrainingDivergedError("the per-example gradients are not finite")
     with ledger.measure("solving"):
@@ -186,8 +180,6 @@ def _on_last_layer(
     state: TrainState,
     schedule: Schedule,
     hyper: Hyperparameters,
-    budget: int,
-    num_epochs: int,
 ) -> tuple[Gradients, dict[str, Any]]:
     """The exact gradients of the last layer, and what the strategy is told beside them."""
 
@@ -201,21 +193,18 @@ def _on_last_layer(
 
     layer, labels = layer_of(problem.train)
     gradients = gradients_of(layer, labels)
-    if schedule.outer == "validation":
+    if schedule.selection.gradients == "own_class":
+        own = jnp.take_along_axis(gradients.errors, labels[:, None], axis=1)
+        return FactoredGradients(own, gradients.inputs), {}
+    if schedule.selection.outer == "validation":
         layer, labels = layer_of(problem.validation)
     if schedule.strategy.needs_objective:
         # The outer likelihood is that of the training set, as in the paper, unless it is asked for
-        # otherwise. The one step of equation 4 stands for the training until the next selection:
-        # E epochs of s steps, each of the mean gradient of k / s examples, to first order
-        # η = E · s / k · rate times the sum over the subset. One step of the mean over the whole
-        # subset would be so short that no pick changed the gain of another, and the examples of
-        # one direction were taken.
+        # otherwise. η of equation 4 is the learning rate, on the sum of the chosen gradients.
         objective = LastLayerObjective(*layer, labels, hyper.label_smoothing, state.loss)
-        steps = num_epochs * steps_per_epoch(budget, hyper.batch_size)
-        rate = hyper.learning_rate * (steps / budget)
-        rate = jnp.asarray(rate, jnp.float32)
+        rate = jnp.asarray(hyper.learning_rate, jnp.float32)
         return gradients, {"objective": objective, "learning_rate": rate}
-    if schedule.outer == "validation":
+    if schedule.selection.outer == "validation":
         return gradients, _target(problem, schedule.strategy, gradients_of(layer, labels))
     return gradients, {}
 
@@ -235,13 +224,13 @@ def _on_all_parameters(
             problem.examples,
             indices,
             jax.random.fold_in(key, 2**31 - 1),  # one projection for all; `key` selects
-            dimension=schedule.projection_dimension,
+            dimension=schedule.selection.projection_dimension,
             label_smoothing=hyper.label_smoothing,
             chunk_size=problem.chunk_size,
         )
 
     gradients = gradients_of(problem.train)
-    if schedule.outer == "validation":
+    if schedule.selection.outer == "validation":
         return gradients, _target(problem, schedule.strategy, gradients_of(problem.validation))
     return gradients, {}
 

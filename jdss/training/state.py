@@ -11,7 +11,8 @@ from flax import linen as nn
 
 from jdss.compilation import jit_for_few_runs
 from jdss.losses import CROSS_ENTROPY, Loss, make_loss
-from jdss.models.calling import check_model, init_model, input_shapes
+from jdss.models.calling import check_model, class_name, init_model, input_shapes
+from jdss.models.nnx_model import NnxModel
 from jdss.training.hyperparameters import hyperparameters
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory, Slots, init_slots
 
@@ -26,7 +27,7 @@ class TrainState:
       model_state: the model's other collections (`batch_stats` of BatchNorm); {} where none.
       optimizer_slots: state of the family of optimizers (see `jdss.training.optimizers`).
       step: int32[], updates so far.
-      model: the Flax module; static.
+      model: the Flax module, an `nnx.Module` as a linen one; static.
       optimizers: the family of optimizers; static.
       loss: what is trained on; static.
 
@@ -54,6 +55,7 @@ def init_state(
     *,
     optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
     loss: str | Loss = CROSS_ENTROPY,
+    initial: Any = None,
 ) -> TrainState:
     """Initialises a model for training.
 
@@ -64,9 +66,12 @@ def init_state(
       key: a PRNG key.
       optimizers: the family of optimizers to hold state for, by name.
       loss: "cross_entropy", "squared_error", or a `jdss.Loss`.
+      initial: variables to begin with, as `TrainState.variables`; None makes fresh ones by the key,
+        but for an `nnx.Module` that came as an instance, which has its own.
 
     Raises:
-      TypeError: where the model is not a `flax.linen` module, or cannot be hashed.
+      TypeError: where the model is no Flax module, or cannot be hashed.
+      ValueError: where `initial` are not the variables of this model.
 
     Example:
       >>> from jdss.models import LeNet
@@ -77,7 +82,13 @@ def init_state(
     factories = tuple(optimizers.values())
     model = check_model(model)
     shapes, structure = jax.tree.flatten(input_shapes(inputs))
-    params, model_state, slots = _init(key, model, tuple(shapes), structure, factories)
+    if initial is None and isinstance(model, NnxModel):
+        initial = model.start.value
+    if initial is not None:
+        initial = _checked(initial, model, input_shapes(inputs))
+    params, model_state, slots = _init(
+        key, initial, model, tuple(shapes), structure, factories, getattr(model, "make", None)
+    )
     return TrainState(
         params=params,
         model_state=model_state,
@@ -89,15 +100,35 @@ def init_state(
     )
 
 
-@partial(jit_for_few_runs, static_argnames=("model", "shapes", "structure", "factories"))
+def _checked(initial: Any, model: nn.Module, inputs: Any) -> Any:
+    """Variables to begin with, where they are those of this model."""
+    wanted = jax.eval_shape(partial(init_model, model), jax.random.key(0), inputs)
+    shapes = [
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(tree)}
+        for tree in (initial, wanted)
+    ]
+    if shapes[0] != shapes[1]:
+        odd = sorted(dict(shapes[0].items() ^ shapes[1].items()))
+        raise ValueError(
+            f"initial must hold the variables of {class_name(model)}; {', '.join(odd[:3])} differ"
+        )
+    return jax.tree.map(lambda leaf, like: jnp.array(leaf, like.dtype), initial, wanted)
+
+
+@partial(jit_for_few_runs, static_argnames=("model", "shapes", "structure", "factories", "make"))
 def _init(
     key: jax.Array,
+    initial: Any,
     model: nn.Module,
     shapes: tuple[jax.ShapeDtypeStruct, ...],
     structure: Any,
     factories: tuple[OptimizerFactory, ...],
+    make: Any,
 ) -> tuple[Any, Any, Slots]:
-    zeros = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
-    variables = init_model(model, key, jax.tree.unflatten(structure, zeros))
+    del make  # two models of one structure are initialised by other functions
+    if initial is None:
+        zeros = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
+        initial = init_model(model, key, jax.tree.unflatten(structure, zeros))
+    variables = dict(initial)
     params = variables.pop("params")
     return params, variables, init_slots(factories, params, hyperparameters())

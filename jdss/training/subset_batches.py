@@ -1,6 +1,7 @@
 """Batches of a weighted subset, for a training loop of one's own."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -69,3 +70,46 @@ def subset_batches(
             )
 
     return batches()
+
+
+def torch_sampler(subset: Subset, *, seed: int = 0) -> Any:
+    """A PyTorch sampler over a subset, for a `DataLoader` on the whole data set.
+
+    Where all weights are equal, an epoch visits every example once, in a new order. Otherwise it
+    draws as many, with replacement, in proportion to the weights: the plain mean of their losses
+    then is, in expectation, that of the weighted subset.
+
+    Args:
+      subset: indices into the data set that the loader is given.
+      seed: decides on the order.
+
+    Raises:
+      ModuleNotFoundError: where PyTorch is not installed.
+
+    Example:
+      ```python
+      loader = torch.utils.data.DataLoader(dataset, 128, sampler=jdss.torch_sampler(subset))
+      ```
+    """
+    import torch
+
+    chosen = subset.tolist()
+    weights = np.asarray(subset.weights, np.float64)
+    weights = weights[weights > 0]
+    generator = torch.Generator().manual_seed(_checks.check_seed(seed))
+    if not len(chosen):
+        raise ValueError("subset.weights must have a positive weight: there is nothing to visit")
+    if np.allclose(weights, weights[0]):
+        return torch.utils.data.SubsetRandomSampler(chosen, generator)
+
+    class Weighted(torch.utils.data.Sampler):
+        def __iter__(self) -> Iterator[int]:
+            drawn = torch.multinomial(
+                torch.as_tensor(weights), len(chosen), replacement=True, generator=generator
+            )
+            return iter([chosen[place] for place in drawn.tolist()])
+
+        def __len__(self) -> int:
+            return len(chosen)
+
+    return Weighted()

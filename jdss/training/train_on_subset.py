@@ -23,7 +23,7 @@ from jdss.models.batch_norm import whole_batch_statistics
 from jdss.models.calling import apply_model
 from jdss.subset import Subset
 from jdss.training.hyperparameters import LEARNING_RATE_SCHEDULES, Hyperparameters
-from jdss.training.optimizers import apply_gradients
+from jdss.training.optimizers import apply_gradients, in_float32
 from jdss.training.shuffle import shuffled
 from jdss.training.state import TrainState
 
@@ -155,6 +155,15 @@ def train_on_subset(
             state, data, subset, hyperparameters, key, num_steps, total_steps, first_step
         )
     return _train(state, data, subset, hyperparameters, key, num_steps, total_steps, first_step)
+
+
+def prepare_training(
+    state: TrainState, data: Examples | HostExamples, subset: Subset, hyper: Hyperparameters
+) -> None:
+    """Compiles what `train_on_subset` needs for such arguments, and trains nothing."""
+    if not isinstance(data, HostExamples):
+        steps = [jnp.int32(0)] * 3
+        _train.prepare(state, data, subset, hyper, jax.random.key(0), *steps)  # type: ignore[attr-defined]
 
 
 def _check_subset(subset: Subset, num_examples: int) -> None:
@@ -321,7 +330,7 @@ def _update(
         state.optimizers,
         state.params,
         state.optimizer_slots,
-        _clip(gradients, hyper.gradient_clipping),
+        _clip(in_float32(gradients), hyper.gradient_clipping),
         scheduled,
     )
     new_state = replace(
@@ -347,7 +356,7 @@ def _learning_rate(hyper: Hyperparameters, step: jax.Array, last_step: jax.Array
 
 def _clip(gradients: Any, largest: jax.Array) -> Any:
     """Scales gradients whose norm exceeds the largest one allowed down to it."""
-    clipping = optax.clip_by_global_norm(largest)  # type: ignore[arg-type]
+    clipping = optax.clip_by_global_norm(largest)
     return clipping.update(gradients, clipping.init(gradients))[0]
 
 

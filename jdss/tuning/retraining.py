@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,26 +11,37 @@ import jax
 import numpy as np
 
 from jdss import _checks
+from jdss.config import Search
 from jdss.data.examples import Examples, Normalization, make_examples
 from jdss.data.host import ArrayRows, HostExamples
-from jdss.progress import progress_bar
 from jdss.ledger import Ledger
-from jdss.training.checkpoint import save_model
+from jdss.progress import progress_bar
+from jdss.training.checkpoint import TrainedModel, TrainedResult, load, save_model
 from jdss.training.divergence import TrainingDivergedError
-from jdss.training.fit import FitResult, train_adaptively
 from jdss.training.memory import is_out_of_memory, shortage
-from jdss.training.metrics import Metric, measure
+from jdss.training.metrics import measure
 from jdss.training.problem import Problem, check_like
 from jdss.training.schedule import make_schedule
 from jdss.training.state import TrainState
-from jdss.tuning.objective import Objective, build_model, training_hyperparameters
+from jdss.training.trial import run, train
+from jdss.training.trial_checkpoint import TrialCheckpoint
+from jdss.tuning.attempt import build_model, training_hyperparameters, trial_key
+from jdss.tuning.objective import Objective, checkpoint_path
+from jdss.tuning.space import stored_value
+from jdss.tuning.study import SEARCH, SearchStudy
 
-_RETRAINING_KEY = 2**31 - 1  # apart from every trial's index
+RETRAINING = "jdss:retraining"
+"""The study attribute with what came of retraining: it is not done twice."""
+
+_PLACE = 2**31 - 1  # its key is apart from every trial's
 
 
 @dataclass(frozen=True)
-class Retraining:
+class Retraining(TrainedResult):
     """The winner, trained on the whole original training set.
+
+    Where an earlier call has retrained it already, this is what the study keeps of that: no state,
+    no normalization and no history. Where that call was told to save the model, it still predicts.
 
     Attributes:
       state: the trained state; `state.variables` is what `model.apply` takes.
@@ -38,38 +50,58 @@ class Retraining:
       ledger: where its seconds went.
       test_score: the search's metric on the test set; None where there is none.
       normalization: what was done to every input: new ones go through it to `model.apply`.
+      classes: what the labels were, where they were no indices; see `predict`.
+      inputs: the shapes and types of one example's inputs.
+      saved_to: where an earlier call saved the model; None where it did not.
 
     Made by `jdss.tune`.
     """
 
-    state: TrainState
+    state: TrainState | None  # type: ignore[assignment]
     test_accuracy: float | None
     history: list[dict[str, Any]]
     ledger: Ledger
     test_score: float | None = None
     normalization: Normalization | None = None
+    classes: np.ndarray | None = None
+    inputs: Any = None
+    saved_to: str | None = None
+
+    @property
+    def trained(self) -> TrainedModel:
+        """The trained model by itself; read from where an earlier call saved it."""
+        if self.state is None and self.saved_to is not None:
+            return load(self.saved_to)
+        return super().trained
 
 
 def retrain_and_save(
     objective: Objective,
     values: Mapping[str, Any],
     test: Examples | HostExamples | None,
+    study: SearchStudy,
+    search: Search,
     save_to: str | os.PathLike[str] | None,
-    ledger: Ledger,
     *,
     progress: bool,
 ) -> tuple[Retraining | None, str | None]:
     """The retrained model, and what went wrong: a warning, so that the search is not lost."""
     retraining, failure = None, None
+    about = {
+        "hyperparameters": {name: stored_value(value) for name, value in values.items()},
+        "test": _fingerprint(test, objective.training.problem),
+    }
+    if known := known_retraining(study, about, save_to):
+        return known, None
+    checkpoint = None
+    if search.checkpoints is not None:
+        path = checkpoint_path(search.checkpoints, study.study_name, "retraining")
+        identity = {"search": study.user_attrs.get(SEARCH), "retraining": about["hyperparameters"]}
+        checkpoint = TrialCheckpoint(path, identity, search.checkpoint_every)
     try:
-        retraining = retrain(objective, values, test, progress=progress)
-        compiling = retraining.ledger.seconds["compiling"]
-        ledger.seconds["compiling"] += compiling
-        ledger.seconds["retraining"] += retraining.ledger.total_seconds - compiling
-        if retraining.ledger.joules is not None:
-            ledger.joules = (ledger.joules or 0.0) + retraining.ledger.joules
-        if save_to is not None:
-            save_model(save_to, retraining.state, retraining.normalization)
+        retraining = retrain(objective, values, test, checkpoint, progress=progress)
+        if save_to is not None and retraining.state is not None:
+            save_model(save_to, retraining)
     except TrainingDivergedError as error:
         failure = f"retraining on everything diverged: {error}"
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -82,68 +114,121 @@ def retrain_and_save(
         failure = f"the retrained model could not be saved in {os.fspath(save_to or '')}: {error}"
     if failure is not None:
         warnings.warn(failure, RuntimeWarning, stacklevel=3)
+    elif retraining is not None:
+        with suppress(Exception):  # then the next call does it again
+            study.set_user_attr(RETRAINING, {**about, **_kept(retraining, save_to)})
+    if checkpoint is not None and (retraining is None or failure is None):
+        checkpoint.remove()  # one that could not be saved is trained again from there
     return retraining, failure
+
+
+def _kept(retraining: Retraining, save_to: Any) -> dict[str, Any]:
+    return {
+        "test_accuracy": retraining.test_accuracy,
+        "test_score": retraining.test_score,
+        "ledger": retraining.ledger.as_dict(),
+        "saved_to": None if save_to is None else os.path.abspath(save_to),
+    }
+
+
+def known_retraining(
+    study: SearchStudy, about: Mapping[str, Any] | None, save_to: Any
+) -> Retraining | None:
+    """What an earlier call has found, if it is what this one asks for.
+
+    Args:
+      study: of the search.
+      about: hyper-parameters and test set; None looks at `save_to` only.
+      save_to: where the model is to be: one that is there already need not be trained.
+    """
+    kept = study.user_attrs.get(RETRAINING)
+    if not kept or (about and any(kept[name] != value for name, value in about.items())):
+        return None
+    if save_to is not None and not (
+        kept["saved_to"] == os.path.abspath(save_to) and os.path.exists(save_to)
+    ):
+        return None
+    ledger = Ledger()
+    ledger.add(kept["ledger"])
+    return Retraining(
+        None, kept["test_accuracy"], [], ledger, kept["test_score"], saved_to=kept["saved_to"]
+    )
+
+
+def _fingerprint(test: Any, problem: Problem) -> str | None:
+    if test is None:
+        return None
+    everyone = np.arange(len(test), dtype=np.int32)
+    return Problem(test, everyone, everyone[:0], problem.num_classes).fingerprint()
 
 
 def retrain(
     objective: Objective,
     values: Mapping[str, Any],
     test: Examples | HostExamples | None,
+    checkpoint: TrialCheckpoint | None = None,
     *,
     progress: bool,
 ) -> Retraining:
     """Full training with the best hyper-parameters; only here is the test set looked at."""
-    everything = objective.problem.on_everything()
-    hyper = training_hyperparameters(values, objective.optimizers)
+    training = objective.training
+    everything = replace(
+        training, problem=training.problem.on_everything(), schedule=make_schedule("full", 1.0)
+    )
+    hyper = training_hyperparameters(values, training.optimizers)
     ledger = Ledger()
-    start = objective.meter.read() if objective.meter else None
     with (
         progress_bar(int(hyper.epochs), "retraining", enabled=progress) as bar,
         ledger.measure_rest(),
     ):
-        result = train_adaptively(
-            everything,
-            build_model(objective.model, values),
-            make_schedule("full"),
-            hyper,
-            objective.trial_key(_RETRAINING_KEY),
-            ledger=ledger,
-            optimizers=objective.optimizers,
-            loss=objective.loss,
-            metric=objective.metric,
-            on_epoch=lambda entry: bar.advance(entry["epoch"], loss=entry["loss"]),
+        result = run(
+            train(
+                everything,
+                build_model(objective.model, values),
+                hyper,
+                trial_key(objective.seed, _PLACE),
+                ledger=ledger,
+                on_epoch=lambda entry: bar.advance(entry["epoch"], loss=entry["loss"]),
+                checkpoint=checkpoint,
+            )
         )
         accuracy, score = None, None
         if test is not None:
-            accuracy, score = _test(result, everything, test, objective.metric, ledger)
-    end = objective.meter.read() if objective.meter else None
-    ledger.joules = end.joules - start.joules if start and end else None
-    return Retraining(result.state, accuracy, result.history, ledger, score, result.normalization)
+            with ledger.measure("evaluating"):
+                examples = replace(test, normalization=everything.problem.examples.normalization)
+                accuracy, score = measure(
+                    result.state,
+                    examples,
+                    np.arange(len(test)),
+                    training.metric,
+                    everything.problem,
+                )
+    if checkpoint is not None:
+        ledger.add(checkpoint.past)
+    return Retraining(
+        result.state,
+        accuracy,
+        result.history,
+        ledger,
+        score,
+        result.normalization,
+        result.classes,
+        result.inputs,
+    )
 
 
 def check_test(test: Any, problem: Problem) -> Examples | HostExamples:
     """The test set, checked before the search, and looked at after it."""
     examples = problem.examples
     place = "host" if isinstance(examples, HostExamples) else "device"
-    rows, labels = check_like("test", test, examples.inputs, examples.labels, place=place)
+    rows, labels = check_like(
+        "test", test, examples.inputs, examples.labels, place=place, classes=problem.classes
+    )
     if problem.num_classes is not None:
         _checks.check_labels(labels, num_examples=len(labels), num_classes=problem.num_classes)
-    # Their own statistics are never used: `_test` puts in those of all that was trained on.
+    # Their own statistics are never used: `retrain` puts in those of all that was trained on.
     if isinstance(examples, HostExamples):
         return HostExamples(rows, labels, examples.normalization)
     assert isinstance(rows, ArrayRows)
     classes = problem.num_classes is not None
     return make_examples(rows.inputs, labels, classes=classes, statistics_of=np.zeros(1, int))
-
-
-def _test(
-    result: FitResult,
-    problem: Problem,
-    test: Examples | HostExamples,
-    metric: Metric,
-    ledger: Ledger,
-) -> tuple[float | None, float]:
-    """Accuracy and score on the test set, normalised as the training set was."""
-    with ledger.measure("evaluating"):
-        examples = replace(test, normalization=problem.examples.normalization)
-        return measure(result.state, examples, np.arange(len(test)), metric, problem)

@@ -1,9 +1,11 @@
 """Search spaces: a mapping from names to Optuna distributions, or a function of a trial."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import (
     BaseDistribution,
@@ -14,46 +16,49 @@ from optuna.distributions import (
 
 from jdss import _checks
 from jdss.training.hyperparameters import (
+    LARGEST_LEARNING_RATES,
     NAMES,
-    USUAL_LEARNING_RATES,
     absolute_learning_rate,
     hyperparameters,
 )
 
 Space = Mapping[str, BaseDistribution] | Callable[[optuna.Trial], Mapping[str, Any]]
 
+HYPERPARAMETERS = "jdss:hyperparameters"
+"""The user attribute with a trial's hyper-parameters, as a storage holds them."""
+
 
 def default_space(
     *,
     epochs: tuple[int, int] = (10, 20),
     batch_sizes: tuple[int, ...] = (32, 64, 128),
-    optimizers: Iterable[str] = tuple(USUAL_LEARNING_RATES),
+    optimizers: Iterable[str] = tuple(LARGEST_LEARNING_RATES),
 ) -> dict[str, BaseDistribution]:
     """The paper's five hyper-parameters: it names them but gives no ranges, so these are ours.
 
-    The learning rate is drawn in units of its optimizer's usual one (`USUAL_LEARNING_RATES`): 0.02
-    to 6 times 0.05 for SGD and Nesterov, and times 0.001 for Adam and AdamW, so that one range
-    offers none of them a rate at which it cannot train. What the authors publish is
-    `published_space`.
+    The learning rate is drawn as a share, 0.01 to 1 on a logarithmic scale, of the largest at which
+    its optimizer trains (`LARGEST_LEARNING_RATES`): 0.0005 to 0.05 for SGD and Nesterov, 0.00003 to
+    0.003 for Adam and AdamW. So one range offers none of them a rate at which it cannot train. What
+    the authors publish is `published_space`.
 
     Args:
       epochs: the fewest and the most epochs.
       batch_sizes: the batch sizes to choose from; each costs one compilation.
-      optimizers: by name. Of a family with others, whose usual rates nobody knows, the learning
-        rate itself is drawn, from 0.001 to 0.3.
+      optimizers: by name. Of a family with others, whose largest rates nobody knows, the
+        learning rate itself is drawn, from 0.001 to 0.1.
 
     Example:
       >>> default_space(epochs=(5, 8))["epochs"]
       IntDistribution(high=8, log=False, low=5, step=1)
     """
     optimizers = tuple(optimizers)
-    if set(optimizers) <= set(USUAL_LEARNING_RATES):
-        rate = {"relative_learning_rate": FloatDistribution(0.02, 6.0, log=True)}
+    if set(optimizers) <= set(LARGEST_LEARNING_RATES):
+        rate = {"relative_learning_rate": FloatDistribution(0.01, 1.0, log=True)}
     else:
-        rate = {"learning_rate": FloatDistribution(1e-3, 0.3, log=True)}
+        rate = {"learning_rate": FloatDistribution(1e-3, 0.1, log=True)}
     return {
         **rate,
-        "momentum": FloatDistribution(0.5, 0.95),
+        "momentum": FloatDistribution(0.5, 0.9),
         "optimizer": CategoricalDistribution(optimizers),
         "epochs": IntDistribution(*epochs),
         "batch_size": CategoricalDistribution(batch_sizes),
@@ -97,6 +102,7 @@ def check_space(space: Any, optimizers: Iterable[str]) -> Space:
     """
     if callable(space):
         return space
+    optimizers = tuple(optimizers)
     if isinstance(space, str):
         _checks.check_choice("space", space, SPACES)
         space = SPACES[space]()
@@ -115,20 +121,23 @@ def check_space(space: Any, optimizers: Iterable[str]) -> Space:
             )
         if name in NAMES:
             for value in _extremes(distribution):
-                hyperparameters({name: value}, optimizers=tuple(optimizers))
+                hyperparameters({name: value}, optimizers=optimizers)
     if "relative_learning_rate" in space:
         if "learning_rate" in space:
             raise ValueError("space must have learning_rate or relative_learning_rate, got both")
+        if "optimizer" not in space and "sgd" not in optimizers:
+            raise ValueError(
+                "space must have an optimizer beside relative_learning_rate, which is a share of "
+                "that optimizer's largest rate"
+            )
         drawn = _extremes(space["optimizer"]) if "optimizer" in space else ()
         for optimizer in drawn:
             absolute_learning_rate({"relative_learning_rate": 1.0, "optimizer": optimizer})
     return space
 
 
-def check_enqueued(
-    enqueue: Any, space: Space, optimizers: Iterable[str]
-) -> Sequence[Mapping[str, Any]]:
-    """Checks hyper-parameters that are to be tried first.
+def check_enqueued(enqueue: Any, space: Space, optimizers: Iterable[str]) -> list[dict[str, Any]]:
+    """Checks hyper-parameters that are to be tried first, and returns them as they are stored.
 
     Raises:
       TypeError, ValueError: where they are no mappings, name what the space does not have, or have
@@ -141,41 +150,63 @@ def check_enqueued(
         if not isinstance(given, Mapping) or not given:
             raise TypeError(f"enqueue[{number}] must map names to values, got {given!r}")
         values = _as_drawn(given, space)
-        checked.append(values)
         for name, value in values.items():
             if name in NAMES:
                 hyperparameters({name: value}, optimizers=tuple(optimizers))
             if not isinstance(space, Mapping):
+                values[name] = stored_value(value)
                 continue
             if name not in space:
                 raise ValueError(
                     f"enqueue[{number}] must have names of the space "
                     f"({', '.join(map(repr, space))}), got {name!r}"
                 )
-            if not _contains(space[name], value):
+            try:
+                values[name] = _stored_in(space[name], value)
+            except (TypeError, ValueError):
                 raise ValueError(
                     f"enqueue[{number}][{name!r}] must be in {space[name]}, got {value!r}"
-                )
+                ) from None
+        checked.append(values)
     return checked
 
 
 def _as_drawn(values: Mapping[str, Any], space: Space) -> dict[str, Any]:
     """A learning rate in its optimizer's units, where the space draws it so."""
-    known = values.get("optimizer") in USUAL_LEARNING_RATES
+    known = values.get("optimizer") in LARGEST_LEARNING_RATES
     if not known or not isinstance(space, Mapping) or "relative_learning_rate" not in space:
         return dict(values)
-    if not isinstance(values.get("learning_rate"), (int, float)):
+    rate = values.get("learning_rate")
+    if not isinstance(rate, (int, float, np.number)) or "relative_learning_rate" in values:
         return dict(values)
-    relative = values["learning_rate"] / USUAL_LEARNING_RATES[values["optimizer"]]
+    relative = float(rate) / LARGEST_LEARNING_RATES[values["optimizer"]]
     rest = {name: value for name, value in values.items() if name != "learning_rate"}
     return {"relative_learning_rate": relative, **rest}
 
 
-def _contains(distribution: BaseDistribution, value: Any) -> bool:
-    try:
-        return distribution._contains(distribution.to_internal_repr(value))
-    except (TypeError, ValueError):
-        return False
+def _stored_in(distribution: BaseDistribution, value: Any) -> Any:
+    """The value as it is stored, if the distribution has it; ValueError otherwise."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(distribution, CategoricalDistribution):
+        place = _place(distribution, value)
+        if place is None:
+            raise ValueError
+        return stored(distribution).choices[place]
+    assert isinstance(distribution, (FloatDistribution, IntDistribution))
+    distribution.to_internal_repr(value)
+    steps = 0.0 if distribution.step is None else (value - distribution.low) / distribution.step
+    if not distribution.low <= value <= distribution.high or abs(steps - round(steps)) > 1e-8:
+        raise ValueError
+    return value
+
+
+def _place(distribution: CategoricalDistribution, value: Any) -> int | None:
+    """The index of a choice, given as such or as it is stored."""
+    for choices in (distribution.choices, stored(distribution).choices):
+        for place, choice in enumerate(choices):
+            if choice is value or (type(choice) is type(value) and choice == value):
+                return place
+    return None
 
 
 def _extremes(distribution: BaseDistribution) -> tuple[Any, ...]:
@@ -187,15 +218,97 @@ def _extremes(distribution: BaseDistribution) -> tuple[Any, ...]:
     return ()
 
 
-def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
-    """The trial's hyper-parameters, by name, with the learning rate itself."""
-    if callable(space):
-        return absolute_learning_rate(space(trial))
-    drawn = {name: _suggest(trial, name, distribution) for name, distribution in space.items()}
-    return absolute_learning_rate(drawn)
+# Choices that a storage does not hold ------------------------------------------------------------
 
 
-def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
+def stored_value(value: Any) -> Any:
+    """A value as a storage holds it: a number or a text, the same in every process.
+
+    Example:
+      >>> stored_value(np.int64(16)), stored_value((3, 4)), stored_value(len)
+      (16, '(3, 4)', 'len')
+    """
+    if isinstance(value, np.generic):
+        return stored_value(value.item())
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
+    return name or re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def stored(distribution: Any) -> Any:
+    """The distribution with choices as a storage holds them; others are as they are."""
+    if not isinstance(distribution, CategoricalDistribution):
+        return distribution
+    found: list[Any] = []
+    for place, choice in enumerate(distribution.choices):
+        value = stored_value(choice)
+        found.append(f"{value} #{place}" if value in found and value is not choice else value)
+    return CategoricalDistribution(found)
+
+
+class _Drawer:
+    """A trial, for a space that is a function: it may suggest choices of any kind.
+
+    They may also change from trial to trial, which Optuna refuses under one name: the first trial's
+    keep it, and others are drawn under a name of their own.
+    """
+
+    def __init__(self, trial: Any) -> None:
+        self._trial = trial
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trial, name)
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        if isinstance(self._trial, optuna.trial.FixedTrial):
+            return self._trial.suggest_categorical(name, choices)
+        drawn = stored(_categorical(choices))
+        if drawn != _first_under(self._trial, name, drawn):
+            name = f"{name} of {', '.join(map(str, drawn.choices))}"
+        value = self._trial.suggest_categorical(name, drawn.choices)
+        return _plain(tuple(choices)[drawn.choices.index(value)])
+
+
+def _categorical(choices: Sequence[Any]) -> CategoricalDistribution:
+    distribution = CategoricalDistribution([None])
+    distribution.choices = tuple(choices)  # the constructor warns of what a storage cannot hold
+    return distribution
+
+
+def _first_under(trial: Any, name: str, drawn: BaseDistribution) -> BaseDistribution | None:
+    """What the first trial with this name drew from; `drawn`, if there was none yet."""
+    study = getattr(trial, "study", None)
+    if study is None:  # a frozen trial: what it drew from, if it did under this name
+        return trial.distributions.get(name)
+    trials = study.get_trials(deepcopy=False)
+    found = (other.distributions[name] for other in trials if name in other.distributions)
+    return next(found, drawn)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def suggest(trial: Any, space: Space) -> dict[str, Any]:
+    """The trial's hyper-parameters, by name, with the learning rate itself.
+
+    Raises:
+      TypeError: where a space that is a function returns no mapping.
+    """
+    if not callable(space):
+        drawn = {name: _suggest(trial, name, distribution) for name, distribution in space.items()}
+        return absolute_learning_rate(drawn)
+    values = space(_Drawer(trial))  # type: ignore[arg-type]
+    if not isinstance(values, Mapping):
+        raise TypeError(
+            "space must be a function of a trial that returns a mapping from names to values, but "
+            f"{stored_value(space)} returned {'nothing' if values is None else repr(values)}"
+        )
+    return absolute_learning_rate({name: _plain(value) for name, value in values.items()})
+
+
+def _suggest(trial: Any, name: str, distribution: BaseDistribution) -> Any:
     if isinstance(distribution, FloatDistribution):
         return trial.suggest_float(
             name, distribution.low, distribution.high, log=distribution.log, step=distribution.step
@@ -204,9 +317,12 @@ def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> 
         return trial.suggest_int(
             name, distribution.low, distribution.high, log=distribution.log, step=distribution.step
         )
-    if isinstance(distribution, CategoricalDistribution):
-        return trial.suggest_categorical(name, distribution.choices)
-    raise TypeError(f"space[{name!r}] has an unknown kind of distribution: {distribution!r}")
+    if not isinstance(distribution, CategoricalDistribution):
+        raise TypeError(f"space[{name!r}] has an unknown kind of distribution: {distribution!r}")
+    if isinstance(trial, optuna.trial.FixedTrial):
+        return _plain(trial.suggest_categorical(name, distribution.choices))
+    drawn = stored(distribution).choices
+    return _plain(distribution.choices[drawn.index(trial.suggest_categorical(name, drawn))])
 
 
 def describe_space(space: Space) -> dict[str, Any]:
@@ -214,6 +330,23 @@ def describe_space(space: Space) -> dict[str, Any]:
     if callable(space):
         return {"function": getattr(space, "__qualname__", type(space).__qualname__)}
     return {
-        name: json.loads(optuna.distributions.distribution_to_json(distribution))
+        name: json.loads(optuna.distributions.distribution_to_json(stored(distribution)))
         for name, distribution in space.items()
+    }
+
+
+def values_of(trial: optuna.trial.FrozenTrial, space: Space) -> dict[str, Any]:
+    """The hyper-parameters of a finished trial, as `suggest` gave them to it.
+
+    As they were noted; those that no storage holds (tuples, functions) are drawn again from what
+    was. A function of a trial that decides otherwise by now does not change the others.
+    """
+    noted = dict(trial.user_attrs.get(HYPERPARAMETERS, trial.params))
+    try:
+        drawn = suggest(trial, space)
+    except Exception:  # of a function of a trial: what was noted is all there is
+        return noted
+    return {
+        name: drawn[name] if name in drawn and stored_value(drawn[name]) == value else value
+        for name, value in noted.items()
     }

@@ -1,39 +1,34 @@
 """Where a study is kept: in memory, in a journal file, in SQLite or in PostgreSQL.
 
-A storage that `open_storage` opens waits for a database that goes away for a while, has a
-heartbeat where Optuna offers one (SQLite and PostgreSQL; its journal has none), and says in one
-sentence what is wrong.
+Plain Optuna storages. What goes wrong with one is said in one sentence, without passwords; finished
+trials are kept, and the same call goes on when it is put right.
 """
 
 import errno
-import json
 import os
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
-RANK = "JDSS_WORKER"
-"""The environment variable that holds a worker's number among those of its command."""
+from jdss._secrets import hide_passwords
 
 _JOURNAL = "journal://"
-KINDS = "'sqlite:///search.db', 'journal:///search.log' or 'postgresql://user@host/database'"
+_KINDS = "'sqlite:///search.db', 'journal:///search.log' or 'postgresql://user@host/database'"
+_DRIVERS = {"postgresql": "'psycopg[binary]'", "mysql": "pymysql"}
 
 
 class StorageError(RuntimeError):
     """The study's storage cannot be reached, read or written; the message says why."""
 
 
-def open_storage(
-    storage: str | os.PathLike[str] | BaseStorage | None,
-    *,
-    heartbeat_interval: int = 10,
-    grace_period: int = 60,
-    patience: float = 60.0,
-) -> BaseStorage:
+def open_storage(storage: str | os.PathLike[str] | BaseStorage | None) -> BaseStorage:
     """Opens the storage of a study.
 
     Args:
@@ -41,10 +36,6 @@ def open_storage(
         "journal:///shared/search.log" (as with SQLite, a fourth slash makes the path absolute);
         the path of a file that ends in .log or .journal, for a journal; None for one in memory.
         An Optuna storage is taken as it is.
-      heartbeat_interval: seconds between two heartbeats of a running trial.
-      grace_period: seconds without a heartbeat after which a trial is taken to be dead. At least
-        three intervals, so that one beat may get lost.
-      patience: seconds that a storage which was reached before is waited for when it goes away.
 
     Returns:
       An Optuna storage, for `jdss.tune`, `optuna.create_study` or the dashboard.
@@ -66,136 +57,135 @@ def open_storage(
         return storage
     if not isinstance(storage, (str, os.PathLike)):
         raise TypeError(
-            f"storage must be an Optuna storage, or a URL such as {KINDS}; got {storage!r}"
-        )
-    if not 0 < 3 * heartbeat_interval <= grace_period:
-        raise ValueError(
-            "grace_period must be at least three times heartbeat_interval, got "
-            f"{grace_period} and {heartbeat_interval}"
+            f"storage must be an Optuna storage, or a URL such as {_KINDS}; got {storage!r}"
         )
     url = os.fspath(storage)
-    if url.startswith(_JOURNAL):
-        return _open_journal(url.removeprefix(_JOURNAL + "/"))
-    if "://" not in url and Path(url).suffix in (".log", ".journal"):
-        return _open_journal(url)
-    from jdss.tuning.database import open_database  # SQLAlchemy takes half a second to import
-
-    return open_database(url, heartbeat_interval, grace_period, patience)
-
-
-@contextmanager
-def telling(error: BaseException | None, storage: BaseStorage) -> Iterator[None]:
-    """For what a storage is still to be told while `error` is on its way; None where none is.
-
-    After Ctrl-C a database that is away is not waited for, nor is one that has been waited for in
-    vain; and whatever goes wrong in telling it does not take the place of the error.
-    """
-    if not isinstance(error, (KeyboardInterrupt, StorageError)):
-        yield
-        return
-    with suppress(Exception), impatient(storage):
-        yield
-
-
-@contextmanager
-def impatient(storage: BaseStorage) -> Iterator[None]:
-    """Inside, a database that is away is not waited for."""
-    database: Any = getattr(storage, "_backend", storage)  # behind Optuna's cache
-    patience = getattr(database, "patience", None)
-    if patience is not None:
-        database.patience = 0.0
-    try:
-        yield
-    finally:
-        if patience is not None:
-            database.patience = patience
-
-
-# Journal files ----------------------------------------------------------------------------------
-
-
-class SafeJournalFile(JournalFileBackend):
-    """A journal file that a full disk, or a kill in the middle of a line, does not spoil.
-
-    Optuna's own would leave half a line, which the next line joins: then nobody can read on.
-    """
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Appends whole lines, or nothing."""
-        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        with (
-            _explaining_files(self._file_path),
-            _held(self._lock),
-            # Unbuffered: what a buffer could not write it would try to write again on closing.
-            open(self._file_path, "r+b", buffering=0) as file,
-        ):
-            size = _end_of_whole_lines(file)
-            file.truncate(size)
-            file.seek(size)
-            try:
-                _write_all(file, lines.encode())
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(size)
-                raise
-
-    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
-        """The lines from one on."""
-        with _explaining_files(self._file_path):
-            yield from super().read_logs(log_number_from)
+    with explained(url):
+        if url.startswith(_JOURNAL):
+            return _open_journal(url.removeprefix(_JOURNAL + "/"))
+        if "://" not in url and Path(url).suffix in (".log", ".journal"):
+            return _open_journal(url)
+        return _open_database(url)
 
 
 def _open_journal(path: str) -> JournalStorage:
     if not path:
         raise ValueError("storage must name a file after 'journal:///', got none")
-    with _explaining_files(path):
-        return JournalStorage(SafeJournalFile(path))
+    if os.path.exists(path):
+        _drop_half_line(path)
+    return JournalStorage(JournalFileBackend(path))
 
 
-@contextmanager
-def _held(lock: Any) -> Iterator[None]:
-    lock.acquire()
+def _drop_half_line(path: str) -> None:
+    """Removes what a kill, or a full disk, left of a line: the next would join it."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        if file.read() in (b"", b"\n"):
+            return
+    lock = JournalFileSymlinkLock(path)
+    lock.acquire()  # another process may be in the middle of the line
     try:
-        yield
+        with open(path, "r+b") as file:
+            content = file.read()
+            file.truncate(content.rfind(b"\n") + 1)
     finally:
         lock.release()
 
 
-def _end_of_whole_lines(file: Any) -> int:
-    """Where the last newline stands, plus one: what follows was never acknowledged."""
-    end: int = file.seek(0, os.SEEK_END)
-    start = max(0, end - 2**20)
-    file.seek(start)
-    tail = file.read(end - start)
-    return start + tail.rfind(b"\n") + 1 if tail else end
+def _open_database(url: str) -> RDBStorage:
+    import sqlalchemy  # half a second, which a journal need not wait for
 
-
-def _write_all(file: Any, content: bytes) -> None:
-    while content:
-        content = content[file.write(content) :]
+    url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
+    try:
+        backend = sqlalchemy.make_url(url).get_backend_name()
+        # A server that was restarted between two calls is connected to again.
+        options: dict[str, Any] = {"pool_pre_ping": True}
+        if backend in ("sqlite", "postgresql"):
+            name = "timeout" if backend == "sqlite" else "connect_timeout"
+            options["connect_args"] = {name: 30 if backend == "sqlite" else 10}
+        return RDBStorage(url, engine_kwargs=options)
+    except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError):
+        raise ValueError(
+            f"storage must be a URL such as {_KINDS}; got {hide_passwords(url)!r}"
+        ) from None
+    except ImportError as error:
+        missing = getattr(error.__cause__ or error, "name", None)
+        driver = _DRIVERS.get(backend) if missing in (None, "psycopg") else missing
+        raise ImportError(
+            f"the driver of the storage {hide_passwords(url)} is not installed: "
+            f"pip install {driver or backend} ({error.__cause__ or error})"
+        ) from error
 
 
 @contextmanager
-def _explaining_files(path: str) -> Iterator[None]:
+def explained(storage: Any) -> Iterator[None]:
+    """Says in one sentence what is wrong with a storage that is used inside, and with no other.
+
+    Raises:
+      StorageError: in place of the errors of databases, drivers and files.
+    """
     try:
         yield
-    except OSError as error:
-        raise StorageError(
-            f"the study's journal {path} cannot be used: {_reason(error)}"
-        ) from error
-    except ValueError as error:  # from json, or of Optuna's own
-        raise StorageError(
-            f"the study's journal {path} holds a line that is not Optuna's: {error}"
-        ) from error
+    except (OSError, ValueError, StorageInternalError) as error:
+        ours = isinstance(error, (OSError, StorageInternalError)) or _is_of_journal(error)
+        if not ours:
+            raise
+        raise _sentence(storage, error) from error
+    except Exception as error:
+        if not type(error).__module__.startswith(("sqlalchemy.", "sqlite3", "psycopg")):
+            raise
+        if type(error).__name__ in ("ArgumentError", "NoSuchModuleError"):
+            raise
+        raise _sentence(storage, error) from error
 
 
-def _reason(error: OSError) -> str:
-    reasons = {
-        errno.ENOSPC: "the disk is full; make room and run the same command again",
-        errno.EDQUOT: "the disk quota is used up; make room and run the same command again",
-        errno.EFBIG: "the file may not grow any more; raise the limit and run the command again",
-        errno.EACCES: "no permission to write there",
-        errno.EROFS: "the file system is read-only",
-        errno.ENOENT: "the directory does not exist, or the file was removed",
-    }
-    return reasons.get(error.errno or 0, str(error))
+def _is_of_journal(error: ValueError) -> bool:
+    """Whether a line of a journal could not be read: JSON's error, or Optuna's own."""
+    return type(error).__name__ == "JSONDecodeError" or "Invalid log format" in str(error)
+
+
+def _sentence(storage: Any, error: BaseException) -> StorageError:
+    name = hide_passwords(os.fspath(storage)) if isinstance(storage, (str, os.PathLike)) else None
+    name = name or hide_passwords(str(getattr(storage, "url", type(storage).__name__)))
+    cause: BaseException = error  # the driver's own: Optuna and SQLAlchemy each wrap it
+    while (inner := getattr(cause, "orig", None)) or (
+        isinstance(cause, StorageInternalError) and (inner := cause.__cause__)
+    ):
+        cause = inner
+    return StorageError(
+        f"the study's storage {name} cannot be used: {_reason(cause)}; finished trials are kept, "
+        "and the same call goes on when this is put right"
+    )
+
+
+_FULL = "the disk is full"
+_FILES = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file may not grow any more",
+    errno.EACCES: "no permission to write there",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOENT: "the directory does not exist, or the file was removed",
+}
+_SQLITE = {
+    "SQLITE_FULL": _FULL,
+    "SQLITE_IOERR": "the disk is full, or the file may not grow any more",
+    "SQLITE_READONLY": "it is read-only",
+    "SQLITE_CANTOPEN": "the directory must exist and be writable",
+    "SQLITE_NOTADB": "the file is not an SQLite database",
+    "SQLITE_CORRUPT": "the file is damaged",
+    "SQLITE_BUSY": "another process keeps it locked",
+}
+
+
+def _reason(error: BaseException) -> str:
+    text = hide_passwords(" ".join(str(error).split()))
+    if isinstance(error, sqlite3.Error):
+        name = getattr(error, "sqlite_errorname", "")
+        return next((known for start, known in _SQLITE.items() if name.startswith(start)), text)
+    if isinstance(error, OSError):
+        return _FILES.get(error.errno or 0, text)
+    if isinstance(error, ValueError):
+        return f"it holds a line that is not Optuna's ({text})"
+    return "the server's disk is full" if getattr(error, "sqlstate", None) == "53100" else text

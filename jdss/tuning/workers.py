@@ -1,42 +1,26 @@
-"""Several worker processes on one machine, which share a study through its storage.
+"""Workers: Ray actors that train trials, on this machine or on a cluster. They never see the study.
 
-A worker is a process that runs `jdss.tune` with the arguments of the one that started it, less
-the retraining: it joins the study as a command on another machine would, and nothing but the
-storage connects the two. Workers are new interpreters rather than forks, since JAX's threads and
-devices do not survive a fork.
+Locally Ray is started and ended by the call. Each worker trains with the devices, or the cores,
+that it has for itself, and keeps the examples and the compiled programs between trials. One that
+dies is replaced, and its trial is trained again.
 """
 
-import contextlib
 import os
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
-import time
-import traceback
 import warnings
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-import cloudpickle
-import jax
-import optuna
+from jdss.config import Workers
+from jdss.training.trial import Rung
+from jdss.tuning.attempt import Order, Outcome
+from jdss.tuning.driver import Died
+from jdss.tuning.study import MOST_DEATHS, died, this_process
 
-from jdss import _checks
-from jdss.progress import ProgressBar, progress_bar
-from jdss.tuning.resuming import finished_trials
-from jdss.tuning.storage import RANK
-
-_CORES = "JDSS_CORES"
-_PROGRAM = "from jdss.tuning.workers import main; main()"
-_PAUSE = 0.2  # seconds between two looks at the workers
-_LOOK_EVERY = 1.0  # seconds between two looks at the study, which cost its database something
-_PATIENCE = 30.0  # seconds that workers have to tell the storage that they are interrupted
-_INTERRUPTED = 130  # what a shell reports of a command that Ctrl-C stopped
+_WAIT = 5.0  # seconds for which `next_event` waits
+_PATIENCE = 60.0  # seconds without any worker after which a warning says what is missing
 
 _CONFIGURATION = (
     "jax_compilation_cache_dir",
@@ -50,238 +34,304 @@ _CONFIGURATION = (
 
 
 class WorkerError(RuntimeError):
-    """Workers died or failed, and the search cannot go on; the message says where to look."""
+    """Workers cannot be started, or die again and again; the message says why."""
 
 
-def check_workers(workers: Any, storage: Any) -> int:
-    """Checks the number of workers, and that several can share the storage.
+@dataclass(frozen=True)
+class Job:
+    """What all trials of a search share, as it is sent to workers: no device holds any of it.
 
-    Raises:
-      TypeError, ValueError: naming the argument.
+    Attributes:
+      problem: the examples as NumPy arrays, and their split.
+      model, selection, fraction, task, seed: of the search.
+      configuration: JAX's.
     """
-    workers = _checks.check_positive_int("workers", workers)
-    in_memory = isinstance(storage, optuna.storages.InMemoryStorage) or (
-        isinstance(storage, str) and storage in ("sqlite://", "sqlite:///", "sqlite:///:memory:")
-    )
-    if workers > 1 and (storage is None or in_memory):
-        raise ValueError(
-            "storage must be one that processes can share where there are several workers, such "
-            f"as 'sqlite:///search.db' or 'postgresql://user@host/database'; got {storage!r}"
-        )
-    return workers
+
+    problem: Any
+    model: Any
+    selection: Any
+    fraction: float
+    task: Any
+    seed: int
+    configuration: Mapping[str, Any]
 
 
-def run_workers(
-    study: optuna.Study, arguments: Mapping[str, Any], workers: int, *, progress: bool = True
-) -> None:
-    """Runs a search in several processes, until every trial is finished.
+def make_job(
+    problem: Any, model: Any, selection: Any, fraction: float, task: Any, seed: int
+) -> Job:
+    """A `Job` of a problem that is on this process's devices, or on the host."""
+    import jax
 
-    A worker that is killed is replaced. Ctrl-C is passed on: each worker tells the storage that
-    its trial was interrupted.
+    from jdss.data.examples import Examples
 
-    Args:
-      study: which they share, made and with its enqueued trials.
-      arguments: of `jdss.tune`; storage and study name among them.
-      workers: how many processes.
-
-    Raises:
-      WorkerError: where workers die again and again.
-      Exception: the one that a worker stopped with; a note on it says where its log is.
-    """
-    crew = _Crew(Path(tempfile.mkdtemp(prefix="jdss-workers-")), workers)
-    trials = arguments["trials"]
-    try:
-        crew.write_task(
-            {**arguments, "workers": 1, "retrain": False, "save_to": None, "test": None}
-        )
-        with progress_bar(trials, f"{workers} workers", enabled=progress) as bar:
-            try:
-                crew.start()
-                while crew.look_after(study, trials, bar):
-                    time.sleep(_PAUSE)
-            except BaseException:
-                crew.stop()
-                raise
-    finally:
-        crew.clear_up()
+    if isinstance(problem.examples, Examples):
+        problem = _with_examples(problem, jax.device_get(problem.examples))
+    configuration = {name: getattr(jax.config, name) for name in _CONFIGURATION}
+    return Job(problem, model, selection, fraction, task, seed, configuration)
 
 
-class _Crew:
-    """The worker processes, and the directory with their task and their logs."""
+def _with_examples(problem: Any, examples: Any) -> Any:
+    from dataclasses import replace
 
-    def __init__(self, directory: Path, workers: int) -> None:
-        self.directory = directory
-        self.trouble = False
-        self._processes: dict[int, subprocess.Popen[bytes]] = {}
-        self._seats = assign_seats(
-            workers, jax.local_devices()[0].platform, jax.local_device_count()
-        )
-        self._deaths = 0  # since a trial was last finished
-        self._finished = -1
-        self._interrupted = False
-        self._next_look = 0.0
+    return replace(problem, examples=examples)
 
-    def write_task(self, arguments: Mapping[str, Any]) -> None:
-        configuration = {name: getattr(jax.config, name) for name in _CONFIGURATION}
-        # For this user only: the storage's URL may have a password in it.
-        with open(self.directory / "task", "wb", opener=_private) as file:
-            cloudpickle.dump((configuration, {**arguments, "progress": False}), file)
 
-    def clear_up(self) -> None:
-        """Removes the directory, or all but the logs where a message has named them."""
-        if not self.trouble:
-            shutil.rmtree(self.directory, ignore_errors=True)
-            return
-        for path in self.directory.iterdir():
-            if path.suffix != ".log":
-                path.unlink(missing_ok=True)
+class Trainer:
+    """What runs in a worker."""
 
-    def start(self) -> None:
-        for rank in range(len(self._seats)):
-            self._processes[rank] = self._start(rank)
+    def where(self) -> tuple[str, list[int]]:
+        """The node, and its cores."""
+        import ray
 
-    def _start(self, rank: int) -> subprocess.Popen[bytes]:
-        environment = {
-            **os.environ,
-            **self._seats[rank],
-            RANK: str(rank),
-            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-            "PYTHONUNBUFFERED": "1",
+        return ray.get_runtime_context().get_node_id(), sorted(_cores())
+
+    def load(self, job: Job, cores: Sequence[int]) -> Mapping[str, Any]:
+        """Places the examples on the devices; returns this process."""
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, cores)  # by which XLA decides on its number of threads
+        import jax
+
+        from jdss import parallel
+        from jdss.data.examples import Examples
+        from jdss.training.fit import training_on
+        from jdss.training.schedule import make_schedule
+
+        for name, value in job.configuration.items():
+            jax.config.update(name, value)
+        problem = job.problem
+        if isinstance(problem.examples, Examples):
+            problem = _with_examples(problem, parallel.replicate(problem.examples))
+        schedule = make_schedule(job.selection, job.fraction, num_classes=problem.num_classes)
+        self._training = training_on(problem, schedule, job.task)
+        self._job = job
+        return this_process()
+
+    def start(self, order: Order) -> Rung | Outcome:
+        """Begins a trial, and trains it up to its first rung."""
+        from jdss.tuning.attempt import Attempt
+
+        self._attempt = Attempt(self._training, self._job.model, self._job.seed, order)
+        return self._attempt.advance()
+
+    def advance(self) -> Rung | Outcome:
+        """Trains the trial up to the next rung, or to its end."""
+        return self._attempt.advance()
+
+    def stop(self) -> Outcome:
+        """Ends the trial at its rung."""
+        return self._attempt.stop()
+
+
+class RayPool:
+    """A pool of workers."""
+
+    def __init__(self, workers: Workers, job: Job) -> None:
+        self._ray = _import_ray()
+        self._resources = _share(self._ray, workers)
+        self._job = self._ray.put(job)
+        self._cores: Counter[tuple[str, int]] = Counter()  # workers on each core of each node
+        self._slots = [_Slot() for _ in range(workers.number)]
+        self._deaths: Counter[int] = Counter()  # by the trial's place
+        self._deaths_without_trial = 0
+        self._waited = 0.0
+        for slot in self._slots:
+            self._begin(slot)
+
+    def _begin(self, slot: "_Slot") -> None:
+        """Asks Ray for a worker in a slot; it may take a while, or wait for a node."""
+        flags = os.environ.get("XLA_FLAGS", "").split()
+        variables = {
+            "XLA_FLAGS": " ".join(f for f in flags if "host_platform_device_count" not in f),
+            "JAX_NUM_CPU_DEVICES": "1",
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # shared with others and with the driver
         }
-        with open(self.log(rank), "ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-P", "-c", _PROGRAM, str(self.directory), str(rank)],
-                env=environment,
-                stdin=subprocess.PIPE,  # held open: a worker ends when its parent is gone
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # a terminal's Ctrl-C comes once, through this process
-            )
+        if not self._resources["num_gpus"] and "JAX_PLATFORMS" in os.environ:
+            variables["JAX_PLATFORMS"] = os.environ["JAX_PLATFORMS"]
+        actor = self._ray.remote(Trainer)
+        options = {**self._resources, "max_restarts": 0, "max_task_retries": 0}
+        slot.actor = actor.options(**options, runtime_env={"env_vars": variables}).remote()
+        slot.state, slot.order, slot.cores = "starting", None, []
+        slot.pending = slot.actor.where.remote()
 
-    def log(self, rank: int) -> Path:
-        return self.directory / f"worker-{rank}.log"
+    def free(self) -> Sequence[int]:
+        return [number for number, slot in enumerate(self._slots) if slot.state == "free"]
 
-    def look_after(self, study: optuna.Study, trials: int, bar: ProgressBar) -> bool:
-        """Replaces workers that were killed; returns whether any are left."""
-        ended = any(process.poll() is not None for process in self._processes.values())
-        if ended or time.monotonic() >= self._next_look:
-            self._show(study, bar)
-            self._next_look = time.monotonic() + _LOOK_EVERY
-        for rank, process in list(self._processes.items()):
-            code = process.poll()
-            if code is None:
-                continue
-            del self._processes[rank]
-            assert process.stdin is not None
-            process.stdin.close()
-            if code < 0:
-                self._replace(rank, -code)
-            elif code == _INTERRUPTED:  # by somebody else: one worker less is wanted
-                self._interrupted = True
-            elif code:
-                self.trouble = True
-                raise self._error(rank)
-        if not self._processes and self._interrupted and self._finished < trials:
-            raise WorkerError(
-                f"all workers were interrupted when {max(self._finished, 0)} of {trials} trials "
-                "were finished: run the same command again to go on"
-            )
-        return bool(self._processes)
+    def start(self, number: int, order: Order) -> Mapping[str, Any]:
+        slot = self._slots[number]
+        slot.state, slot.order = "busy", order
+        slot.pending = slot.actor.start.remote(order)
+        return slot.process
 
-    def _show(self, study: optuna.Study, bar: ProgressBar) -> None:
-        finished = len(finished_trials(study))
-        if finished > self._finished:
-            self._finished, self._deaths = finished, 0
-            values = [t.value for t in study.get_trials(deepcopy=False) if t.value is not None]
-            better = max if study.direction == optuna.study.StudyDirection.MAXIMIZE else min
-            bar.advance(finished, best=better(values, default=None))
+    def advance(self, number: int) -> None:
+        slot = self._slots[number]
+        slot.pending = slot.actor.advance.remote()
 
-    def _replace(self, rank: int, number: int) -> None:
-        self.trouble = True
-        self._deaths += 1
-        name = signal.Signals(number).name
-        if self._deaths > max(8, 2 * len(self._seats)):
-            raise WorkerError(
-                f"{self._deaths} workers died, the last one by {name}, and no trial was finished "
-                f"meanwhile; their logs are in {self.directory}"
-            )
+    def stop(self, number: int) -> None:
+        slot = self._slots[number]
+        slot.pending = slot.actor.stop.remote()
+
+    def next_event(self) -> tuple[int, Rung | Outcome | Died] | None:
+        """What a worker reports.
+
+        Raises:
+          Exception: a bug in the user's code, with a note on where it was.
+          WorkerError: where workers die before they have a trial, again and again.
+        """
+        pending = {slot.pending: n for n, slot in enumerate(self._slots) if slot.pending}
+        ready, _ = self._ray.wait(list(pending), num_returns=1, timeout=_WAIT)
+        if not ready:
+            self._say_what_is_missing()
+            return None
+        number = pending[ready[0]]
+        slot = self._slots[number]
+        slot.pending = None
+        try:
+            result = self._ray.get(ready[0])
+        except self._ray.exceptions.RayTaskError as error:
+            raise _own(error, slot) from None
+        except self._ray.exceptions.RayError as error:
+            return self._replace(number, error)
+        if slot.state == "starting":
+            slot.node, slot.cores = result[0], self._choose_cores(*result)
+            slot.state, slot.pending = "loading", slot.actor.load.remote(self._job, slot.cores)
+        elif slot.state == "loading":
+            slot.state, slot.process, self._waited = "free", result, 0.0
+        else:
+            if isinstance(result, Outcome):
+                slot.state = "free"
+                self._deaths_without_trial = 0
+            return number, result
+        return None
+
+    def _choose_cores(self, node: str, cores: Sequence[int]) -> list[int]:
+        """A worker's share of its node's cores: those with the fewest workers on them."""
+        number = max(int(self._resources["num_cpus"]), 1)
+        chosen = sorted(cores, key=lambda core: (self._cores[node, core], core))[:number]
+        self._cores.update((node, core) for core in chosen)
+        return sorted(chosen)
+
+    def _replace(self, number: int, error: Exception) -> tuple[int, Died] | None:
+        slot = self._slots[number]
+        order, self._cores = slot.order, self._cores - Counter((slot.node, c) for c in slot.cores)
+        busy = slot.state == "busy"
+        self._begin(slot)
+        if not busy or order is None:
+            self._deaths_without_trial += 1
+            if self._deaths_without_trial > MOST_DEATHS * len(self._slots):
+                reason = " ".join(str(error).split())
+                raise WorkerError(f"workers die before they have a trial: {reason}") from error
+            return None
+        self._deaths[order.place] += 1
+        failed = self._deaths[order.place] >= MOST_DEATHS
         warnings.warn(
-            f"worker {rank} was killed by {name}; another takes its place, and its trial is run "
-            f"again (its log is {self.log(rank)})",
+            f"worker {number} died in the trial at place {order.place} of the search; another "
+            f"takes its place, and the trial {'is given up' if failed else 'is trained again'}",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
-        self._processes[rank] = self._start(rank)
+        return number, Died(died(MOST_DEATHS) if failed else None)
 
-    def _error(self, rank: int) -> BaseException:
-        """What a worker stopped with."""
-        where = f"in worker {rank}, whose log is {self.log(rank)}"
-        try:
-            with open(self.directory / f"error-{rank}", "rb") as file:
-                error: BaseException = cloudpickle.load(file)
-        except Exception:  # it could not be written, or not be read here
-            lines = self.log(rank).read_text(errors="replace").splitlines()
-            return WorkerError(f"{lines[-1] if lines else 'a worker failed'} ({where})")
-        error.add_note(where)
-        return error
+    def _say_what_is_missing(self) -> None:
+        if any(slot.state in ("free", "busy") for slot in self._slots):
+            return
+        before, self._waited = self._waited, self._waited + _WAIT
+        if before < _PATIENCE <= self._waited:
+            warnings.warn(
+                f"no worker could be started for {_PATIENCE:.0f} s: each takes {self._resources}, "
+                f"and Ray has {self._ray.available_resources()} left",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
-    def stop(self) -> None:
-        """Interrupts all workers and waits until they have told the storage; then kills them."""
-        for process in self._processes.values():
-            process.send_signal(signal.SIGINT)
-        end = time.monotonic() + _PATIENCE
-        try:
-            for process in self._processes.values():
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(max(0.0, end - time.monotonic()))
-        finally:  # also where Ctrl-C is pressed again
-            for process in self._processes.values():
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
+    def close(self) -> None:
+        """Ends the workers."""
+        for slot in self._slots:
+            self._ray.kill(slot.actor)
 
 
-def assign_seats(workers: int, platform: str, num_devices: int) -> list[dict[str, str]]:
-    """The environment variables that give each worker its share of the machine.
+class _Slot:
+    """A worker, or one that is to be."""
 
-    On GPUs each worker sees one, in turn. On the CPU each has its own cores, which is also how
-    XLA decides on its number of threads: workers that all use all cores slow each other down.
+    actor: Any = None
+    pending: Any = None
+    state = "starting"  # then "loading", "free" or "busy"
+    order: Order | None = None
+    process: Mapping[str, Any] = {}
+    node = ""
+    cores: Sequence[int] = ()
+
+
+@contextmanager
+def ray_pool(workers: Workers, job: Job) -> Iterator[RayPool]:
+    """A pool of workers, with Ray started for it where there is none.
+
+    Raises:
+      ModuleNotFoundError: where Ray is not installed.
+      WorkerError: where no cluster answers at the address.
     """
-    if platform == "gpu":
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        names = [name for name in visible.split(",") if name] or list(map(str, range(num_devices)))
-        shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # with other workers and the parent
-        return [
-            {"CUDA_VISIBLE_DEVICES": names[rank % len(names)], **shared} for rank in range(workers)
-        ]
-    if platform != "cpu":
-        return [{}] * workers
-    shares = share_cores(sorted(_cores()), workers)
-    flags = os.environ.get("XLA_FLAGS", "").split()
-    kept = " ".join(flag for flag in flags if "host_platform_device_count" not in flag)
-    return [
-        {_CORES: ",".join(map(str, share)), "XLA_FLAGS": kept, "JAX_NUM_CPU_DEVICES": "1"}
-        for share in shares
-    ]
+    ray = _import_ray()
+    begun = not ray.is_initialized()
+    if begun:
+        with warnings.catch_warnings():  # JAX warns of forks; these become other programs at once
+            warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+            _begin_ray(ray, workers)
+    try:
+        pool = RayPool(workers, job)
+        try:
+            yield pool
+        finally:
+            pool.close()
+    finally:
+        if begun:  # a cluster is left, and not ended
+            ray.shutdown()
 
 
-def share_cores(cores: Sequence[int], workers: int) -> list[Sequence[int]]:
-    """Each worker's cores: disjoint as long as there is one for each.
-
-    Example:
-      >>> share_cores([0, 1, 2, 3, 4], 2)
-      [[0, 1], [2, 3, 4]]
-      >>> share_cores([0, 1], 3)
-      [[0], [1], [0]]
-    """
-    if workers >= len(cores):
-        return [[cores[rank % len(cores)]] for rank in range(workers)]
-    ends = [len(cores) * rank // workers for rank in range(workers + 1)]
-    return [cores[start:end] for start, end in pairwise(ends)]
+def check_ray() -> None:
+    """Raises ModuleNotFoundError where Ray is not installed."""
+    _import_ray()
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, mode=0o600)
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'workers above 1 need the package ray: pip install "jdss-jax[ray]"'
+        ) from error
+    return ray
+
+
+def _begin_ray(ray: Any, workers: Workers) -> None:
+    import jax
+
+    quiet = {"include_dashboard": False, "logging_level": "ERROR"}
+    address = workers.address or os.environ.get("RAY_ADDRESS")
+    if address and address != "local":
+        try:
+            ray.init(address, logging_level="ERROR")
+        except ConnectionError as error:
+            raise WorkerError(f"no Ray cluster answers at {address!r}: {error}") from error
+        return
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+        os.environ.setdefault(name, "0")
+    cores = len(_cores())
+    cpus = max(cores, workers.number * max(int(workers.cpus or 1), 1))
+    gpus = jax.local_device_count() if jax.default_backend() == "gpu" else 0
+    ray.init("local", num_cpus=cpus, num_gpus=gpus, **quiet)
+
+
+def _share(ray: Any, workers: Workers) -> dict[str, float]:
+    """What each worker takes of CPUs and GPUs: as asked, or an equal share of what there is."""
+    there, share = ray.cluster_resources(), {}
+    for name, asked in (("CPU", workers.cpus), ("GPU", workers.gpus)):
+        equal = there.get(name, 0.0) / workers.number
+        # Ray takes whole numbers above one; of a CPU that is shared, each has all its time slices.
+        share[f"num_{name.lower()}s"] = asked if asked is not None else _rounded(equal)
+    return share
+
+
+def _rounded(share: float) -> float:
+    return float(int(share)) if share >= 1 else int(share * 100) / 100
 
 
 def _cores() -> set[int]:
@@ -290,46 +340,8 @@ def _cores() -> set[int]:
     return set(range(os.cpu_count() or 1))  # macOS has no affinity; then the shares are not kept
 
 
-# In the worker ----------------------------------------------------------------------------------
-
-
-def _work(directory: Path, rank: int) -> int:
-    """What a worker does; returns its exit status."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    # A machine that is about to be taken away sends SIGTERM: the storage is told, as by Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored, as under nohup
-    try:
-        cores = os.environ.get(_CORES)
-        if cores and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, [int(core) for core in cores.split(",")])
-        with open(directory / "task", "rb") as file:
-            configuration, arguments = cloudpickle.load(file)
-        for name, value in configuration.items():
-            jax.config.update(name, value)
-
-        from jdss.tuning.study import SearchFailedError
-        from jdss.tuning.tune import tune
-
-        with contextlib.suppress(SearchFailedError):  # which the parent finds itself
-            tune(**arguments)
-    except KeyboardInterrupt:
-        return _INTERRUPTED
-    except Exception as error:
-        traceback.print_exc()
-        with contextlib.suppress(Exception):
-            content = cloudpickle.dumps(error)
-            (directory / f"error-{rank}").write_bytes(content)
-        return 1
-    return 0
-
-
-def _end_with_parent() -> None:
-    """Interrupts this process when the parent's end of the pipe is closed."""
-    os.read(0, 1)
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-def main() -> None:
-    """What a worker's interpreter runs: arguments are the directory and the worker's number."""
-    sys.exit(_work(Path(sys.argv[1]), int(sys.argv[2])))
+def _own(error: Any, slot: _Slot) -> BaseException:
+    """The user's own error, with a note on the worker in which it came up."""
+    cause: BaseException = error.cause if isinstance(error.cause, BaseException) else error
+    cause.add_note(f"in a worker, process {slot.process.get('pid')}:\n{error}")
+    return cause

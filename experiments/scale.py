@@ -1,0 +1,143 @@
+"""Selection beyond one device: `python -m experiments.scale`.
+
+Two things, for `docs/scale.md`: what one selection of a million examples takes in bytes and
+operations, by each method, from shapes alone; and what two-round distributed greedy (Mirzasoleiman,
+Karbasi, Sarkar and Krause, "Distributed Submodular Maximization", JMLR 17, 2016) loses in CRAIG's
+objective: each of P devices chooses k of its own part, and k are chosen from the P k that come
+together. Devices are simulated; the gradients are those of LeNet on MNIST.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+import jdss
+from jdss.gradients import FactoredGradients
+
+GIB, TERA = 2**30, 1e12
+
+
+def costs(n: int, c: int, d: int, fraction: float) -> pd.DataFrame:
+    """Bytes held and operations of one selection, class by class where the method is.
+
+    Args:
+      n: examples.
+      c: classes, of n / c examples each.
+      d: inputs of the last layer, with the bias.
+      fraction: k / n.
+    """
+    k, m = round(fraction * n), n / c
+    share, row = fraction * m, c + d
+    factors = 4 * n * row
+    rows = {
+        # Each of a pursuit's k steps reads the correlations of one class (or of all mini-batches).
+        "GRAD-MATCH": (factors + 16 * share**2, k * 2 * m * c * d),
+        "GRAD-MATCH, own class": (4 * n * (1 + d) + 16 * share**2, k * 2 * m * d),
+        "GRAD-MATCH of mini-batches": (factors, k / 128 * 2 * n * c * d),
+        "CRAIG": (factors + 4 * m**2, c * 2 * m**2 * row),
+        # The outer gradient is taken anew over all examples, at every pick or in every round.
+        "GLISTER": (2 * factors, k * 2 * n * c * d),
+        "GLISTER in 20 rounds": (2 * factors, 20 * 4 * n * c * d),
+        "all n × p gradients": (4 * n * c * d, np.nan),
+        "n × n similarities": (4 * n**2, np.nan),
+    }
+    table = pd.DataFrame(rows, index=["GiB", "TFLOP"]).T
+    return table.assign(GiB=table["GiB"] / GIB, TFLOP=table["TFLOP"] / TERA)
+
+
+def gradients_of_mnist(images: int, data_dir: str | None) -> tuple[FactoredGradients, np.ndarray]:
+    """Last-layer gradients of some images, after two epochs of training on them."""
+    mnist = jdss.load_dataset("mnist", data_dir=data_dir).head(images)
+    fitted = jdss.fit(
+        jdss.models.LeNet(num_classes=10),
+        mnist,
+        selection="full",
+        hyperparameters={"epochs": 2},
+        progress=False,
+    )
+    examples = jdss.make_examples(mnist.images, mnist.labels)
+    gradients = jdss.compute_gradients(fitted.state, examples, np.arange(images))
+    return gradients, np.asarray(mnist.labels)
+
+
+def distances(rows: FactoredGradients, to: FactoredGradients) -> np.ndarray:
+    """‖g_i - g_j‖ for all rows i and all j of `to`, float64[n, k]."""
+    products = np.asarray(rows.inner_products(to), np.float64)
+    own, others = np.asarray(rows.squared_norms()), np.asarray(to.squared_norms())
+    return np.sqrt(np.maximum(own[:, None] + others - 2 * products, 0.0))
+
+
+def cost_of(rows: FactoredGradients, chosen: np.ndarray) -> float:
+    """CRAIG's objective: the sum of the distances to the nearest chosen gradient."""
+    return float(distances(rows, rows.take(jnp.asarray(chosen))).min(axis=1).sum())
+
+
+def in_two_rounds(rows: FactoredGradients, budget: int, parts: int, seed: int) -> np.ndarray:
+    """Indices that two-round distributed greedy chooses, with parts drawn at random.
+
+    In the second round the candidates are the union alone; what they stand for is everyone.
+    """
+    order = np.random.default_rng(seed).permutation(rows.num_examples)
+    split = np.array_split(order, parts)
+    union = [part[chosen_of(rows.take(jnp.asarray(part)), budget)] for part in split]
+    together = np.concatenate(union)
+    to_union = distances(rows, rows.take(jnp.asarray(together)))
+    nearest, chosen = np.full(len(to_union), to_union.max()), []
+    for _ in range(budget):
+        gains = np.maximum(nearest[:, None] - to_union, 0.0).sum(axis=0)
+        chosen.append(int(gains.argmax()))
+        nearest = np.minimum(nearest, to_union[:, chosen[-1]])
+    return together[chosen]
+
+
+def chosen_of(rows: FactoredGradients, budget: int) -> np.ndarray:
+    return np.asarray(jdss.craig(rows, budget).indices)
+
+
+def losses(
+    gradients: FactoredGradients, labels: np.ndarray, fraction: float, parts: list[int], seeds: int
+) -> pd.DataFrame:
+    """How much larger the objective is than that of greedy on one device, per cent, by class."""
+    found: list[dict[str, Any]] = []
+    for label in np.unique(labels):
+        rows = gradients.take(jnp.asarray(np.flatnonzero(labels == label)))
+        budget = max(round(fraction * rows.num_examples), 1)
+        whole = cost_of(rows, chosen_of(rows, budget))
+        random = cost_of(rows, np.random.default_rng(0).permutation(rows.num_examples)[:budget])
+        found.append({"parts": "random", "loss": 100 * (random / whole - 1)})
+        for number in parts:
+            for seed in range(seeds):
+                own = cost_of(rows, in_two_rounds(rows, budget, number, seed))
+                found.append({"parts": str(number), "loss": 100 * (own / whole - 1)})
+    return pd.DataFrame(found).groupby("parts")["loss"].agg(["mean", "max"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--data-dir", help="of tensorflow_datasets; default: TFDS_DATA_DIR")
+    parser.add_argument("--out", type=Path, default=Path("runs/scale.json"))
+    arguments = parser.parse_args()
+    million = costs(1_000_000, 1_000, 769, 0.05)
+    print("A million examples, 1,000 classes, 768 features, 5%:")
+    print(million.round(1).to_string())
+    gradients, labels = gradients_of_mnist(arguments.images, arguments.data_dir)
+    lost = losses(gradients, labels, 0.05, [2, 4, 8], seeds=3)
+    print(
+        f"\nTwo rounds, MNIST with {arguments.images:,} images, 5% of each class: % above greedy's"
+    )
+    print(lost.round(2).to_string())
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    tables = {"million": million.to_dict(), "two_rounds_percent": lost.to_dict()}
+    about = {"images": arguments.images, "jax": jax.__version__}
+    arguments.out.write_text(json.dumps({**about, **tables}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

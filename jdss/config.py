@@ -1,0 +1,257 @@
+"""The settings of a training and of a search: each stands once, and is checked where it is made.
+
+Nothing of JAX is imported before a setting differs from its default, so that `jdss tune --help`,
+which is made from these dataclasses, answers at once.
+"""
+
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Named = str | Any
+"""A name, or the thing itself; on the command line also `package.module:attribute`."""
+
+_STRATEGIES = ("grad_match", "craig", "glister", "uniform", "stratified", "full")
+_SAMPLERS = ("tpe", "random", "grid", "qmc", "brute_force", "gp", "cmaes", "nsgaii", "nsgaiii")
+_PRUNERS = ("none", "asha", "hyperband", "median")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How, from what, and how often subsets are chosen.
+
+    Attributes:
+      method: "grad_match", "craig", "glister", "uniform", "stratified", "full" (everything, nothing
+        is selected), or a function of the selection protocol.
+      every: R, the epochs between two selections.
+      warm_start: κ in [0, 1], the share of the epochs whose budget is spent on all the data first.
+      candidates: the share of the training examples that a selection chooses from, drawn anew each
+        time; no less than the fraction. A share c costs c times the forward passes and solving. It
+        is not in the paper; docs/results.md has what it gives up. None means half; and all for a
+        function of one's own, which may know the examples by their places.
+      lifting: "all", "per_class" or "per_batch" (mini-batches of the training's size); None means
+        the method's own.
+      outer: "training", as in the paper, or "validation": the examples whose loss GLISTER lowers,
+        or whose gradient GRAD-MATCH matches.
+      gradients: "last_layer", exact and kept as two factors; "own_class", of these the part of the
+        example's own class alone (d numbers in place of c·d, as CORDS does by default; for
+        selections class by class); or "all", those of all parameters, each projected at random (see
+        `jdss.projected_gradients`).
+      projection_dimension: the numbers kept of each gradient of all parameters.
+      options: what else the method is given, by name: {"ridge": 0.0}, {"greedy": "stochastic"}, …
+
+    Raises:
+      ValueError, TypeError: for an unknown method, lifting, `outer` or `gradients`, or those that
+        the method has no use for; `every` below 1, `warm_start` outside [0, 1], `candidates`
+        outside (0, 1], options that the method refuses.
+
+    Example:
+      >>> Selection("craig", every=10).lifting is None
+      True
+    """
+
+    method: Named = "grad_match"
+    every: int = field(default=5, kw_only=True)
+    warm_start: float = field(default=0.5, kw_only=True)
+    candidates: float | None = field(default=None, kw_only=True)
+    lifting: str | None = field(default=None, kw_only=True)
+    outer: str = field(default="training", kw_only=True)
+    gradients: str = field(default="last_layer", kw_only=True)
+    projection_dimension: int = field(default=512, kw_only=True)
+    options: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+
+    def __post_init__(self) -> None:
+        _positive_int("every", self.every)
+        _number("warm_start", self.warm_start, "in [0, 1]", lambda share: 0 <= share <= 1)
+        if self.candidates is not None:
+            _number("candidates", self.candidates, "in (0, 1]", lambda share: 0 < share <= 1)
+        _choice("outer", self.outer, ("training", "validation"))
+        _choice("gradients", self.gradients, ("last_layer", "own_class", "all"))
+        _positive_int("projection_dimension", self.projection_dimension)
+        if isinstance(self.method, str):
+            _choice("selection", self.method, _STRATEGIES)
+        if not isinstance(self.options, Mapping):
+            raise TypeError(f"options must be a mapping, got {type(self.options).__name__}")
+        settings = (self.lifting, self.outer, self.gradients, dict(self.options))
+        if not isinstance(self.method, str) or settings != (None, "training", "last_layer", {}):
+            from jdss.selection.strategies import check_selection
+
+            check_selection(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is trained on, and by what a model is scored.
+
+    Attributes:
+      loss: "cross_entropy", "squared_error" (½ the squared distance to numbers [n] or
+        [n, outputs]), or a `jdss.Loss` of your own.
+      metric: what validation measures: "accuracy", "loss" (the mean of what is trained on), "r2",
+        "mean_squared_error", or a function of outputs float32[m, c] and labels to a number, or to
+        one an example; None means the loss's own.
+      direction: "maximize" or "minimize"; None means the metric's own, and "maximize" for a
+        function.
+      optimizers: the family of optimizers: a mapping from names to functions of
+        `jdss.Hyperparameters` to an Optax transformation; None means `jdss.OPTIMIZERS`.
+      augmentation: "none" or "crop_flip".
+
+    Raises:
+      ValueError, TypeError: for an unknown loss, metric, direction or augmentation, or a metric
+        that does not go with the loss; optimizers that are no functions.
+
+    Example:
+      >>> Task(loss="squared_error").metric is None
+      True
+    """
+
+    loss: Named = "cross_entropy"
+    metric: Named | None = None
+    direction: str | None = None
+    optimizers: Mapping[str, Callable[..., Any]] | None = None
+    augmentation: str = "none"
+
+    def __post_init__(self) -> None:
+        _choice("augmentation", self.augmentation, ("none", "crop_flip"))
+        if (self.loss, self.metric, self.direction) != ("cross_entropy", None, None):
+            from jdss.losses import make_loss
+            from jdss.training.metrics import make_metric
+
+            make_metric(self.metric, self.direction, make_loss(self.loss))
+        if self.optimizers is not None:
+            from jdss.training.optimizers import check_optimizers
+
+            check_optimizers(self.optimizers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Where hyper-parameters are looked for, in which order, and which trials are cut short.
+
+    Attributes:
+      space: a mapping from names to Optuna distributions, a function of a trial, or the name of a
+        space: "default" (`jdss.default_space`) or "published" (the authors'); None means the
+        default one, with the task's optimizers.
+      sampler: "tpe", "random", "grid", "qmc", "brute_force", "gp" (needs PyTorch), "cmaes" (needs
+        cmaes), "nsgaii", "nsgaiii", an Optuna sampler, or a function of a seed to one, which is
+        called for every trial with a seed of its own.
+      n_startup_trials: trials that "tpe", "gp" and "cmaes" draw at random first; None means two
+        fifths of all, at most ten.
+      pruner: "none", "asha", "hyperband", "median", or an Optuna pruner; it stops poor trials at
+        rungs, the epochs r, r·η, r·η², …
+      first_rung: r, the epoch at which trials first report.
+      reduction_factor: η, also the share 1/η of trials that "asha" and "hyperband" keep at a rung.
+      enqueue: hyper-parameters to be tried first, each a mapping; what one leaves open is sampled.
+      timeout: seconds after which a call begins no further trial; None means no limit.
+      callbacks: called after each trial with the study and the frozen trial, as by Optuna.
+      checkpoints: a directory in which trials, and retraining, are saved on their way, so that what
+        is cut off goes on from there; None for none.
+      checkpoint_every: seconds between two of them.
+
+    Raises:
+      ValueError, TypeError: for an unknown sampler or pruner, rungs that cannot be, a timeout that
+        is not positive, callbacks that are no functions.
+
+    Example:
+      >>> Search(pruner="asha").first_rung
+      1
+    """
+
+    space: Named | None = None
+    sampler: Named = "tpe"
+    n_startup_trials: int | None = None
+    pruner: Named = "none"
+    first_rung: int = 1
+    reduction_factor: int = 3
+    enqueue: Sequence[Mapping[str, Any]] = ()
+    timeout: float | None = None
+    callbacks: Sequence[Callable[..., Any]] = ()
+    checkpoints: str | Path | None = None
+    checkpoint_every: float = 60.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sampler, str):
+            _choice("sampler", self.sampler, _SAMPLERS)
+        elif not (callable(self.sampler) or hasattr(self.sampler, "sample_relative")):
+            raise TypeError(
+                "sampler must be a name, an Optuna sampler, or a function of a seed to one, got "
+                f"{type(self.sampler).__name__}"
+            )
+        if self.n_startup_trials is not None:
+            _positive_int("n_startup_trials", self.n_startup_trials)
+        if isinstance(self.pruner, str):
+            _choice("pruner", self.pruner, _PRUNERS)
+        elif not hasattr(self.pruner, "prune"):
+            got = type(self.pruner).__name__
+            raise TypeError(f"pruner must be a name or an Optuna pruner, got {got}")
+        _positive_int("first_rung", self.first_rung)
+        if _positive_int("reduction_factor", self.reduction_factor) < 2:
+            raise ValueError(f"reduction_factor must be at least 2, got {self.reduction_factor}")
+        if self.timeout is not None:
+            _number("timeout", self.timeout, "a positive number of seconds", lambda s: s > 0)
+        for callback in self.callbacks if isinstance(self.callbacks, Sequence) else [None]:
+            if not callable(callback):
+                raise TypeError(
+                    "callbacks must be functions of a study and a trial, in a sequence, got "
+                    f"{self.callbacks!r}"
+                )
+        _number("checkpoint_every", self.checkpoint_every, "at least 0 seconds", lambda s: s >= 0)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Processes that train trials side by side, as Ray actors (`pip install "jdss-jax[ray]"`).
+
+    Attributes:
+      number: how many.
+      address: of the Ray cluster to join, such as "auto" or "ray://host:10001"; None means what
+        RAY_ADDRESS says, or else this machine.
+      cpus: cores of each; None means an equal share of this machine's.
+      gpus: GPUs of each; None means an equal share of those that there are.
+
+    Raises:
+      ValueError, TypeError: for a number below 1, or shares that are not positive.
+
+    Example:
+      >>> Workers(4, address="auto").number
+      4
+    """
+
+    number: int = 1
+    address: str | None = field(default=None, kw_only=True)
+    cpus: float | None = field(default=None, kw_only=True)
+    gpus: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        _positive_int("workers", self.number)
+        for name in ("cpus", "gpus"):
+            if getattr(self, name) is not None:
+                _number(name, getattr(self, name), "at least 0", lambda share: share >= 0)
+
+
+def as_selection(selection: Any) -> Selection:
+    """A `Selection`, made where a name or a function was given."""
+    return selection if isinstance(selection, Selection) else Selection(selection)
+
+
+def _choice(name: str, value: Any, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, sorted(known)))}; got {value!r}"
+        )
+
+
+def _positive_int(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return int(value)
+
+
+def _number(name: str, value: Any, wanted: str, holds: Callable[[Any], bool]) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, {wanted}, got {type(value).__name__}")
+    if not holds(value):
+        raise ValueError(f"{name} must be {wanted}, got {value}")

@@ -1,0 +1,252 @@
+"""The page of a search: a template around Optuna's own plots, the ledger and the trials.
+
+(Not `report.py`: a module of that name would take the place of the function `jdss.report`.)
+"""
+
+import json
+import math
+import os
+import re
+import warnings
+from collections.abc import Container, Iterator, Mapping, Sequence
+from copy import copy
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from jdss._secrets import hide_passwords
+from jdss.results import machine
+from jdss.tuning.storage import open_storage
+
+_MANY_SCORES = 10  # of completed trials, for importances to mean something
+_GREY = "#7b8794"  # to be read on white and on black
+
+
+def report(
+    storage: str | os.PathLike[str] | optuna.storages.BaseStorage,
+    study_name: str | None = None,
+    *,
+    out: str | os.PathLike[str] = "report.html",
+) -> None:
+    """Writes one self-contained HTML page of a search: Optuna's plots, the ledger and all trials.
+
+    The search may be finished or still running, and a study of your own will do as well. Needs
+    plotly and Jinja2: `pip install "jdss-jax[report]"`.
+
+    Args:
+      storage: an Optuna storage or its URL.
+      study_name: the study's name; None means the only one in the storage.
+      out: the file; an earlier one is replaced.
+
+    Raises:
+      ValueError: where there is no such study, with the names of those there are; where several
+        make `study_name` necessary; where there is no such file; for several objectives.
+      ModuleNotFoundError: without plotly or Jinja2.
+
+    Example:
+      >>> import optuna, tempfile
+      >>> storage = optuna.storages.InMemoryStorage()
+      >>> study = optuna.create_study(storage=storage, study_name="mine")
+      >>> study.add_trial(optuna.trial.create_trial(value=0.5))
+      >>> path = Path(tempfile.mkdtemp()) / "report.html"
+      >>> report(storage, "mine", out=path)
+      >>> "<title>mine</title>" in path.read_text()
+      True
+    """
+    try:
+        import jinja2
+        import plotly  # noqa: F401
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f'a report needs {error.name}: pip install "jdss-jax[report]"', name=error.name
+        ) from None
+    study = _open_study(storage, study_name)
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("jdss"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"number": _number, "duration": _duration, "text": _text}
+    page = templates.get_template("report.html").render(_content(study))
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+
+
+class _Counted(optuna.Study):
+    """A study without the trials that were cut off and run again; the others are numbered anew.
+
+    Optuna's plots take a trial's number for its place.
+    """
+
+    def get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        every = super().get_trials(deepcopy)
+        trials = [copy(trial) for trial in every if "jdss:interrupted" not in trial.user_attrs]
+        for number, trial in enumerate(trials):
+            trial.number = number
+        return [trial for trial in trials if states is None or trial.state in states]
+
+
+def _open_study(storage: Any, study_name: str | None) -> _Counted:
+    if isinstance(storage, (str, os.PathLike)):
+        # Opening a file that is not there, of SQLite or a journal, would make it.
+        url = os.fspath(storage)
+        path = re.sub("^(sqlite|journal):///", "", url.partition("?")[0])
+        if "://" not in path and not Path(path).exists():
+            raise ValueError(f"storage must be there already, but {hide_passwords(url)} is not")
+    opened = open_storage(storage)
+    names = sorted(optuna.get_all_study_names(opened))
+    found = names[0] if study_name is None and len(names) == 1 else study_name
+    if found is None or found not in names:
+        known = ", ".join(map(repr, names)) or "none"
+        raise ValueError(f"study_name must be one of the storage's ({known}), got {study_name!r}")
+    study = _Counted(found, opened)
+    if len(study.directions) > 1:
+        raise ValueError(
+            f"study_name must be that of a study with one objective, but {found!r} has "
+            f"{len(study.directions)}"
+        )
+    return study
+
+
+def _content(study: _Counted) -> dict[str, Any]:
+    """What the template shows."""
+    search = dict(study.user_attrs.get("jdss:search", {}))
+    metric = str(search.pop("metric", "value"))
+    trials = [_described(trial) for trial in study.get_trials(deepcopy=False)]
+    complete = [
+        trial for trial in trials if trial["state"] == "complete" and math.isfinite(trial["value"])
+    ]
+    best = max if study.direction == optuna.study.StudyDirection.MAXIMIZE else min
+    states = [trial["state"] for trial in trials]
+    return {
+        "name": study.study_name,
+        "metric": metric,
+        "states": {state: states.count(state) for state in dict.fromkeys(states)},
+        "best": best(complete, key=lambda trial: trial["value"], default=None),
+        "retraining": study.user_attrs.get("jdss:retraining"),
+        "figures": list(_figures(study, metric, {trial["value"] for trial in complete})),
+        "ledger": _ledger(trials),
+        "trials": trials,
+        "names": list(dict.fromkeys(name for t in trials for name in t["hyperparameters"])),
+        "search": {name: _readable(value) for name, value in search.items()},
+        "machine": machine(),
+        "made": f"{datetime.now():%Y-%m-%d %H:%M}",
+    }
+
+
+def _described(trial: FrozenTrial) -> dict[str, Any]:
+    known = trial.user_attrs
+    seconds = (known.get("jdss:ledger") or {}).get("seconds", {})
+    return {
+        "number": trial.number,
+        "state": {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower()),
+        "value": trial.value,
+        "hyperparameters": known.get("jdss:hyperparameters", trial.params),
+        "seconds": seconds,
+        "failure": known.get("jdss:failure"),
+        **(known.get("jdss:selections") or [{}])[-1],
+    }
+
+
+def _ledger(trials: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The seconds of each line that took any, over all trials."""
+    lines = dict.fromkeys(line for trial in trials for line in trial["seconds"])
+    sums = {line: sum(trial["seconds"].get(line, 0.0) for trial in trials) for line in lines}
+    return {line: spent for line, spent in sums.items() if spent > 0}
+
+
+def _figures(study: _Counted, metric: str, scores: set[float]) -> Iterator[tuple[str, list[str]]]:
+    """(title, figures as HTML) of what Optuna can draw of the study."""
+    from optuna import visualization
+    from optuna.importance import PedAnovaImportanceEvaluator
+
+    draw = _Drawing()
+    trials = study.get_trials(deepcopy=False)
+    if any(trial.value is not None for trial in trials):
+        yield "History", [draw(visualization.plot_optimization_history(study))]
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    names = sorted({name for trial in complete for name in trial.params})
+    if names:
+        slices = [
+            visualization.plot_slice(study, params=[name], target_name=metric) for name in names
+        ]
+        yield "Hyper-parameters", [draw(one) for one in slices]
+    if names and len(scores) >= _MANY_SCORES:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                evaluator = PedAnovaImportanceEvaluator()
+            yield (
+                "Importance of the hyper-parameters (PED-ANOVA)",
+                [draw(visualization.plot_param_importances(study, evaluator=evaluator))],
+            )
+        except (ValueError, RuntimeError, ZeroDivisionError):
+            pass  # all hyper-parameters are alike
+    if any(trial.intermediate_values for trial in trials):
+        rungs = visualization.plot_intermediate_values(study)
+        yield "At the rungs", [draw(rungs.update_layout(xaxis_title="epoch", yaxis_title=metric))]
+
+
+class _Drawing:
+    """Figures as HTML, as wide as the page allows; the first brings plotly's program along."""
+
+    def __init__(self) -> None:
+        self.program: bool | str = True
+
+    def __call__(self, figure: Any) -> str:
+        figure.update_layout(
+            template="none",
+            title=None,
+            autosize=True,
+            width=None,
+            height=300,
+            margin={"l": 64, "r": 12, "t": 12, "b": 48},
+            paper_bgcolor="rgba(0,0,0,0)",
+            plot_bgcolor="rgba(0,0,0,0)",
+            font={"color": _GREY},
+            legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+        )
+        lines = {"automargin": True, "gridcolor": "rgba(123,135,148,.25)", "zeroline": False}
+        figure.update_xaxes(**lines)
+        figure.update_yaxes(**lines)
+        figure.update_traces(marker_showscale=False, selector={"type": "scatter"})
+        config = {"responsive": True, "displayModeBar": False}
+        text: str = figure.to_html(full_html=False, include_plotlyjs=self.program, config=config)
+        self.program = False
+        return text
+
+
+def _readable(value: Any) -> Any:
+    """A setting as one would write it; distributions among them."""
+    if isinstance(value, Mapping) and set(value) == {"name", "attributes"}:
+        return str(optuna.distributions.json_to_distribution(json.dumps(value)))
+    if isinstance(value, Mapping):
+        return {name: _readable(part) for name, part in value.items()}
+    return value
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        known = {name: part for name, part in value.items() if part not in (None, {}, [], "")}
+        return "; ".join(f"{name}: {_text(part)}" for name, part in known.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_text, value))
+    return _number(value) if isinstance(value, float) else str(value)

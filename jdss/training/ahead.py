@@ -1,0 +1,129 @@
+"""Compiling ahead: what a training needs later is compiled while it does something else.
+
+XLA compiles without holding the interpreter's lock. While the first program of a training is
+compiled and its warm start runs, other threads compile the selection and the steps of the other
+batch sizes that a search may draw. Nothing else changes: whoever needs a program that is not ready
+waits for it, on the ledger's line "compiling".
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jdss.gradients import FactoredGradients
+from jdss.ledger import Ledger
+from jdss.models.calling import input_shapes
+from jdss.models.last_layer import apply_last_layer
+from jdss.selection.glister import LastLayerObjective
+from jdss.selection.strategies import STRATEGIES
+from jdss.subset import Select, Subset
+from jdss.training.hyperparameters import Hyperparameters
+from jdss.training.problem import Problem
+from jdss.training.schedule import Schedule
+from jdss.training.selection_round import describe_selection
+from jdss.training.state import TrainState
+from jdss.training.train_on_subset import prepare_training
+
+
+class Ahead:
+    """The programs of one search, or of one training, that are compiled in other threads.
+
+    Args:
+      batch_sizes: that trainings may have.
+      threads: how many compile at once; 0 compiles nothing ahead.
+    """
+
+    def __init__(self, batch_sizes: Sequence[int] = (), *, threads: int = 1) -> None:
+        self._batch_sizes = tuple(batch_sizes)
+        self._pool = ThreadPoolExecutor(threads, "jdss-compiles") if threads else None
+        self._started: set[Any] = set()
+        self._futures: dict[Any, Future[Any]] = {}
+
+    def start(
+        self,
+        problem: Problem,
+        schedule: Schedule,
+        state: TrainState,
+        everyone: Subset,
+        hyper: Hyperparameters,
+        select: Select | None,
+    ) -> None:
+        """Begins with what a training will need, unless it was begun before."""
+        if self._pool is None or state.model in self._started:
+            return
+        # In a search over architectures most models are trained once, with one batch size.
+        sizes = () if self._started else self._batch_sizes
+        self._started.add(state.model)
+        if _can_be_tried(schedule):
+            self._submit("select", _try_selection, problem, schedule, state, select)
+        for size in sizes:
+            if size != hyper.batch_size:  # which the training compiles itself
+                other = replace(hyper, batch_size=size)
+                self._submit(size, _prepare, problem, state, everyone, other)
+
+    def wait(self, name: Any, ledger: Ledger) -> None:
+        """Waits for "select", or the step of a batch size, where it is being compiled."""
+        future = self._futures.pop(name, None)
+        if future is not None and not future.cancel():
+            with ledger.measure("compiling"):
+                future.exception()  # what goes wrong here goes wrong there, with a better traceback
+
+    def close(self) -> None:
+        """Compiles nothing more; what is being compiled ends first."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, name: Any, function: Callable[..., Any], *arguments: Any) -> None:
+        assert self._pool is not None
+        self._futures[name] = self._pool.submit(function, *arguments)
+
+
+def batch_sizes_of(space: Any, default: int) -> tuple[int, ...]:
+    """The batch sizes that a mapping of distributions may draw."""
+    distribution = space.get("batch_size") if hasattr(space, "get") else None
+    choices: Iterable[Any] = getattr(distribution, "choices", (default,))
+    return tuple(size for size in choices if isinstance(size, int))
+
+
+def _can_be_tried(schedule: Schedule) -> bool:
+    """Whether a selection can be made of gradients that are all zero, to compile it.
+
+    One of a user's own may have its reasons not to.
+    """
+    strategy = schedule.strategy
+    return (
+        strategy.needs_gradients
+        and strategy.name in STRATEGIES
+        and (schedule.selection.gradients, schedule.selection.outer) == ("last_layer", "training")
+    )
+
+
+def _prepare(problem: Problem, state: TrainState, everyone: Subset, hyper: Hyperparameters) -> None:
+    """Compiles the step for a state like this one, whose memory training has given up by now."""
+    like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
+    prepare_training(like, problem.examples, everyone, hyper)
+
+
+def _try_selection(problem: Problem, schedule: Schedule, state: TrainState, select: Select) -> None:
+    """Selects from gradients of the right shapes that are zero, with which solvers end at once."""
+    one = input_shapes(problem.examples.inputs)
+    layer = jax.eval_shape(partial(apply_last_layer, state.model), state.variables, one)
+    size = schedule.num_candidates(len(problem.train))
+    logits, inputs = (
+        jax.device_put(np.zeros((size, part.shape[1]), np.float32), jax.local_devices()[0])
+        for part in layer
+    )
+    options = dict(schedule.strategy.options)
+    if schedule.strategy.needs_objective:
+        labels = jnp.asarray(problem.labels_of(problem.train[:size]))
+        objective = LastLayerObjective(logits, inputs, labels, jnp.float32(0.0), state.loss)
+        options |= {"objective": objective, "learning_rate": jnp.float32(0.0)}
+    gradients, budget = FactoredGradients(logits, inputs), schedule.budget(len(problem.train))
+    subset = select(gradients, budget, key=jax.random.key(0), **options)
+    describe_selection(schedule.strategy.name, gradients, subset)

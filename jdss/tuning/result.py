@@ -1,0 +1,111 @@
+"""What a search found, and what it cost."""
+
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+import numpy as np
+import optuna
+from rich.console import Console
+from rich.table import Table
+
+from jdss.ledger import Ledger
+from jdss.tuning.retraining import Retraining
+from jdss.tuning.space import stored_value
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What a search found, and what it cost.
+
+    Attributes:
+      best_hyperparameters: of the completed trial with the best score.
+      best_value: that score: the validation accuracy as a fraction, or what `metric` measures.
+      trials: every finished trial: number, state, value, hyperparameters, failure, ledger, the
+        scores at its rungs, and the statistics of its selections.
+      retraining: the retrained model; None where it was not asked for, or diverged.
+      failure: what went wrong after the search, in retraining or saving; None if nothing did.
+      ledger: where all the seconds went: importing, loading, the trials' lines, and retraining.
+      study: the Optuna study.
+      search: what was searched, and how, as result files say it.
+
+    Made by `jdss.tune`.
+    """
+
+    best_hyperparameters: dict[str, Any]
+    best_value: float
+    trials: list[dict[str, Any]]
+    retraining: Retraining | None
+    failure: str | None
+    ledger: Ledger
+    study: optuna.Study
+    search: dict[str, Any]
+
+    def summary(self) -> str:
+        """What the command prints: the best hyper-parameters, their scores, and the seconds."""
+        metric, retraining = self.search["metric"], self.retraining
+        states = [trial["state"] for trial in self.trials]
+        counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+        table = Table(title=f"{len(states)} trials: {counts}", show_header=False)
+        for name, value in self.best_hyperparameters.items():
+            table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+        table.add_section()
+        table.add_row(f"validation {metric}", f"{self.best_value:.4g}")
+        if retraining is not None and retraining.test_accuracy is not None:
+            table.add_row("test accuracy after retraining", f"{retraining.test_accuracy:.4g}")
+        elif retraining is not None and retraining.test_score is not None:
+            table.add_row(f"test {metric} after retraining", f"{retraining.test_score:.4g}")
+        table.add_section()
+        for line, seconds in self.ledger.seconds.items():
+            if seconds >= 0.05:
+                table.add_row(f"{line} (s)", f"{seconds:.1f}")
+        console = Console(width=100, file=StringIO())
+        console.print(table)
+        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+
+    def predict(self, raw: Any, *, batch_size: int = 512) -> np.ndarray:
+        """What the labels of inputs are, by the retrained model (see `TrainedModel.predict`).
+
+        Raises:
+          ValueError: where nothing was retrained, or not by this call and not saved.
+        """
+        if self.retraining is None:
+            raise ValueError("the winner was not retrained: tune(…, retrain=True) does it")
+        return self.retraining.predict(raw, batch_size=batch_size)
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def as_dict(self) -> dict[str, Any]:
+        """What result files hold of it: trials, retraining and the ledger, in JSON's types."""
+        best = {name: stored_value(value) for name, value in self.best_hyperparameters.items()}
+        # A trial whose worker died has none.
+        ledgers = [trial["ledger"]["seconds"] for trial in self.trials if trial["ledger"]]
+        search_seconds = sum(sum(ledger.values()) for ledger in ledgers)
+        compiling = sum(ledger["compiling"] for ledger in ledgers)
+        ledger = {
+            "seconds": dict(self.ledger.seconds),
+            "total_seconds": self.ledger.total_seconds,
+            "search_seconds": search_seconds,
+            "search_compiling_seconds": compiling,
+            "retraining_seconds": None,
+            "retraining_compiling_seconds": None,
+        }
+        retraining = None
+        if self.retraining is not None:
+            ledger["retraining_seconds"] = self.retraining.ledger.total_seconds
+            ledger["retraining_compiling_seconds"] = self.retraining.ledger.seconds["compiling"]
+            retraining = {
+                "hyperparameters": best,
+                "test_accuracy": self.retraining.test_accuracy,
+                "test_score": self.retraining.test_score,
+                "ledger": self.retraining.ledger.as_dict(),
+            }
+        return {
+            "strategy": self.search["strategy"],
+            "search": {name: self.search[name] for name in self.search if name != "strategy"},
+            "best": {"hyperparameters": best, "value": self.best_value},
+            "trials": self.trials,
+            "retraining": retraining,
+            "ledger": ledger,
+        }
