@@ -12,13 +12,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
 import jdss
 from jdss.gradients import FactoredGradients
+from jdss.results import environment
 
 GIB, TERA = 2**30, 1e12
 
@@ -134,9 +134,10 @@ def main() -> None:
     )
     print(lost.round(2).to_string())
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    tables = {"million": million.to_dict(), "two_rounds_percent": lost.to_dict()}
-    about = {"images": arguments.images, "jax": jax.__version__}
-    arguments.out.write_text(json.dumps({**about, **tables}, indent=1) + "\n")
+    known = million.astype(object).where(million.notna(), None)
+    tables = {"million": known.to_dict(), "two_rounds_percent": lost.to_dict()}
+    content = {**environment(), "images": arguments.images, **tables}
+    arguments.out.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

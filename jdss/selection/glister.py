@@ -168,12 +168,11 @@ def glister(
       learning_rate: η; it multiplies the *sum* of the chosen gradients.
       rounds: how often the outer gradient is computed anew: None for every pick (plain greedy), r
         for every ceil(k / r) picks ("r-greedy"; more than k rounds are k); static. Fewer rounds
-        cost less and choose worse: with 5% of 18,000 MNIST examples and a cosine schedule, 20
-        rounds trained to 95.5%, 90 to 96.6%, plain greedy to 96.8%, and random subsets to 96.0%.
+        cost less and choose worse: examples of one direction are taken together.
       greedy: "exact" looks at the gains of all examples; "stochastic" at those of
         `(n / k) log(1 / ε)` random ones for every pick (Mirzasoleiman et al., AAAI 2015), and
-        needs `key`. It gives up gain, and saves little: the outer gradient, which most of the time
-        goes into, is computed either way.
+        needs `key`. It gives up gain and saves little, but brings diversity: on MNIST networks
+        trained better on its picks (docs/results.md).
       epsilon: the ε of stochastic greedy, in (0, 1). It decides shapes, so it must be concrete.
       groups: int[n], concrete, class indices: each class gets its share of the budget
         (`class_shares`), while the outer gradient moves by the picks of all. Unlike `per_class`,
