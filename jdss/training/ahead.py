@@ -84,10 +84,10 @@ class Ahead:
         self._futures[name] = self._pool.submit(function, *arguments)
 
 
-def batch_sizes_of(space: Any, default: int) -> tuple[int, ...]:
-    """The batch sizes that a mapping of distributions may draw."""
+def batch_sizes_of(space: Any) -> tuple[int, ...]:
+    """The batch sizes that a mapping of distributions may draw; none are known of a function."""
     distribution = space.get("batch_size") if hasattr(space, "get") else None
-    choices: Iterable[Any] = getattr(distribution, "choices", (default,))
+    choices: Iterable[Any] = getattr(distribution, "choices", ())
     return tuple(size for size in choices if isinstance(size, int))
 
 

@@ -288,7 +288,7 @@ def _run(
                 with explained(study.storage):
                     lease.renew()
 
-            sizes = batch_sizes_of(objective.space, DEFAULTS["batch_size"])
+            sizes = batch_sizes_of(objective.space)
             ahead = stack.enter_context(closing(Ahead(sizes)))
             attempt = partial(Attempt, training, objective.model, objective.seed)
             make = partial(attempt, on_epoch=on_epoch, ahead=ahead)
