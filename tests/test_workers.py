@@ -281,7 +281,7 @@ def test_workers_share_what_there_is(workers, there, expected):
 
 def test_without_ray_it_says_what_to_install(perceptron, blobs, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ModuleNotFoundError, match=r'pip install "jdss\[ray\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "jdss-jax\[ray\]"'):
         tune(perceptron, blobs, workers=2)
     assert len(tune(perceptron, blobs, trials=1, retrain=False, workers=1).trials) == 1
 

@@ -101,6 +101,7 @@ def apply_model(
       mutable: the collections that may change, as in `flax.linen.Module.apply`.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> model = nn.Sequential([nn.Dense(4), nn.Dropout(0.5), nn.Dense(2)])
       >>> model = check_model(model)
       >>> variables = init_model(model, jax.random.key(0), jnp.ones((3, 5)))
