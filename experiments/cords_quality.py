@@ -339,7 +339,7 @@ def table(results: Sequence[Result]) -> Table:
                 }
             )
     scale = results[0]["scale"]
-    condition = results[0]["dataset"].get("condition", "clean").replace("_", " ")
+    condition = results[0].get("dataset", {}).get("condition", "clean").replace("_", " ")
     return Table.of(
         rows,
         f"MNIST, LeNet, {condition}, {scale['name']} scale (reduced: {scale['description']}), "
