@@ -50,7 +50,7 @@ def count_not_finite(array: Any) -> int:
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return 0
     if not isinstance(array, jax.Array) or jax.default_backend() == "cpu":
-        values = np.asarray(array)
+        values = np.asarray(jax.block_until_ready(array))
         native = values if values.dtype.kind == "f" else values.astype(np.float32)  # bfloat16
         return int(native.size - np.isfinite(native).sum())
     with jax.ensure_compile_time_eval():

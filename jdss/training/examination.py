@@ -42,6 +42,7 @@ def check_evaluation(state: TrainState, problem: Problem) -> None:
     known = hash((state.model, state.loss, kinds, structure))
     if known in _passed:
         return
+    jax.block_until_ready(state.params)  # NumPy would wait for ever for what could not be allocated
     few = problem.train[np.unique(np.linspace(0, len(problem.train) - 1, _FEW).astype(int))]
     # A layer that begins with zeros, as some last ones do, would hide what comes before it.
     seen = replace(state, params=jax.tree.map(_without_zeros, state.params))
