@@ -155,7 +155,9 @@ def test_a_missing_package_is_named_with_its_extra(study, monkeypatch):
         return real(name, *arguments, **more)
 
     monkeypatch.setattr(builtins, "__import__", without_plotly)
-    with pytest.raises(ModuleNotFoundError, match=r'needs plotly: pip install "jdss-jax\[report\]"'):
+    with pytest.raises(
+        ModuleNotFoundError, match=r'needs plotly: pip install "jdss-jax\[report\]"'
+    ):
         jdss.report(study._storage)
 
 
