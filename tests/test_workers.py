@@ -123,7 +123,7 @@ def test_pruning_divergence_and_memory_are_as_in_one_process(blobs, cluster):
     assert "complete" in (good["state"], better["state"])
     assert "ran out of memory: no room" in memory["failure"]
     assert "NaN or infinite" in diverged["failure"]
-    # Which of them reaches a rung first, and so whether one is pruned, two workers decide by racing.
+    # Who reaches a rung first, and so whether one is pruned, two workers decide by racing.
     assert poor["state"] in ("pruned", "complete")
     assert poor["rungs"]
     assert sum(poor["ledger"]["seconds"].values()) > 0
