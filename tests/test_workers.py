@@ -117,16 +117,15 @@ def test_pruning_divergence_and_memory_are_as_in_one_process(blobs, cluster):
         "epochs": optuna.distributions.IntDistribution(4, 4),
     }
     enqueue = [{"fate": fate, "learning_rate": rate} for fate, rate in fates]
-    options = {**SMALL, "space": space, "pruner": "asha", "enqueue": enqueue}
+    # At an earlier rung the trial that diverges might be pruned before its loss shows it.
+    options = {**SMALL, "space": space, "pruner": "asha", "first_rung": 2, "enqueue": enqueue}
     result = tune(model, blobs, trials=5, workers=2, **options)
     good, memory, diverged, better, poor = result.trials
     assert "complete" in (good["state"], better["state"])
     assert "ran out of memory: no room" in memory["failure"]
     assert "NaN or infinite" in diverged["failure"]
-    # Who reaches a rung first, and so whether one is pruned, two workers decide by racing.
-    assert poor["state"] in ("pruned", "complete")
-    assert poor["rungs"]
-    assert sum(poor["ledger"]["seconds"].values()) > 0
+    assert poor["state"] == "pruned"
+    assert poor["ledger"]["seconds"]["training"] > 0
 
 
 PROGRAM = textwrap.dedent(
