@@ -7,7 +7,7 @@ afterwards.
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -25,11 +25,7 @@ NAMES = {
 }
 _PRUNERS = {"none": "", "asha": " and ASHA", "hyperband": " and Hyperband"}
 _DATASETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-_PARTS = ("search", "retraining", "end_to_end")
-_TIMES = [part + ending for part in _PARTS for ending in ("", "_compiled")]
-
-
-# Runs -------------------------------------------------------------------------------------------
+_SPENT = ("search", "retraining", "search_compiling", "retraining_compiling")
 
 
 def runs(results: Iterable[Result]) -> pd.DataFrame:
@@ -43,16 +39,21 @@ def runs(results: Iterable[Result]) -> pd.DataFrame:
     frame = pd.DataFrame([_run(result) for result in results])
     if frame.empty:
         raise ValueError("results must hold at least one result, got none")
+    frame = frame.astype(dict.fromkeys(_SPENT, float))
+    frame["end_to_end"] = frame["search"] + frame["retraining"]
+    frame["search_compiled"] = frame["search"] - frame["search_compiling"]
+    compiled = frame["retraining"] - frame["retraining_compiling"]
+    frame["end_to_end_compiled"] = frame["search_compiled"] + compiled
     frame["label"] = [
         _label(row, frame[frame["base"] == row["base"]]) for _, row in frame.iterrows()
     ]
-    same = ["study", "seeds"]
-    full = frame[(frame["name"] == "full") & (frame["pruner"] == "none")]
-    full = full.groupby(same)[[*_TIMES, "test_accuracy"]].mean()
-    frame = frame.join(full.add_suffix("_of_full"), on=same)
-    for time in _TIMES:
-        frame[f"{time}_speedup"] = frame[f"{time}_of_full"] / frame[time]
+    same, times = ["study", "seeds"], ["search", "end_to_end"]
+    times += [f"{time}_compiled" for time in times]
     is_full = frame["name"] == "full"
+    full = frame[is_full & (frame["pruner"] == "none")].groupby(same)[[*times, "test_accuracy"]]
+    frame = frame.join(full.mean().add_suffix("_of_full"), on=same)
+    for time in times:
+        frame[f"{time}_speedup"] = frame[f"{time}_of_full"] / frame[time]
     frame["over_full"] = (frame["test_accuracy"] - frame["test_accuracy_of_full"]).mask(is_full)
     alike = [*same, "fraction", "pruner"]
     random = frame[frame["name"] == "uniform"].groupby(alike)["search"].mean()
@@ -75,17 +76,20 @@ def groups(results: Iterable[Result]) -> list[tuple[str, pd.DataFrame]]:
 
 def _run(result: Result) -> dict[str, Any]:
     strategy, ledger, trials = result["strategy"], result["ledger"], result["trials"]
-    name, seconds = strategy["name"], ledger["seconds"]
-    search = result.get("search") or {}
+    search, scale = result.get("search") or {}, result["scale"]
+    name, seconds, energy = strategy["name"], ledger["seconds"], ledger.get("energy")
     pruner = (search.get("pruner") or {}).get("name", "none")
-    dataset, scale = result["dataset"].get("name", ""), result["scale"]
-    parts = [_DATASETS.get(dataset, dataset), result.get("model", "")]
-    parts += [f"{scale['name']} scale"] if scale.get("name") else []
-    study = ", ".join(filter(None, parts))
-    energy = ledger.get("energy")
+    dataset = result["dataset"].get("name", "")
+    named = f"{scale['name']} scale" if scale.get("name") else ""
+    study = ", ".join(filter(None, [_DATASETS.get(dataset, dataset), result.get("model"), named]))
+    reduced = f" (reduced: {scale['description']})" if scale.get("reduced") else ""
+    completed = [trial["value"] for trial in trials if trial["state"] == "complete"]
+    retrainings = [result.get("retraining") or {}, *result.get("retrainings", ())]
+    accuracies = [one.get("test_accuracy") for one in retrainings]
+    selecting = seconds.get("gradients", 0.0) + seconds.get("solving", 0.0)
     return {
         "study": study,
-        "title": f"{study} (reduced: {scale['description']})" if scale.get("reduced") else study,
+        "title": study + reduced,
         "name": name,
         "place": list(NAMES).index(name) if name in NAMES else len(NAMES),
         "base": _base_label(strategy) + _PRUNERS.get(pruner, f" and {pruner}"),
@@ -97,35 +101,23 @@ def _run(result: Result) -> dict[str, Any]:
         "trials": trials,
         "states": pd.Series([trial["state"] for trial in trials], dtype=object).value_counts(),
         "epochs": _epochs_trained(trials),
-        "validation_accuracy": _best_value(trials, search.get("metric", "accuracy")),
-        "test_accuracies": (accuracies := _test_accuracies(result)),
+        # Unknown where trials were scored by something else.
+        "validation_accuracy": max(completed, default=None)
+        if search.get("metric", "accuracy") == "accuracy"
+        else None,
+        "test_accuracies": accuracies,
         "test_accuracy": pd.Series(accuracies, dtype=float).mean(skipna=False),
-        **_times(ledger),
-        "selecting_share": (seconds.get("gradients", 0.0) + seconds.get("solving", 0.0))
-        / (ledger.get("search_seconds") or float("nan")),
+        **{spent: ledger.get(f"{spent}_seconds") for spent in _SPENT},
+        "selecting_share": selecting / (ledger.get("search_seconds") or float("nan")),
         # Only of a process that made the search and nothing else.
         "memory": result.get("process_peak_memory_bytes"),
         "joules": energy["joules"] if energy else None,
         "energy": energy,
-        "ledger": seconds,
-        "total": ledger.get("total_seconds", sum(seconds.values())),
+        "ledger": {**seconds, "total": ledger.get("total_seconds", sum(seconds.values()))},
     }
 
 
-def _times(ledger: Result) -> dict[str, float]:
-    times = {}
-    for ending in ("", "_compiled"):
-        for part in ("search", "retraining"):
-            whole, compiling = (
-                float("nan") if (known := ledger.get(f"{part}_{name}")) is None else known
-                for name in ("seconds", "compiling_seconds")
-            )
-            times[part + ending] = whole - (compiling if ending else 0.0)
-        times["end_to_end" + ending] = times["search" + ending] + times["retraining" + ending]
-    return times
-
-
-def _epochs_trained(trials: Sequence[Result]) -> float | None:
+def _epochs_trained(trials: Iterable[Result]) -> float | None:
     """In all: a pruned trial's, up to the rung at which it was stopped."""
     found = [
         max(map(int, trial["rungs"]), default=0)
@@ -136,33 +128,19 @@ def _epochs_trained(trials: Sequence[Result]) -> float | None:
     return None if None in found else float(sum(found))
 
 
-def _best_value(trials: Sequence[Result], metric: str) -> float | None:
-    """The best validation accuracy; None where trials were scored by something else."""
-    values = [trial["value"] for trial in trials if trial["state"] == "complete"]
-    return max(values, default=None) if metric == "accuracy" else None
-
-
-def _test_accuracies(result: Result) -> list[float | None]:
-    """Of all retrainings of a run's winner."""
-    first = (result.get("retraining") or {}).get("test_accuracy")
-    return [first, *(one["test_accuracy"] for one in result.get("retrainings", ()))]
-
-
 def _base_label(strategy: Result) -> str:
     name = str(strategy["name"])
-    label = NAMES.get(name, name)
-    if name == "uniform" and (strategy.get("select_every"), strategy.get("warm_start")) == (1, 0):
-        label += ", anew every epoch"
+    fresh = (strategy.get("select_every"), strategy.get("warm_start")) == (1, 0)
+    label = NAMES.get(name, name) + ", anew every epoch" * (name == "uniform" and fresh)
     return label + (" of mini-batches" if strategy.get("lifting") == "per_batch" else "")
 
 
 def _label(row: Any, rivals: pd.DataFrame) -> str:
     """The strategy's name, with those of its settings in which others of its name differ."""
-    own = json.loads(row["settings"])
     others = [json.loads(text) for text in rivals.loc[rivals["study"] == row["study"], "settings"]]
     settings = [
         percent(value) if key == "fraction" else f"{key}={value}"
-        for key, value in own.items()
+        for key, value in json.loads(row["settings"]).items()
         if any(other.get(key) != value for other in others)
     ]
     return f"{row['base']} ({', '.join(settings)})" if settings else str(row["base"])
@@ -177,32 +155,32 @@ def comparison(results: Iterable[Result]) -> Table:
     A speedup is quoted with the seconds of compilation in it and, in brackets, without them.
     """
     found = groups(results)
-    columns = {label: _cells(part) for label, part in found}
-    frame = pd.DataFrame(columns)
     every = pd.concat([part for _, part in found])
+    frame = pd.DataFrame({label: _cells(part) for label, part in found})
     hidden = {header for header in frame.index if (frame.loc[header] == UNKNOWN).all()}
-    hidden |= set() if any(len(part) > 1 for _, part in found) else {"seeds"}
+    many_seeds = any(len(part) > 1 for _, part in found)
+    hidden |= set() if many_seeds else {"seeds"}
     if (every["pruner"] == "none").all():
         hidden |= {"epochs trained", "search without compilation (s)"}
     frame = frame.drop(index=sorted(hidden)).rename_axis("").reset_index()
-    return Table(frame, every["title"].iloc[0], _notes(every, "seeds" not in hidden))
+    return Table(frame, every["title"].iloc[0], _notes(every, many_seeds))
 
 
 def _cells(part: pd.DataFrame) -> dict[str, str]:
     def of(name: str, digits: int, unit: str = "", factor: float = 1.0) -> str:
         return number(Estimate.of(part[name]), digits, unit, factor)
 
+    def known(name: str) -> Estimate | None:
+        return Estimate.of(part[name].dropna())
+
     def speedup(name: str) -> str:
-        whole, compiled = (
-            Estimate.of(part[f"{name}{ending}_speedup"].dropna()) for ending in ("", "_compiled")
-        )
-        if whole is None:
-            return UNKNOWN
+        whole, compiled = known(f"{name}_speedup"), known(f"{name}_compiled_speedup")
         # Of the bracketed figure only the mean, to keep the column narrow.
         without = UNKNOWN if compiled is None else f"{compiled.mean:,.1f}×"
-        return f"{number(whole, 1, '×')} ({without})"
+        return UNKNOWN if whole is None else f"{number(whole, 1, '×')} ({without})"
 
     estimated = any(energy["is_estimate"] for energy in part["energy"] if energy)
+    joules = Estimate.of(part["joules"])
     return {
         "fraction": percent(part["fraction"].iloc[0]),
         "trials": _trials(part),
@@ -210,19 +188,17 @@ def _cells(part: pd.DataFrame) -> dict[str, str]:
         "seeds": str(len(part)),
         "best validation accuracy": of("validation_accuracy", 2, "%", 100),
         "test accuracy": of("test_accuracy", 2, "%", 100),
-        "over full data (points)": points(Estimate.of(part["over_full"].dropna())),
+        "over full data (points)": points(known("over_full")),
         "search (s)": of("search", 1),
         "search without compilation (s)": of("search_compiled", 1),
         "retraining (s)": of("retraining", 1),
         "end to end (s)": of("end_to_end", 1),
         "search speedup": speedup("search"),
         "end-to-end speedup": speedup("end_to_end"),
-        "search, of random's speed": number(Estimate.of(part["of_random"].dropna()), 0, "%", 100),
+        "search, of random's speed": number(known("of_random"), 0, "%", 100),
         "search spent selecting": of("selecting_share", 1, "%", 100),
-        "memory (GB)": number(Estimate.of(part["memory"].dropna()), 2, factor=1e-9),
-        "energy (J)": of("joules", 0, " (est.)" if estimated else "").replace(
-            UNKNOWN + " (est.)", UNKNOWN
-        ),
+        "memory (GB)": number(known("memory"), 2, factor=1e-9),
+        "energy (J)": number(joules, 0) + " (est.)" * bool(joules and estimated),
     }
 
 
@@ -247,33 +223,25 @@ def _notes(every: pd.DataFrame, many_seeds: bool) -> str:
         )
     if 0 < (alone := every["memory"].notna().sum()) < len(every):
         notes.append(f"Memory is of {alone} searches that had a process of their own.")
-    known = [energy for energy in every["energy"] if energy]
-    if known:
+    if known := [energy for energy in every["energy"] if energy]:
         estimated = any(energy["is_estimate"] for energy in known)
-        word = "estimated, not metered" if estimated else "metered"
         methods = "; ".join(dict.fromkeys(energy["method"] for energy in known))
+        word = "estimated, not metered" if estimated else "metered"
         notes.append(f"Energy is {word} ({methods}).")
     return " ".join(notes)
 
 
-def ledger(results: Iterable[Result]) -> pd.DataFrame:
+def ledger_table(results: Iterable[Result]) -> Table:
     """Where the time went: mean seconds, a row a line of the ledger, a column a strategy."""
-    columns = {
-        label: pd.DataFrame(list(part["ledger"])).fillna(0.0).mean()
-        for label, part in groups(results)
-    }
-    frame = pd.DataFrame(columns).fillna(0.0)
-    known = [line for line in LINES if line in frame.index]
-    return frame.reindex([*known, *(line for line in frame.index if line not in LINES)])
-
-
-def ledger_table(results: Sequence[Result]) -> Table:
-    """The same as a table, with the total."""
-    frame = ledger(results)
-    frame.loc["total"] = [part["total"].mean() for _, part in groups(results)]
+    found = groups(results)
+    frame = pd.DataFrame(
+        {label: pd.DataFrame(list(part["ledger"])).fillna(0.0).mean() for label, part in found}
+    ).fillna(0.0)
+    lines = [*LINES, *frame.index.difference([*LINES, "total"]), "total"]
+    frame = frame.reindex([line for line in lines if line in frame.index])
     frame.index = frame.index.str.replace("_", " ")
     texts = frame.map(lambda seconds: f"{seconds:,.1f}").rename_axis("line").reset_index()
-    return Table(texts, f"Seconds: {runs(results)['title'].iloc[0]}")
+    return Table(texts, f"Seconds: {found[0][1]['title'].iloc[0]}")
 
 
 def differences(results: Iterable[Result]) -> Table:
@@ -283,23 +251,17 @@ def differences(results: Iterable[Result]) -> Table:
     seconds, do not depend on the machine but by chance. They are paired by the seed of the search.
 
     Raises:
-      ValueError: where results are of several studies, or of one strategy with several settings,
-        or two of the same strategy and seed; where none is of full data; where a retraining has no
-        test accuracy.
+      ValueError: where results are of several studies, or two of the same strategy and seed; where
+        none is of full data; where a retraining has no test accuracy.
     """
     frame = pd.concat([part for _, part in groups(results)])
-    if (mixed := frame[frame["label"] != frame["base"]]).size:
-        raise ValueError(f"results must be of one setting of {mixed['base'].iloc[0]}")
-    if (lacking := frame[frame["test_accuracy"].isna()]).size:
-        first = lacking.iloc[0]
-        raise ValueError(
-            f"a retraining of {first['label']} with seed {first['seed']} has no test accuracy"
-        )
-    if (twice := frame[frame.duplicated(["label", "seed"])]).size:
-        first = twice.iloc[0]
-        raise ValueError(
-            f"results must hold one search of {first['label']} with seed {first['seed']}, got two"
-        )
+    for bad, what in (
+        (frame["test_accuracy"].isna(), "a test accuracy of every retraining"),
+        (frame.duplicated(["label", "seed"]), "one search of each seed"),
+    ):
+        if bad.any():
+            label, seed = frame.loc[bad, ["label", "seed"]].iloc[0]
+            raise ValueError(f"results must hold {what}, not so for {label} with seed {seed}")
     if "full data" not in set(frame["label"]):
         raise ValueError("results must hold full data, with which the others are compared")
     by_seed = frame.pivot(index="seed", columns="label", values="test_accuracy").sort_index()
@@ -311,14 +273,15 @@ def differences(results: Iterable[Result]) -> Table:
             if other in by_seed and other != label
         }
         sds = [100 * statistics.stdev(each) for each in part["test_accuracies"] if len(each) > 1]
-        shown = {name: points(Estimate.of(each), "") for name, each in over.items()}
-        each = ", ".join(f"{100 * one:+.2f}" for one in over.get("full data", ()))
+        means = {name: points(Estimate.of(each), "") for name, each in over.items()}
         rows.append(
             {
                 "searched on": label,
-                "over full data, by search": each,
-                "mean": shown.get("full data", ""),
-                "over random": shown.get("random", ""),
+                "over full data, by search": ", ".join(
+                    f"{100 * one:+.2f}" for one in over.get("full data", ())
+                ),
+                "mean": means.get("full data", ""),
+                "over random": means.get("random", ""),
                 "between retrainings": f"{min(sds):.2f} to {max(sds):.2f}" if sds else "",
             }
         )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments.robustness import subsets
+from experiments.trainings import subsets
 
 HYPERPARAMETERS: Mapping[str, Any] = {
     "learning_rate": 0.05,

@@ -50,10 +50,7 @@ from experiments.results import Result, environment, read_results, write_result
 from experiments.robustness import (
     CORRUPTION,
     EPOCHS,
-    FRACTION,
     IMAGES,
-    SELECT_EVERY,
-    WARM_START,
     corrupt,
 )
 from experiments.tables import UNKNOWN, Estimate, Table, number, percent, points
@@ -64,6 +61,7 @@ from jdss.training.hyperparameters import DEFAULTS
 from jdss.training.problem import Problem
 from jdss.training.train_on_subset import steps_per_epoch
 
+FRACTION, SELECT_EVERY, WARM_START = 0.05, 5, 0.5
 SIDES = ("cords", "cords-in-our-loop", "jdss")
 
 

@@ -6,32 +6,34 @@ the configuration that looks best on it is one of the best on all the data. This
 lives on, and unlike a search it does not depend on what TPE happened to draw.
 
 Two ways show what the answers are worth. Full training is done twice, with different seeds: how
-well it agrees with itself is about the most that can be hoped for. "cut short" is what a sceptic
-would do instead: training on all the data for as many steps as a trial on subsets takes, or for
-twice as many, which is about what a trial costs whose subsets are selected.
+well it agrees with itself is about the most that can be hoped for; everything else is compared with
+the mean of their validation accuracies. "cut short" is what a sceptic would do instead: training on
+all the data for as many steps as a trial on subsets takes, or for twice as many, which is about
+what a trial costs whose subsets are selected.
 
-`--report` makes the table and the figure anew from the files: see `experiments.agreement`.
+`--report` makes the table and the figure anew from the files.
 """
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import optuna
+from scipy import stats
 
 import jdss
-from experiments import agreement, trainings
+from experiments import figures, trainings
 from experiments.mnist import SCALES
-from experiments.results import read_results
-from experiments.tables import percent
-from experiments.trainings import Way
-from jdss.compilation import use_compilation_cache
+from experiments.results import Result, read_results
+from experiments.tables import Table, percent
+from experiments.trainings import FULL, Way, cost, subsets
 from jdss.training.hyperparameters import absolute_learning_rate
 
 CONFIGURATIONS = {"smoke": 3, "laptop": 32, "paper": 32}
-FRACTIONS = (0.05,)
-SETTINGS: Mapping[str, Any] = {"every": 5, "warm_start": 0.5, "candidates": 1.0}
+AGAIN = Way("full-again", "full data, another seed", jdss.Selection("full"))
 SELECTED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "uniform": ("random", {}),
     "uniform-fresh": ("random, anew every epoch", {"every": 1, "warm_start": 0.0}),
@@ -41,34 +43,28 @@ SELECTED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "craig": ("CRAIG", {}),
     "glister": ("GLISTER", {}),
 }
-AGAIN = Way(agreement.AGAIN, "full data, another seed", jdss.Selection("full"))
+RESAMPLES = 10_000
+BEST = 10
+"""To tell good from bad is not enough: so many of the best are also ranked by themselves."""
+ABOVE_GUESSING = 0.2
+"""A configuration trains if both full trainings are by this much more accurate than guessing."""
+
+Trials = Sequence[Mapping[str, Any]]
 
 
 def ways(fractions: Sequence[float]) -> list[Way]:
     """Every way of training, by fraction; full data first."""
-    found = [AGAIN, trainings.FULL]
+    found = [AGAIN, FULL]
+    # A warm start of all epochs is full training for as many steps as the subsets would take.
+    cut_short = jdss.Selection("uniform", warm_start=1.0)
     for fraction in fractions:
         found += [
-            trainings.subsets(
-                f"{name}-{fraction:g}",
-                f"{label}, {percent(fraction)}",
-                fraction,
-                **{**SETTINGS, **more},
-            )
+            subsets(f"{name}-{fraction:g}", f"{label}, {percent(fraction)}", fraction, **more)
             for name, (label, more) in SELECTED.items()
         ]
-        # A warm start of all epochs is full training for as many steps as the subsets would take.
-        cut_short = jdss.Selection("uniform", warm_start=1.0)
-        found += [
-            Way(
-                f"cut_short-{share:g}",
-                f"full data, cut short to {percent(share)} of the steps",
-                cut_short,
-                share,
-            )
-            for share in (fraction, 2 * fraction)
-            if share < 1
-        ]
+        for share in (fraction, 2 * fraction):
+            label = f"full data, cut short to {percent(share)} of the steps"
+            found += [Way(f"cut_short-{share:g}", label, cut_short, share)] * (share < 1)
     return list({way.name: way for way in found}.values())
 
 
@@ -80,30 +76,18 @@ def configurations(scale: str) -> list[dict[str, Any]]:
     return [absolute_learning_rate(study.ask(space).params) for _ in range(CONFIGURATIONS[scale])]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scale", choices=SCALES, default="laptop")
-    parser.add_argument("--fractions", nargs="+", type=float, default=FRACTIONS)
-    parser.add_argument("--ways", nargs="+", help="of those, by name; default: all", metavar="WAY")
-    parser.add_argument("--data-dir", help="of tensorflow_datasets; default: TFDS_DATA_DIR")
-    parser.add_argument("--out", type=Path, help="default: runs/rank-fidelity-SCALE")
-    parser.add_argument("--report", action="store_true", help="only the table and the figure")
-    arguments = parser.parse_args()
-    out = arguments.out or Path(f"runs/rank-fidelity-{arguments.scale}")
-    if not arguments.report:
-        train_all(arguments, out)
-    results = read_results(out)
-    print(agreement.table(results).markdown())
-    agreement.figure(results, out / "rank_fidelity")
-
-
 def train_all(arguments: argparse.Namespace, out: Path) -> None:
     """Trains every configuration in every way that is asked for."""
-    use_compilation_cache(trainings.compilation_cache() / "rank-fidelity")
+    trainings.keep_programs("rank-fidelity")
     scale = SCALES[arguments.scale]
     mnist = jdss.load_dataset("mnist", data_dir=arguments.data_dir).head(scale.images)
     problem, test = trainings.split(mnist)
     known = {way.name: way for way in ways(arguments.fractions)}
+    epochs = [f"{scale.epochs[0]} to {scale.epochs[1]} epochs"]
+    reduced = scale.images is not None
+    settings = trainings.described(
+        arguments.scale, len(mnist.labels), reduced, epochs, problem, test
+    )
     for name in arguments.ways or known:
         if name not in known:
             raise SystemExit(f"--ways takes {', '.join(known)}; got {name}")
@@ -115,22 +99,232 @@ def train_all(arguments: argparse.Namespace, out: Path) -> None:
             jdss.models.LeNet(num_classes=10),
             known[name],
             [(values, seed) for values in configurations(arguments.scale)],
-            settings={
-                "scale": {
-                    "name": arguments.scale,
-                    "reduced": scale.images is not None,
-                    "description": f"{len(mnist.labels):,} of 60,000 training images, "
-                    f"{scale.epochs[0]} to {scale.epochs[1]} epochs",
-                },
-                "dataset": {
-                    "name": mnist.name,
-                    "train": len(problem.train),
-                    "validation": len(problem.validation),
-                    "test": len(test),
-                },
-                "seeds": {"configurations": 0, "split": 0, "training": seed},
-            },
+            settings={**settings, "seeds": {"configurations": 0, "split": 0, "training": seed}},
         )
+
+
+# How well cheap trainings stand for full ones ---------------------------------------------------
+
+
+class Interval(NamedTuple):
+    """A value and its 95% interval, of the bootstrap over configurations (percentiles)."""
+
+    value: float
+    low: float
+    high: float
+
+    def shown(self, form: str = "{:.2f}", factor: float = 1.0) -> str:
+        value, low, high = (form.format(factor * one) for one in self)
+        return f"{value} ({low} to {high})"
+
+
+def correlation(
+    truth: np.ndarray, scores: np.ndarray, others: np.ndarray | None = None
+) -> Interval | None:
+    """Spearman's, or by how much it is above that of other scores; None where all are alike."""
+    if min(map(np.ptp, (truth, scores)), default=0) == 0:
+        return None
+    value, draws = float(stats.spearmanr(truth, scores).statistic), _correlations(truth, scores)
+    if others is not None:
+        value -= float(stats.spearmanr(truth, others).statistic)
+        draws = draws - _correlations(truth, others)
+    return Interval(value, *np.nanquantile(draws, (0.025, 0.975)).tolist())
+
+
+def _draws(count: int) -> np.ndarray:
+    """Configurations drawn anew, int[RESAMPLES, count]: the same for all ways."""
+    return np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
+
+
+def _correlations(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Spearman's correlation in each draw; NaN where all that was drawn is alike."""
+    draws = _draws(len(truth))
+    a, b = (stats.rankdata(values[draws], axis=1) for values in (truth, scores))
+    a, b = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (a, b))
+    norms = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
+    return (a * b).sum(axis=1) / np.where(norms > 0, norms, np.nan)
+
+
+def regret(truth: np.ndarray, scores: np.ndarray) -> Interval:
+    """By how much what the scores choose is worse than the best; of ties, the mean counts."""
+
+    def of(truths: np.ndarray, scored: np.ndarray) -> np.ndarray:
+        chosen = scored == scored.max(axis=-1, keepdims=True)
+        means = (truths * chosen).sum(axis=-1) / chosen.sum(axis=-1)
+        return np.maximum(truths.max(axis=-1) - means, 0.0)
+
+    draws = _draws(len(truth))
+    low, high = np.quantile(of(truth[draws], scores[draws]), (0.025, 0.975))
+    return Interval(float(of(truth, scores)), float(low), float(high))
+
+
+def accuracies(trials: Trials, of: str = "validation") -> np.ndarray:
+    """Of each training; one that diverged is the worst of all."""
+    return np.array([trial[f"{of}_accuracy"] or 0.0 for trial in trials])
+
+
+def compare(results: Sequence[Result]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Every way against the mean of the two full trainings, and these against each other.
+
+    Returns:
+      bool[n], which configurations train; and for each way that finished what full training did:
+      its `result`; `judge` and `scores`, float[n], the validation accuracies that it is judged by
+      and its own; `spearman` over all configurations, over those that `trains`, over the `best`
+      ones; what it is above others (`over_random`, `over_cut_short`); the `regret`, also on the
+      test set; the `rank` of the configuration that it would choose (1 is the best of all; of
+      ties, the mean); how much `cheaper` it was.
+
+    Raises:
+      ValueError: without two full trainings of the same configurations.
+    """
+    by_way = {result["strategy"]["way"]: result for result in results}
+    full = by_way["full"]["trials"] if "full" in by_way else []
+
+    def in_order(way: str) -> Trials:
+        """Its trainings of full training's configurations; none where one is missing."""
+        known = by_way[way]["trials"] if way in by_way else []
+        found = {_configuration(trial): trial for trial in known}
+        wanted = [_configuration(trial) for trial in full]
+        return [found[one] for one in wanted] if found.keys() >= set(wanted) else []
+
+    if not full or not (again := in_order(AGAIN.name)):
+        raise ValueError(f"results must hold 'full' and {AGAIN.name!r} of the same configurations")
+    both = np.stack([accuracies(one) for one in (full, again)])
+    tests = np.stack([accuracies(one, "test") for one in (full, again)])
+    classes = by_way["full"]["dataset"].get("classes", 10)
+    trains = (both > 1 / classes + ABOVE_GUESSING).all(axis=0)
+    best = np.argsort(-both.mean(axis=0), kind="stable")[:BEST]
+    rows = []
+    for way, result in by_way.items():
+        trials, strategy = in_order(way), result["strategy"]
+        if not trials or way == AGAIN.name:
+            continue
+        scores, judge, test = accuracies(trials), both.mean(axis=0), tests.mean(axis=0)
+        if way == "full":
+            judge, test = both[1], tests[1]
+        chosen, wanted = scores == scores.max(), judge == judge.max()
+        row = {
+            "result": result,
+            "judge": judge,
+            "scores": scores,
+            "spearman": correlation(judge, scores),
+            "trains": correlation(judge[trains], scores[trains]),
+            "best": correlation(judge[best], scores[best]),
+            "regret": regret(judge, scores),
+            "test_regret": float(test[wanted].mean() - test[chosen].mean()),
+            "rank": float(np.mean([(judge > one).sum() + 1 for one in judge[chosen]])),
+            "cheaper": cost(full, by_way["full"]["strategy"]) / cost(trials, strategy),
+        }
+        for name, rival in _rivals(strategy).items():
+            if rival != way and (others := in_order(rival)):
+                row[name] = correlation(judge, scores, accuracies(others))
+        if way == "full":  # and the other way round: what the second would choose, by the first
+            mirrored = regret(both[0], both[1])
+            row["regret"] = Interval(*np.mean([row["regret"], mirrored], axis=0).tolist())
+        rows.append(row)
+
+    def order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        strategy = row["result"]["strategy"]
+        return strategy["way"] != "full", strategy["fraction"], -(row["spearman"] or [0])[0]
+
+    return trains, sorted(rows, key=order)
+
+
+def _rivals(strategy: Mapping[str, Any]) -> dict[str, str]:
+    """What a way is to be better than, of its fraction: random subsets and full, cut short."""
+    rivals = {
+        "over_random": f"uniform-{strategy['fraction']:g}",
+        "over_cut_short": f"cut_short-{strategy['fraction']:g}",
+    }
+    if strategy["name"] == "uniform":
+        del rivals["over_random"]
+    return {} if strategy["way"].startswith("cut_short") else rivals
+
+
+def _configuration(trial: Mapping[str, Any]) -> str:
+    return json.dumps(trial["hyperparameters"], sort_keys=True)
+
+
+def table(results: Sequence[Result]) -> Table:
+    """One row a way of training."""
+    trains, found = compare(results)
+    scale = found[0]["result"]["scale"]
+
+    def text(interval: Interval | None, form: str = "{:.2f}", factor: float = 1.0) -> str:
+        return "" if interval is None else interval.shown(form, factor)
+
+    rows = [
+        {
+            "trained on": one["result"]["strategy"]["label"],
+            "rank correlation": text(one["spearman"]),
+            "of those that train": text(one["trains"]),
+            f"among the {BEST} best": text(one["best"]),
+            "over random": text(one.get("over_random"), "{:+.2f}"),
+            "over cut short": text(one.get("over_cut_short"), "{:+.2f}"),
+            "rank of its choice": f"{one['rank']:.3g}",
+            "regret, validation (points)": text(one["regret"], factor=100),
+            "regret, test (points)": f"{100 * one['test_regret']:+.2f}",
+            "cheaper than full": f"{one['cheaper']:.1f}×",
+        }
+        for one in found
+    ]
+    reduced = f" (reduced: {scale['description']})" if scale["reduced"] else ""
+    return Table.of(
+        rows,
+        f"MNIST, LeNet: {len(trains)} configurations, {scale['name']} scale{reduced}",
+        f"Against the mean of two full trainings; these against each other. {trains.sum()} "
+        f"configurations train: both times at least {100 * ABOVE_GUESSING:.0f} points better than "
+        "guessing. In brackets 95% intervals (bootstrap over configurations).",
+    )
+
+
+def figure(results: Sequence[Result], path: Path) -> figures.Pair:
+    """Validation error on full data against that on each way's data, a panel each."""
+    _, found = compare(results)
+    # No logarithm of nothing: at least half an example's worth of errors.
+    smallest = 50 / found[0]["result"]["dataset"]["validation"]
+    errors = [
+        [np.maximum(100 * (1 - one[of]), smallest) for of in ("judge", "scores")] for one in found
+    ]
+    limits = np.min(errors) / 1.3, np.max(errors) * 1.3
+    columns = min(4, len(found))
+    rows = -(-len(found) // columns)
+    size = 2.6 * columns + 0.4, 2.5 * rows + 1.0
+    with figures.figure(path, *size, rows, columns) as (drawn, grid):
+        every = np.atleast_1d(grid).flat
+        for axes in every[len(found) :]:
+            axes.set_visible(False)
+        for axes, one, (x, y) in zip(every, found, errors, strict=False):
+            axes.plot(limits, limits, color=figures.GREY, linewidth=0.8, linestyle="--")
+            axes.scatter(x, y, s=16, color="#1f4e79", alpha=0.8, linewidth=0)
+            best, ring = np.argmax(one["scores"]), {"facecolor": "none", "edgecolor": "#d55e00"}
+            axes.scatter(x[best], y[best], s=70, marker="s", **ring, label="what it would choose")
+            for name in "xy":
+                figures.log_axis(axes, name, (1, 3))
+            axes.set(xlim=limits, ylim=limits)
+            strategy, rank = one["result"]["strategy"], one["spearman"]
+            title = strategy["label"] + ", two seeds" * (strategy["way"] == "full")
+            note = f"rank correlation {rank.value:.2f}" if rank else ""
+            axes.set_title(f"{title}\n{note}", fontsize=8)
+        drawn.suptitle("Does the error on subsets rank configurations as full data does?")
+        drawn.supxlabel("validation error, trained on full data (%)", fontsize=10)
+        drawn.supylabel("validation error (%)", fontsize=10)
+        handles, labels = every[0].get_legend_handles_labels()
+        drawn.legend(handles, labels, loc="outside lower right", frameon=False, fontsize=9)
+    return figures.written(path)
+
+
+def main() -> None:
+    parser = trainings.options(__doc__, "rank-fidelity")
+    parser.add_argument("--fractions", nargs="+", type=float, default=(0.05,))
+    parser.add_argument("--ways", nargs="+", help="of those, by name; default: all", metavar="WAY")
+    arguments = parser.parse_args()
+    out = arguments.out or Path(f"runs/rank-fidelity-{arguments.scale}")
+    if not arguments.report:
+        train_all(arguments, out)
+    results = read_results(out)
+    print(table(results).markdown())
+    figure(results, out / "rank_fidelity")
 
 
 if __name__ == "__main__":

@@ -1,26 +1,31 @@
 """Makes every table and figure anew from the result files: `python -m experiments.report`.
 
-A table stands in the README or in `docs/results.md` between `<!-- results: DIRECTORY -->` and
-`<!-- end of results -->`, DIRECTORY being one below `experiments/results`. Figures stand beside the
-result files that they are drawn from. `differences-DIRECTORY+DIRECTORY` is what the retrainings of
-several directories came to, `brief-DIRECTORY` the lines of a table that say most. With `--check`
-nothing is written: it fails where a table of a page is not what the files say.
+A table stands in the README, in `docs/results.md` or in `experiments/benchmarks/README.md` between
+`<!-- results: DIRECTORY -->` and `<!-- end of results -->`, DIRECTORY being one below
+`experiments/results`. Figures stand beside the result files that they are drawn from.
+`differences-DIRECTORY+DIRECTORY` is what the retrainings of several directories came to,
+`brief-DIRECTORY` the lines of a table that say most. With `--check` nothing is written: it fails
+where a table of a page is not what the files say.
 """
 
 import argparse
 import re
 from pathlib import Path
 
-from experiments import agreement, comparison, cords_quality, figures, robustness, searches
+from experiments import comparison, cords_quality, figures, rank_fidelity, robustness, searches
 from experiments.results import RESULTS, read_results
 from experiments.tables import Table
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 _TABLE = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
-
-
 _BRIEF = ("trials", "test accuracy", "search (s)", "search speedup", "end-to-end speedup")
+_TABLES = {
+    "rank-fidelity": rank_fidelity.table,
+    "robustness": robustness.table,
+    "cords-quality": cords_quality.table,
+    "": comparison.comparison,
+}
 
 
 def tables_in(text: str) -> list[str]:
@@ -30,45 +35,32 @@ def tables_in(text: str) -> list[str]:
 
 def table(directory: str) -> Table:
     """The table of a directory below `experiments/results`, of the kind that its name tells."""
-    if directory.startswith("differences-"):
-        names = directory.removeprefix("differences-").split("+")
-        return comparison.differences(
-            [result for name in names for result in read_results(RESULTS / name)]
-        )
-    if directory.startswith("brief-"):
-        whole = table(directory.removeprefix("brief-"))
+    kind, _, rest = directory.partition("-")
+    if kind == "differences":
+        found = [result for name in rest.split("+") for result in read_results(RESULTS / name)]
+        return comparison.differences(found)
+    if kind == "brief":
+        whole = table(rest)
         kept = whole.frame[whole.frame.iloc[:, 0].isin(_BRIEF)]
         return Table(kept.reset_index(drop=True), whole.title, whole.notes)
-    results = read_results(RESULTS / directory)
-    if directory.startswith("rank-fidelity"):
-        return agreement.table(results)
-    if directory.startswith("robustness"):
-        return robustness.table(results)
-    if directory.startswith("cords-quality"):
-        return cords_quality.table(results)
-    return comparison.comparison(results)
+    make = next(make for name, make in _TABLES.items() if directory.startswith(name))
+    return make(read_results(RESULTS / directory))
 
 
 def updated(text: str) -> str:
     """The text with every table made anew from its result files."""
-
-    def anew(match: re.Match[str]) -> str:
-        return f"{match[1]}{table(match[2]).markdown().strip()}\n{match[3]}"
-
-    return _TABLE.sub(anew, text)
+    return _TABLE.sub(lambda match: f"{match[1]}{table(match[2]).markdown()}{match[3]}", text)
 
 
 def draw(directory: Path) -> list[Path]:
     """The figures of a directory, drawn anew beside its result files."""
-    results = read_results(directory)
     if directory.name.startswith("rank-fidelity"):
-        return list(agreement.figure(results, directory / "rank_fidelity"))
-    if results and directory.name.startswith(("mnist", "cifar", "pruning")):
-        return searches.draw(results, directory)
+        return [*rank_fidelity.figure(read_results(directory), directory / "rank_fidelity")]
+    if directory.name.startswith(("mnist", "cifar", "pruning")):
+        return searches.draw(read_results(directory), directory)
     schedule = directory / "schedule"
-    if schedule.is_dir() and any("-R2-c" in path.name for path in schedule.iterdir()):
-        found = figures.accuracy_against_cost(read_results(schedule), schedule / "defaults")
-        return list(found)
+    if any("-R2-c" in path.name for path in schedule.glob("*.json")):
+        return [*figures.accuracy_against_cost(read_results(schedule), schedule / "defaults")]
     return []
 
 
@@ -80,9 +72,8 @@ def main() -> None:
     if check:
         raise SystemExit(f"run `python -m experiments.report`: {stale}" if stale else 0)
     for directory in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
-        if directory.name != "benchmarks":
-            for path in draw(directory):
-                print(path.relative_to(ROOT))
+        for path in draw(directory):
+            print(path.relative_to(ROOT))
     for page in stale:
         page.write_text(updated(page.read_text()))
         print(page.relative_to(ROOT))

@@ -37,9 +37,8 @@ def _read(path: Path) -> dict[str, Any]:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not a readable result file: {error}") from error
-    if not isinstance(result, dict):
-        raise ValueError(f"{path} is not a result file: it holds no JSON object")
-    if missing := [key for key in REQUIRED_KEYS if key not in result]:
+    missing = [key for key in REQUIRED_KEYS if not isinstance(result, dict) or key not in result]
+    if missing:
         raise ValueError(f"{path} is not a complete result file: it lacks {', '.join(missing)}")
     return result
 

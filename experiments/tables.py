@@ -13,13 +13,7 @@ UNKNOWN = "–"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over independent values.
-
-    Attributes:
-      mean: of the values.
-      sd: their sample standard deviation; None for fewer than two values.
-      count: how many values there are.
-    """
+    """A mean over independent values, and their sample standard deviation (None for one)."""
 
     mean: float
     sd: float | None = None
@@ -43,11 +37,8 @@ class Estimate:
 
 
 def number(estimate: Estimate | None, digits: int, unit: str = "", factor: float = 1.0) -> str:
-    """The mean and the standard deviation.
-
-    Example:
-      >>> number(Estimate(0.5, 0.01, 3), 1, "%", factor=100)
-      '50.0 ± 1.0%'
+    """The mean and the standard deviation: number(Estimate(0.5, 0.01, 3), 1, "%", 100) is
+    "50.0 ± 1.0%".
     """
     if estimate is None:
         return UNKNOWN
@@ -72,13 +63,7 @@ def percent(share: float) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """Texts in rows and columns; the first column is aligned to the left, the others to the right.
-
-    Attributes:
-      frame: of texts; its columns are the headers.
-      title: above it.
-      notes: below it.
-    """
+    """A frame of texts whose columns are the headers, a title above it and notes below."""
 
     frame: pd.DataFrame
     title: str = ""
@@ -88,32 +73,17 @@ class Table:
     def of(cls, rows: Sequence[Mapping[str, Any]], title: str = "", notes: str = "") -> "Table":
         """From rows {header: text}; a column without any text is left out."""
         frame = pd.DataFrame(rows).fillna("").astype(str)
-        kept = [name for name in frame.columns if (frame[name] != "").any()]
-        return cls(frame[kept], title, notes)
+        return cls(frame.loc[:, (frame != "").any()], title, notes)
 
     def markdown(self) -> str:
-        """Markdown that is readable as text, too.
-
-        Example:
-          >>> rows = [{"strategy": "GRAD-MATCH", "seconds": "46.7"}]
-          >>> print(Table.of(rows, "One seed").markdown())
-          **One seed**
-          <BLANKLINE>
-          | strategy   | seconds |
-          |------------|--------:|
-          | GRAD-MATCH |    46.7 |
-          <BLANKLINE>
-        """
-        rows = [list(self.frame.columns), *self.frame.to_numpy().tolist()]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-
-        def line(cells: Sequence[str]) -> str:
-            texts = [cells[0].ljust(widths[0])]
-            texts += [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-            return f"| {' | '.join(texts)} |"
-
-        rule = "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])])
-        title = [f"**{self.title}**", ""] if self.title else []
-        notes = ["", self.notes] if self.notes else []
-        body = [line(rows[0]), f"|{rule}|", *map(line, rows[1:])]
-        return "\n".join([*title, *body, *notes]) + "\n"
+        """Markdown that is readable as text, too; all but the first column stand to the right."""
+        columns = [[name, *self.frame[name]] for name in self.frame]
+        widths = [max(map(len, column)) for column in columns]
+        cells = [
+            [text.rjust(width) if place else text.ljust(width) for text in column]
+            for place, (column, width) in enumerate(zip(columns, widths, strict=True))
+        ]
+        head, *body = [f"| {' | '.join(row)} |" for row in zip(*cells, strict=True)]
+        rules = ["-" * (width + 1) + ("-:"[place > 0]) for place, width in enumerate(widths)]
+        title, notes = f"**{self.title}**\n\n" * bool(self.title), f"\n\n{self.notes}".rstrip()
+        return title + "\n".join([head, f"|{'|'.join(rules)}|", *body]) + notes + "\n"

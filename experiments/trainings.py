@@ -4,6 +4,7 @@ A file is written anew after every training, so that a run can be cut anywhere a
 another machine to which the directory was copied.
 """
 
+import argparse
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +18,7 @@ from flax import linen as nn
 
 import jdss
 from experiments.results import as_read, environment, write_result
+from jdss.compilation import use_compilation_cache
 from jdss.data.examples import Examples, make_examples
 from jdss.ledger import Ledger
 from jdss.progress import progress_bar
@@ -31,17 +33,12 @@ from jdss.training.train_on_subset import STEP
 from jdss.training.trial import FitResult, train
 from jdss.training.trial import run as run_to_the_end
 
+Describe = Callable[[FitResult], dict[str, Any]]
+
 
 @dataclass(frozen=True)
 class Way:
-    """A way of training: which subsets, and how often they are chosen.
-
-    Attributes:
-      name: what its file is called.
-      label: for a reader.
-      selection: how subsets are chosen.
-      fraction: the share of the training examples in one.
-    """
+    """A way of training: what its file is called, its name for a reader, and its subsets."""
 
     name: str
     label: str
@@ -56,19 +53,51 @@ class Way:
 FULL = Way("full", "full data", jdss.Selection("full"))
 
 
-def subsets(name: str, label: str, fraction: float, **settings: Any) -> Way:
-    """Training on subsets of the method that the name begins with, up to its first hyphen."""
+def subsets(name: str, label: str, fraction: float = 0.05, **settings: Any) -> Way:
+    """Subsets of the method that the name begins with, up to its first hyphen.
+
+    Unless settings say otherwise they are chosen every five epochs from all examples, after a warm
+    start of half the budget.
+    """
+    settings = {"every": 5, "warm_start": 0.5, "candidates": 1.0, **settings}
     return Way(name, label, jdss.Selection(name.split("-", maxsplit=1)[0], **settings), fraction)
 
 
-def compilation_cache() -> Path:
-    """Where compiled programs are kept: below the user's cache directory."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jdss" / "compiled"
+def options(description: str | None, name: str) -> argparse.ArgumentParser:
+    """What all command lines of trainings take."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--scale", choices=("smoke", "laptop", "paper"), default="laptop")
+    parser.add_argument("--data-dir", help="of tensorflow_datasets; default: TFDS_DATA_DIR")
+    parser.add_argument("--out", type=Path, help=f"default: runs/{name}-SCALE")
+    parser.add_argument("--report", action="store_true", help="only tables, from the files")
+    return parser
 
 
-def split(dataset: jdss.Dataset, *, validation: float = 0.1) -> tuple[Problem, Examples]:
-    """The problem, and the test set normalised as its images are."""
-    problem = make_problem(dataset, validation=validation, seed=0)
+def keep_programs(name: str) -> None:
+    """Keeps compiled programs below the user's cache directory."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    use_compilation_cache(cache / "jdss" / "compiled" / name)
+
+
+def described(
+    scale: str, images: int, reduced: bool, more: Iterable[str], problem: Problem, test: Examples
+) -> dict[str, Any]:
+    """What files of trainings on MNIST say of their scale and data."""
+    description = ", ".join([f"{images:,} of 60,000 training images", *more])
+    return {
+        "scale": {"name": scale, "reduced": reduced, "description": description},
+        "dataset": {
+            "name": "mnist",
+            "train": len(problem.train),
+            "validation": len(problem.validation),
+            "test": len(test),
+        },
+    }
+
+
+def split(dataset: jdss.Dataset) -> tuple[Problem, Examples]:
+    """The problem, a tenth of it for validation, and the test set normalised as its images are."""
+    problem = make_problem(dataset, validation=0.1, seed=0)
     return problem, test_examples(problem, dataset)
 
 
@@ -85,17 +114,15 @@ def train_once(
     way: Way,
     hyperparameters: Mapping[str, Any],
     seed: int,
-    describe: Callable[[FitResult], dict[str, Any]] = lambda found: {},
+    describe: Describe = lambda found: {},
 ) -> dict[str, Any]:
     """One training, as a result file holds it; a diverged one has no accuracies.
 
     `describe` says more of a training that was completed.
     """
-    ledger = Ledger()
-    more: dict[str, Any] = {}
-    accuracies: dict[str, float | None] = {"validation_accuracy": None, "test_accuracy": None}
-    record: dict[str, Any] = {"seed": seed, "hyperparameters": dict(hyperparameters)}
-    selections: list[dict[str, Any]] = []
+    ledger, selections = Ledger(), list[dict[str, Any]]()
+    outcome: dict[str, Any] = {"state": "complete", "failure": None}
+    outcome |= {"validation_accuracy": None, "test_accuracy": None}
     try:
         with ledger.measure_rest():
             training = training_on(problem, way.schedule)
@@ -104,20 +131,18 @@ def train_once(
             found = run_to_the_end(
                 train(training, model, hyper, key, ledger=ledger, selections=selections)
             )
-            accuracies["validation_accuracy"] = found.validation_accuracy
         # The test set is no part of a trial: its seconds stand on no line.
-        accuracies["test_accuracy"] = compute_accuracy(
+        tested = compute_accuracy(
             found.state, test, np.arange(len(test)), chunk_size=problem.chunk_size
         )
-        state, failure, more = "complete", None, describe(found)
+        outcome |= {"validation_accuracy": found.validation_accuracy, "test_accuracy": tested}
+        outcome |= describe(found)
     except TrainingDivergedError as error:
-        state, failure = "failed", str(error)
+        outcome |= {"state": "failed", "failure": str(error)}
     return {
-        **record,
-        "state": state,
-        "failure": failure,
-        **accuracies,
-        **more,
+        "seed": seed,
+        "hyperparameters": dict(hyperparameters),
+        **outcome,
         "selections": selections,
         "ledger": ledger.as_dict(),
     }
@@ -132,7 +157,7 @@ def run(
     plan: Iterable[tuple[Mapping[str, Any], int]],
     *,
     settings: Mapping[str, Any],
-    describe: Callable[[FitResult], dict[str, Any]] = lambda found: {},
+    describe: Describe = lambda found: {},
 ) -> dict[str, Any]:
     """Does the trainings of a plan that its file does not hold yet, and writes each into it.
 
@@ -152,17 +177,10 @@ def run(
     Raises:
       ValueError: where the file holds trainings of other settings.
     """
-    plan = list(plan)
+    plan, here = list(plan), environment()
     strategy = {"way": way.name, "label": way.label, **way.schedule.describe()}
-    fixed = {
-        "model": type(model).__name__,
-        "network": repr(model),
-        "strategy": strategy,
-        "step": STEP,
-        **settings,
-    }
-    fixed = as_read(fixed)
-    here = environment()
+    fixed = {"model": type(model).__name__, "network": repr(model), "strategy": strategy}
+    fixed = as_read({**fixed, "step": STEP, **settings})
     trials: list[dict[str, Any]] = []
     if path.exists():
         earlier = json.loads(path.read_text())
@@ -171,38 +189,30 @@ def run(
         trials = earlier["trials"]
     done = {_identity(trial["hyperparameters"], trial["seed"]) for trial in trials}
     left = [one for one in plan if _identity(*one) not in done]
-    result = _result(here, fixed, trials)
+
+    def result() -> dict[str, Any]:
+        total = Ledger()
+        for trial in trials:
+            total.add(trial["ledger"])
+        return {**here, **fixed, "trials": trials, "ledger": total.as_dict()}
+
     with progress_bar(len(plan), path.stem, enabled=bool(left)) as bar:
         for hyperparameters, seed in left:
             one = train_once(problem, test, model, way, hyperparameters, seed, describe)
-            trials = [*trials, {"number": len(trials), **origin(here), **one}]
-            result = _result(here, fixed, trials)
-            write_result(path, result)
+            trials.append({"number": len(trials), **origin(here), **one})
+            write_result(path, result())
             bar.advance(len(trials))
-    return result
+    return result()
 
 
 def _identity(hyperparameters: Mapping[str, Any], seed: int) -> str:
     """One text for equal trainings, whether from a plan or from a file."""
-    rounded = {
-        name: float(f"{value:.9g}") if isinstance(value, float) else value
-        for name, value in hyperparameters.items()
-    }
-    return json.dumps([rounded, seed], sort_keys=True)
+    return json.dumps([as_read(hyperparameters), seed], sort_keys=True)
 
 
 def origin(here: Mapping[str, Any]) -> dict[str, Any]:
     """What each training in a file says of where it is from: a file may be of several runs."""
     return {name: here[name] for name in ("commit", "hardware")}
-
-
-def _result(
-    here: Mapping[str, Any], fixed: Mapping[str, Any], trials: list[dict[str, Any]]
-) -> dict[str, Any]:
-    total = Ledger()
-    for trial in trials:
-        total.add(trial["ledger"])
-    return {**here, **fixed, "trials": trials, "ledger": total.as_dict()}
 
 
 def seconds(trial: Mapping[str, Any]) -> float:
@@ -211,18 +221,19 @@ def seconds(trial: Mapping[str, Any]) -> float:
     return float(sum(ledger.values()) - ledger["compiling"])
 
 
+def selecting(trial: Mapping[str, Any]) -> float:
+    """What its selections took."""
+    ledger = trial["ledger"]["seconds"]
+    return float(ledger["gradients"] + ledger["solving"])
+
+
 def cost(trials: Iterable[Mapping[str, Any]], strategy: Mapping[str, Any]) -> float:
     """Epochs on all the data that trainings take.
 
     A forward pass, which a selection by gradients needs, counts as a third of an epoch; solving
     does not count. Unlike seconds it does not depend on what else the machine did.
     """
-    reads = STRATEGIES[strategy["name"]].needs_gradients
-    share, fraction = strategy.get("candidates", 1.0), strategy["fraction"]
-    return float(
-        sum(
-            fraction * trial["hyperparameters"].get("epochs", DEFAULTS["epochs"])
-            + reads * share * len(trial["selections"]) / 3
-            for trial in trials
-        )
-    )
+    share = STRATEGIES[strategy["name"]].needs_gradients * strategy.get("candidates", 1.0)
+    epochs = (trial["hyperparameters"].get("epochs", DEFAULTS["epochs"]) for trial in trials)
+    selections = sum(len(trial["selections"]) for trial in trials)
+    return float(strategy["fraction"] * sum(epochs) + share * selections / 3)

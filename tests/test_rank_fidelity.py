@@ -6,8 +6,8 @@ import scipy.stats
 from flax import linen as nn
 
 import jdss
-from experiments import agreement, rank_fidelity, robustness, trainings
-from experiments.agreement import correlation, regret
+from experiments import rank_fidelity, robustness, trainings
+from experiments.rank_fidelity import compare, correlation, regret
 from experiments.results import as_read, read_results, write_result
 
 
@@ -34,17 +34,17 @@ FULL = [result("full", FIRST, "full"), result("full-again", SECOND, "full")]
 
 
 def by_way(results):
-    return {one["strategy"]["way"]: (trials, found) for one, trials, found in results.rows}
+    return {row["result"]["strategy"]["way"]: row for row in compare(results)[1]}
 
 
 def test_subsets_are_compared_with_the_mean_of_two_full_trainings_and_these_with_each_other():
     cheap = [0.70, 0.60, 0.75, 0.10, 0.72, 0.65]
-    compared = agreement.compare([*FULL, result("craig-0.05", cheap, "craig")])
-    np.testing.assert_allclose(compared.truth, MEAN)
-    assert compared.trains.tolist() == [True] * 5 + [False]
-    found = by_way(compared)
+    results = [*FULL, result("craig-0.05", cheap, "craig")]
+    assert compare(results)[0].tolist() == [True] * 5 + [False]
+    found = by_way(results)
     assert set(found) == {"full", "craig-0.05"}
-    own, full = found["craig-0.05"][1], found["full"][1]
+    own, full = found["craig-0.05"], found["full"]
+    np.testing.assert_allclose(own["judge"], MEAN)
     assert own["spearman"].value == pytest.approx(scipy.stats.spearmanr(MEAN, cheap).statistic)
     some = slice(0, 5)
     assert own["trains"].value == pytest.approx(
@@ -67,22 +67,22 @@ def test_the_advantage_over_random_subsets_and_full_training_cut_short_is_by_the
         result("craig-0.05", mine, "craig"),
         result("uniform-fresh-0.05", random, select_every=1),
     ]
-    found = by_way(agreement.compare(results))
-    over = found["craig-0.05"][1]["over_random"]
+    found = by_way(results)
+    over = found["craig-0.05"]["over_random"]
     expected = [scipy.stats.spearmanr(MEAN, one).statistic for one in (mine, random)]
     assert over.value == pytest.approx(expected[0] - expected[1])
     assert over.low <= over.value <= over.high
-    assert found["uniform-fresh-0.05"][1]["over_cut_short"] == pytest.approx((0, 0, 0))
-    assert "over_random" not in found["uniform-0.05"][1]
-    assert "over_cut_short" not in found["cut_short-0.05"][1]
+    assert found["uniform-fresh-0.05"]["over_cut_short"] == pytest.approx((0, 0, 0))
+    assert "over_random" not in found["uniform-0.05"]
+    assert "over_cut_short" not in found["cut_short-0.05"]
 
 
 def test_the_best_are_also_ranked_by_themselves():
     truth = np.linspace(0.9, 0.1, 12)
     scores = np.r_[np.linspace(0.2, 0.3, 10), 0.1, 0.0]  # bad is told from good, best from good not
     full = [result(way, truth, "full") for way in ("full", "full-again")]
-    found = by_way(agreement.compare([*full, result("craig-0.05", scores, "craig")]))
-    one = found["craig-0.05"][1]
+    found = by_way([*full, result("craig-0.05", scores, "craig")])
+    one = found["craig-0.05"]
     assert one["best"].value == pytest.approx(-1)
     assert one["spearman"].value > one["best"].value + 0.5
     assert correlation(truth, np.full(12, 0.5)) is None
@@ -97,18 +97,20 @@ def test_of_several_that_are_scored_best_the_mean_counts():
 
 
 def test_a_training_that_diverged_is_the_worst_of_all():
-    assert agreement.accuracies([trial(0.3), {**trial(0.1), "validation_accuracy": None}])[1] == 0
+    assert (
+        rank_fidelity.accuracies([trial(0.3), {**trial(0.1), "validation_accuracy": None}])[1] == 0
+    )
 
 
 def test_trainings_are_compared_by_configuration_and_an_unfinished_way_is_left_out():
     backwards = result("uniform-0.05", FIRST)
     backwards["trials"].reverse()
     unfinished = result("craig-0.05", FIRST[:2], "craig")
-    found = by_way(agreement.compare([*FULL, backwards, unfinished]))
+    found = by_way([*FULL, backwards, unfinished])
     assert set(found) == {"full", "uniform-0.05"}
-    assert agreement.accuracies(found["uniform-0.05"][0]).tolist() == FIRST
+    assert found["uniform-0.05"]["scores"].tolist() == FIRST
     with pytest.raises(ValueError, match="'full' and 'full-again'"):
-        agreement.compare([FULL[0], backwards])
+        compare([FULL[0], backwards])
 
 
 def test_the_bootstrap_agrees_with_scipys():
@@ -130,10 +132,10 @@ def test_the_bootstrap_agrees_with_scipys():
 
 def test_the_cost_counts_forward_passes_over_the_candidates():
     strategy = {"name": "grad_match", "fraction": 0.05, "candidates": 0.5}
-    assert agreement.cost([trial(0.9, selections=3)], strategy) == pytest.approx(1 + 0.5)
+    assert trainings.cost([trial(0.9, selections=3)], strategy) == pytest.approx(1 + 0.5)
     # Random subsets are chosen, too, but read no gradients.
     random = {"name": "uniform", "fraction": 0.05}
-    assert agreement.cost([trial(0.9, selections=3)], random) == pytest.approx(1)
+    assert trainings.cost([trial(0.9, selections=3)], random) == pytest.approx(1)
 
 
 def test_the_names_of_ways_and_what_they_mean_are_kept():
