@@ -21,9 +21,10 @@ from flax import linen as nn
 
 import jdss
 from experiments import comparison, energy, figures, trainings
+from experiments.compilations import count_compilations
 from experiments.processes import run_module
 from experiments.results import Result, as_read, environment, read_results, write_result
-from jdss.compilation import count_compilations, use_compilation_cache
+from jdss import keep_programs
 from jdss.progress import progress_bar
 from jdss.training.hyperparameters import DEFAULTS
 from jdss.training.problem import make_problem
@@ -118,7 +119,7 @@ class Run:
     def measured(self) -> Iterator[None]:
         """Around the search: its programs, memory and energy."""
         resumed = self.path.with_suffix(".db").exists()
-        use_compilation_cache(self.path.parent / "compiled" / self._name)
+        keep_programs(self.path.parent / "compiled" / self._name)
         with energy.measured() as spent, count_compilations() as programs:
             yield
         self._more |= {"programs": vars(programs), "energy": spent or None}

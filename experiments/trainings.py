@@ -18,7 +18,6 @@ from flax import linen as nn
 
 import jdss
 from experiments.results import as_read, environment, write_result
-from jdss.compilation import use_compilation_cache
 from jdss.data.examples import Examples, make_examples
 from jdss.ledger import Ledger
 from jdss.progress import progress_bar
@@ -76,7 +75,7 @@ def options(description: str | None, name: str) -> argparse.ArgumentParser:
 def keep_programs(name: str) -> None:
     """Keeps compiled programs below the user's cache directory."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    use_compilation_cache(cache / "jdss" / "compiled" / name)
+    jdss.keep_programs(cache / "jdss" / "compiled" / name)
 
 
 def described(
@@ -124,7 +123,7 @@ def train_once(
     outcome: dict[str, Any] = {"state": "complete", "failure": None}
     outcome |= {"validation_accuracy": None, "test_accuracy": None}
     try:
-        with ledger.measure_rest():
+        with ledger.measure("other"):
             training = training_on(problem, way.schedule)
             hyper = jdss.hyperparameters(hyperparameters)
             key = jax.random.key(seed)

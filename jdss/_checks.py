@@ -1,16 +1,17 @@
-"""Checks at the boundary: early, and naming the argument, what it got and what it takes.
+"""Checks of arrays, beside those of single values: early, and naming the argument.
 
 Values are checked where they are concrete. Under a transformation (`jit`, `vmap`, …) only
 shapes and types are known, and only those are checked. Concrete values that a transformed
 function closes over are checked too: hence `jax.ensure_compile_time_eval`.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jdss._scalars import check_choice, check_fraction, check_positive_int, check_seed  # noqa: F401
 
 
 def is_concrete(*trees: Any) -> bool:
@@ -43,50 +44,19 @@ def check_finite(name: str, tree: Any) -> None:
 
 
 def count_not_finite(array: Any) -> int:
-    """How many values of a concrete array are NaN or infinite; 0 for integers.
-
-    On a CPU by NumPy, which reads the array where it is and has nothing to compile.
-    """
+    """How many values of a concrete array are NaN or infinite; 0 for integers."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return 0
-    if not isinstance(array, jax.Array) or jax.default_backend() == "cpu":
+    if not isinstance(array, jax.Array) or jax.default_backend() == "cpu":  # nothing to compile
         values = np.asarray(jax.block_until_ready(array))
         native = values if values.dtype.kind == "f" else values.astype(np.float32)  # bfloat16
         return int(native.size - np.isfinite(native).sum())
     with jax.ensure_compile_time_eval():
-        return int(_count_not_finite(array))
-
-
-@jax.jit
-def _count_not_finite(array: jax.Array) -> jax.Array:
-    return (~jnp.isfinite(array)).sum()
+        return int((~jnp.isfinite(array)).sum())
 
 
 def check_budget(budget: Any, num_examples: int, name: str = "budget") -> int:
-    if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)):
-        raise TypeError(
-            f"{name} must be a Python int (it is the static number of places), "
-            f"got {type(budget).__name__}"
-        )
-    if not 1 <= budget <= num_examples:
-        raise ValueError(f"{name} must be in 1..{num_examples}, got {budget}")
-    return int(budget)
-
-
-def check_positive_int(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return int(value)
-
-
-def check_seed(seed: Any) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise TypeError(f"seed must be an int, at least 0, got {seed!r}")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be an int in 0..2**63 - 1, got {seed}")
-    return int(seed)
+    return check_positive_int(name, budget, num_examples)
 
 
 def check_integers(name: str, values: Any) -> jax.Array:
@@ -95,14 +65,6 @@ def check_integers(name: str, values: Any) -> jax.Array:
     if not jnp.issubdtype(values.dtype, jnp.integer):
         raise TypeError(f"{name} must be of integers, got dtype {values.dtype}")
     return jnp.asarray(values, jnp.int32)
-
-
-def check_fraction(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
-        raise TypeError(f"{name} must be a number in (0, 1], got {type(value).__name__}")
-    if not 0 < value <= 1:
-        raise ValueError(f"{name} must be in (0, 1], got {value}")
-    return float(value)
 
 
 def check_nonnegative(name: str, value: Any) -> None:
@@ -162,12 +124,6 @@ def check_count(count: Any, budget: int) -> jax.Array:
         if not 0 <= places <= budget:
             raise ValueError(f"count must be in 0..{budget}, the budget, got {places}")
     return jnp.asarray(count, jnp.int32)
-
-
-def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
-    known = sorted(known)
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}")
 
 
 def check_examples(examples: Any) -> int:

@@ -1,8 +1,7 @@
-"""How programs are compiled, kept on disk from one run to the next, and counted.
+"""How programs are compiled, and kept on disk from one run to the next.
 
 A search compiles the same few programs in every process that runs it. JAX can keep them in a
-directory (its persistent compilation cache), so that a second run compiles nothing: it traces,
-and reads.
+directory (its persistent compilation cache): then a second run traces, and reads.
 
 On the CPU, where LLVM takes longer to compile LeNet's step than an epoch on a subset lasts, two
 options make it faster: loops are written by XLA's older emitters, which saves 40% and makes the
@@ -10,9 +9,8 @@ training step no slower, and what runs once a trial is not optimised, which save
 """
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any
@@ -23,101 +21,39 @@ from jax.experimental.compilation_cache import compilation_cache
 from jdss import _checks
 
 
-@dataclass
-class CompilationCount:
-    """How many programs were needed that the process had not met before.
+def keep_programs(where: bool | str | os.PathLike[str] = True) -> None:
+    """Whether, and where, this process keeps compiled programs on disk, and reads those it knows.
 
-    Attributes:
-      compiled: compiled by XLA.
-      read: read from the compilation cache instead.
-    """
-
-    compiled: int = 0
-    read: int = 0
-
-
-@contextmanager
-def count_compilations() -> Iterator[CompilationCount]:
-    """Counts the programs that this process compiles, or reads from its cache, inside.
-
-    Example:
-      >>> double = jax.jit(lambda x: 2 * x)
-      >>> with count_compilations() as count:
-      ...     _ = double(1.0), double(2.0)
-      >>> count.compiled + count.read
-      1
-    """
-    count = CompilationCount()
-
-    def on_duration(event: str, duration_secs: float, **_: str | int) -> None:
-        del duration_secs
-        # Also where the program is read, which `on_event` then takes back.
-        count.compiled += event == "/jax/core/compile/backend_compile_duration"
-
-    def on_event(event: str, **_: str | int) -> None:
-        if event == "/jax/compilation_cache/cache_hits":
-            count.read += 1
-            count.compiled -= 1
-
-    jax.monitoring.register_event_duration_secs_listener(on_duration)
-    jax.monitoring.register_event_listener(on_event)
-    try:
-        yield count
-    finally:
-        jax.monitoring.unregister_event_duration_listener(on_duration)
-        jax.monitoring.unregister_event_listener(on_event)
-
-
-def use_compilation_cache(directory: str | os.PathLike[str] | None) -> None:
-    """Keeps every compiled program in a directory, and reads there what is known already.
-
-    Programs of another version of JAX, another machine or other flags are told apart. An entry that
-    cannot be read is a warning, and is compiled anew. It is for the whole process, from now on.
+    `jdss.tune` does so by itself, so that a second process compiles nothing. Programs of another
+    version of JAX, another machine or other flags are told apart; an entry that cannot be read is a
+    warning, and is compiled anew.
 
     Args:
-      directory: made where it is missing. None keeps nothing.
+      where: a directory. True is one below the user's cache directory, or without one nothing; what
+        JAX was told of (`JAX_COMPILATION_CACHE_DIR`) stays what it is. False turns it off.
 
     Raises:
-      OSError: where the directory cannot be made.
-    """
-    if directory is not None:
-        directory = Path(directory).expanduser().absolute()
-        directory.mkdir(parents=True, exist_ok=True)
-        directory = str(directory)
-    jax.config.update("jax_compilation_cache_dir", directory)
-    # Small programs, too: a search has a hundred of them, which take seconds together.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    jax.config.update("jax_raise_persistent_cache_errors", False)
-    compilation_cache.reset_cache()  # it would go on with the directory that it began with
-
-
-def keep_programs(enabled: bool = True) -> None:
-    """Whether searches keep their compiled programs on disk, where nobody says where.
-
-    `jdss.tune` does so by itself, below the user's cache directory, so that a second process
-    compiles nothing. A cache that JAX was told of (`JAX_COMPILATION_CACHE_DIR`) stays what it is; a
-    directory that cannot be written, or entries that cannot be read, are no failure.
-
-    Args:
-      enabled: False turns it off for the whole process, from now on.
+      OSError: where a directory that was named cannot be made.
 
     Example:
       ```python
       jdss.keep_programs(False)  # before the first search
       ```
     """
-    jax.config.update("jax_enable_compilation_cache", enabled)
-    if enabled and jax.config.values["jax_compilation_cache_dir"] is None:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        with suppress(OSError, RuntimeError):  # no directory, or no home: then without
-            use_compilation_cache(home / "jdss" / "programs")
-
-
-def keep_programs_by_default() -> None:
-    """`keep_programs`, unless that was turned off."""
-    if jax.config.values["jax_enable_compilation_cache"]:
-        keep_programs()
+    jax.config.update("jax_enable_compilation_cache", where is not False)
+    known = jax.config.values["jax_compilation_cache_dir"]
+    if where is False or (where is True and known is not None):
+        return
+    with suppress(OSError, RuntimeError) if where is True else nullcontext():
+        cached = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "jdss", "programs")
+        directory = (cached if where is True else Path(where)).expanduser().absolute()
+        directory.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(directory))
+    # Small programs, too: a search has a hundred of them, which take seconds together.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_raise_persistent_cache_errors", False)
+    compilation_cache.reset_cache()  # it would go on with the directory that it began with
 
 
 @cache

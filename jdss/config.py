@@ -4,11 +4,13 @@ Nothing of JAX is imported before a setting differs from its default, so that `j
 which is made from these dataclasses, answers at once.
 """
 
-import numbers
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from jdss._scalars import check_choice, check_number, check_positive_int
 
 Named = str | Any
 """A name, or the thing itself; on the command line also `package.module:attribute`."""
@@ -63,22 +65,22 @@ class Selection:
     options: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
-        _positive_int("every", self.every)
-        _number("warm_start", self.warm_start, "in [0, 1]", lambda share: 0 <= share <= 1)
+        check_positive_int("every", self.every)
+        check_number("warm_start", self.warm_start, "in [0, 1]", lambda share: 0 <= share <= 1)
         if self.candidates is not None:
-            _number("candidates", self.candidates, "in (0, 1]", lambda share: 0 < share <= 1)
-        _choice("outer", self.outer, ("training", "validation"))
-        _choice("gradients", self.gradients, ("last_layer", "own_class", "all"))
-        _positive_int("projection_dimension", self.projection_dimension)
+            check_number("candidates", self.candidates, "in (0, 1]", lambda share: 0 < share <= 1)
+        check_choice("outer", self.outer, ("training", "validation"))
+        check_choice("gradients", self.gradients, ("last_layer", "own_class", "all"))
+        check_positive_int("projection_dimension", self.projection_dimension)
         if isinstance(self.method, str):
-            _choice("selection", self.method, _STRATEGIES)
+            check_choice("selection", self.method, _STRATEGIES)
         if not isinstance(self.options, Mapping):
             raise TypeError(f"options must be a mapping, got {type(self.options).__name__}")
-        settings = (self.lifting, self.outer, self.gradients, dict(self.options))
-        if not isinstance(self.method, str) or settings != (None, "training", "last_layer", {}):
-            from jdss.selection.strategies import check_selection
+        chosen = (self.lifting, self.outer, self.gradients, dict(self.options))
+        if not isinstance(self.method, str) or chosen != (None, "training", "last_layer", {}):
+            from jdss.selection.strategies import check_strategy
 
-            check_selection(self)
+            check_strategy(self.method, *chosen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +115,7 @@ class Task:
     augmentation: str = "none"
 
     def __post_init__(self) -> None:
-        _choice("augmentation", self.augmentation, ("none", "crop_flip"))
+        check_choice("augmentation", self.augmentation, ("none", "crop_flip"))
         if (self.loss, self.metric, self.direction) != ("cross_entropy", None, None):
             from jdss.losses import make_loss
             from jdss.training.metrics import make_metric
@@ -172,31 +174,34 @@ class Search:
 
     def __post_init__(self) -> None:
         if isinstance(self.sampler, str):
-            _choice("sampler", self.sampler, _SAMPLERS)
+            check_choice("sampler", self.sampler, _SAMPLERS)
         elif not (callable(self.sampler) or hasattr(self.sampler, "sample_relative")):
             raise TypeError(
                 "sampler must be a name, an Optuna sampler, or a function of a seed to one, got "
                 f"{type(self.sampler).__name__}"
             )
         if self.n_startup_trials is not None:
-            _positive_int("n_startup_trials", self.n_startup_trials)
+            check_positive_int("n_startup_trials", self.n_startup_trials)
         if isinstance(self.pruner, str):
-            _choice("pruner", self.pruner, _PRUNERS)
+            check_choice("pruner", self.pruner, _PRUNERS)
         elif not hasattr(self.pruner, "prune"):
             got = type(self.pruner).__name__
             raise TypeError(f"pruner must be a name or an Optuna pruner, got {got}")
-        _positive_int("first_rung", self.first_rung)
-        if _positive_int("reduction_factor", self.reduction_factor) < 2:
+        check_positive_int("first_rung", self.first_rung)
+        if check_positive_int("reduction_factor", self.reduction_factor) < 2:
             raise ValueError(f"reduction_factor must be at least 2, got {self.reduction_factor}")
         if self.timeout is not None:
-            _number("timeout", self.timeout, "a positive number of seconds", lambda s: s > 0)
-        for callback in self.callbacks if isinstance(self.callbacks, Sequence) else [None]:
-            if not callable(callback):
-                raise TypeError(
-                    "callbacks must be functions of a study and a trial, in a sequence, got "
-                    f"{self.callbacks!r}"
-                )
-        _number("checkpoint_every", self.checkpoint_every, "at least 0 seconds", lambda s: s >= 0)
+            check_number("timeout", self.timeout, "a positive number of seconds", lambda s: s > 0)
+        if not isinstance(self.callbacks, Sequence) or not all(map(callable, self.callbacks)):
+            raise TypeError(
+                "callbacks must be functions of a study and a trial, in a sequence, got "
+                f"{self.callbacks!r}"
+            )
+        if not isinstance(self.checkpoints, (str, os.PathLike, type(None))):
+            got = type(self.checkpoints).__name__
+            raise TypeError(f"checkpoints must be the path of a directory, got {got}")
+        seconds = self.checkpoint_every
+        check_number("checkpoint_every", seconds, "at least 0 seconds", lambda s: s >= 0)
 
 
 @dataclass(frozen=True)
@@ -224,34 +229,12 @@ class Workers:
     gpus: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        _positive_int("workers", self.number)
+        check_positive_int("workers", self.number)
         for name in ("cpus", "gpus"):
             if getattr(self, name) is not None:
-                _number(name, getattr(self, name), "at least 0", lambda share: share >= 0)
+                check_number(name, getattr(self, name), "at least 0", lambda share: share >= 0)
 
 
 def as_selection(selection: Any) -> Selection:
     """A `Selection`, made where a name or a function was given."""
     return selection if isinstance(selection, Selection) else Selection(selection)
-
-
-def _choice(name: str, value: Any, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ValueError(
-            f"{name} must be one of {', '.join(map(repr, sorted(known)))}; got {value!r}"
-        )
-
-
-def _positive_int(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return int(value)
-
-
-def _number(name: str, value: Any, wanted: str, holds: Callable[[Any], bool]) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, {wanted}, got {type(value).__name__}")
-    if not holds(value):
-        raise ValueError(f"{name} must be {wanted}, got {value}")

@@ -5,7 +5,6 @@ evaluating, retraining, and other. Compilation happens inside the other activiti
 by JAX's own monitoring events and moved to its own line, wherever it occurs.
 """
 
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -32,8 +31,6 @@ LINES = (
 class Ledger:
     """Seconds by activity, and energy.
 
-    Activities do not nest: inside `measure`, a second `measure` of the same ledger is an error.
-
     Example:
       >>> ledger = Ledger()
       >>> with ledger.measure("training"):
@@ -45,48 +42,30 @@ class Ledger:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = dict.fromkeys(LINES, 0.0)
         self.joules: float | None = None
-        self._measuring = False
 
     @contextmanager
     def measure(self, line: str) -> Iterator[None]:
-        """Adds the seconds spent inside to a line, less those of compilation, which go to theirs.
+        """Adds the seconds spent inside to a line.
 
-        JAX returns before its work is done: what is computed inside must be waited for inside.
+        Those of compilation go to theirs, and what a measurement inside has claimed stays where it
+        is. JAX returns before its work is done: what is computed inside must be waited for inside.
 
         Raises:
           ValueError: for a line that is not one of `LINES`.
-          RuntimeError: inside another measurement of this ledger.
         """
         if line not in self.seconds:
             raise ValueError(f"line must be one of {', '.join(LINES)}; got {line!r}")
-        if self._measuring:
-            raise RuntimeError("activities do not nest: this ledger is already measuring one")
-        self._measuring = True
+        before, compiling_before = self.total_seconds, self.seconds["compiling"]
         compiled, start = compile_seconds(), time.perf_counter()
         try:
             yield
         finally:
-            elapsed = time.perf_counter() - start
-            compiling = min(max(compile_seconds() - compiled, 0.0), elapsed)
+            elapsed, compiling = time.perf_counter() - start, compile_seconds() - compiled
+            elapsed = max(elapsed - (self.total_seconds - before), 0.0)
+            compiling = max(compiling - (self.seconds["compiling"] - compiling_before), 0.0)
+            compiling = min(compiling, elapsed)
             self.seconds["compiling"] += compiling
             self.seconds[line] += elapsed - compiling
-            self._measuring = False
-
-    @contextmanager
-    def measure_rest(self) -> Iterator[None]:
-        """Adds what is spent inside, and on no other line meanwhile, to "other" (and compiling)."""
-        before, compiled, start = self.total_seconds, compile_seconds(), time.perf_counter()
-        compiling_before = self.seconds["compiling"]
-        try:
-            yield
-        finally:
-            elapsed = time.perf_counter() - start
-            known_compiling = self.seconds["compiling"] - compiling_before
-            compiling = max(compile_seconds() - compiled - known_compiling, 0.0)
-            rest = max(elapsed - (self.total_seconds - before), 0.0)
-            compiling = min(compiling, rest)
-            self.seconds["compiling"] += compiling
-            self.seconds["other"] += rest - compiling
 
     @property
     def total_seconds(self) -> float:
@@ -108,9 +87,8 @@ class Ledger:
 class _CompileClock(threading.local):
     """Seconds that this thread has spent tracing, lowering and compiling.
 
-    JAX reports the duration of each stage when it ends; stages nest (a function traced inside
-    another), so what counts is the union of their intervals. They end in order, and an enclosing
-    one ends after those that it encloses.
+    JAX reports each stage when it ends, and stages nest (a function traced inside another): what
+    counts is the union of their intervals, of which an enclosing one ends last.
     """
 
     def __init__(self) -> None:
@@ -130,17 +108,6 @@ class _CompileClock(threading.local):
         del self.recent[:-1000]
 
 
-def _process_start() -> float:
-    """When this process began, by `time.perf_counter`; where nobody tells, when time did."""
-    try:
-        with open("/proc/self/stat", "rb") as file:
-            ticks = int(file.read().rpartition(b")")[2].split()[19])
-        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, AttributeError, ValueError):
-        return -float("inf")
-    return time.perf_counter() - age
-
-
 _CLOCK = _CompileClock()
 
 
@@ -156,18 +123,10 @@ def _listen(event: str, duration_secs: float, **_: str | int) -> None:
 
 jax.monitoring.register_event_duration_secs_listener(_listen)
 
-
-# JAX and most of what a search needs are imported by now.
-_IMPORTED = min(time.process_time(), time.perf_counter() - _process_start())
-_COUNTED: list[bool] = []
+# What this thread has worked until now, when JAX and most of what a search needs are imported.
+_NOT_COUNTED = [time.thread_time()]
 
 
 def importing_seconds() -> float:
-    """Seconds from the start of the process until `jdss` was imported; 0 when asked again.
-
-    Of these, no more than the process has worked: a notebook may have been open for a day.
-    """
-    if _COUNTED:
-        return 0.0
-    _COUNTED.append(True)
-    return _IMPORTED
+    """Seconds from the start of the process until `jdss` was imported; 0 when asked again."""
+    return _NOT_COUNTED.pop() if _NOT_COUNTED else 0.0

@@ -24,6 +24,8 @@ from jdss import _checks
 from jdss.compilation import cpu_options
 
 AXIS = "devices"
+_LOCK = threading.Lock()
+_MOST_PROGRAMS = 256
 
 
 def num_devices() -> int:
@@ -58,20 +60,12 @@ def parallel(
         if options is None or jax.process_count() > 1 or not _checks.is_concrete(arguments):
             return mapped
         placed = _placed(arguments)
-        signature = function, donate, _signature(placed), _settings()
         with _LOCK:
-            own_lock = _LOCKS.setdefault(signature, threading.Lock())
-        with own_lock:  # two threads that need one program compile it once
-            program = _PROGRAMS.get(signature)
-            if program is None:
-                program = mapped.lower(*placed).compile(compiler_options=options)
-                with _LOCK:  # which others may put programs in at the same moment
-                    while len(_PROGRAMS) >= _MOST_PROGRAMS:
-                        oldest = next(iter(_PROGRAMS))
-                        del _PROGRAMS[oldest]
-                        _LOCKS.pop(oldest, None)
-                    _PROGRAMS[signature] = program
-            return program
+            program = _program(function, donate, _signature(placed), _settings())
+        with program.lock:  # two threads that need one program compile it once
+            if program.compiled is None:
+                program.compiled = mapped.lower(*placed).compile(compiler_options=options)
+        return program.compiled
 
     def prepare(*arguments: Any) -> None:
         """Compiles what `call` of such arguments needs, and computes nothing."""
@@ -84,24 +78,28 @@ def parallel(
 
 
 def _placed(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Arguments placed alike on every call.
-
-    One that arrives with another sharding (a fresh array instead of an earlier result, say) would
-    compile the function again.
-    """
-    return _own_devices(), *replicate(arguments)
+    """Arguments placed alike on every call: another sharding would compile the function again."""
+    local = jax.local_device_count()
+    own_devices = np.arange(local, dtype=np.int32) + jax.process_index() * local
+    return own_devices, *replicate(arguments)
 
 
-_PROGRAMS: dict[Any, Callable[..., Any]] = {}
-_MOST_PROGRAMS = 256
-_LOCK = threading.Lock()
-_LOCKS: dict[Any, threading.Lock] = {}
+class _Program:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.compiled: Callable[..., Any] | None = None
+
+
+@lru_cache(_MOST_PROGRAMS)
+def _program(*signature: Any) -> _Program:
+    """The one program of a signature."""
+    return _Program()
 
 
 def forget_compiled() -> None:
     """`jax.clear_caches`, and what is compiled here: everything compiles anew."""
     jax.clear_caches()
-    _PROGRAMS.clear()
+    _program.cache_clear()
 
 
 def _signature(arguments: Any) -> Any:
@@ -126,12 +124,6 @@ def _pmapped(function: Callable[..., Any], num_arguments: int, donate: tuple[int
         out_axes=None,
         donate_argnums=tuple(1 + position for position in donate),
     )
-
-
-def _own_devices() -> np.ndarray:
-    """The indices along `AXIS` of this process's devices."""
-    local = jax.local_device_count()
-    return np.arange(local, dtype=np.int32) + jax.process_index() * local
 
 
 def replicate(tree: Any) -> Any:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdss import parallel
-from jdss.compilation import count_compilations, use_compilation_cache
+from experiments.compilations import count_compilations
+from jdss import keep_programs, parallel
 from tests.settings import tune
 
 OPTIMIZERS = ("sgd", "nesterov", "adam", "adamw")
@@ -91,9 +91,10 @@ PROGRAM = """
 import sys, jax.numpy as jnp, numpy as np
 from flax import linen as nn
 import jdss
-from jdss.compilation import count_compilations, use_compilation_cache
+from experiments.compilations import count_compilations
+from jdss import keep_programs
 
-use_compilation_cache(sys.argv[1])
+keep_programs(sys.argv[1])
 generator = np.random.default_rng(0)
 data = generator.normal(size=(40, 5)).astype(np.float32), np.arange(40) % 2
 with count_compilations() as count:
@@ -133,7 +134,7 @@ def test_a_cache_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     before = jax.config.jax_compilation_cache_dir
     with pytest.raises(OSError, match="file"):
-        use_compilation_cache(tmp_path / "file" / "cache")
+        keep_programs(tmp_path / "file" / "cache")
     assert jax.config.jax_compilation_cache_dir == before
 
 

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import jdss
 from experiments import cifar10, cifar100, mnist, searches, trainings
 from experiments.results import REQUIRED_KEYS, read_results
-from jdss.compilation import use_compilation_cache
 
 RECIPES = {"mnist": mnist, "cifar10": cifar10, "cifar100": cifar100}
 
@@ -72,7 +72,8 @@ def tuned(monkeypatch):
     monkeypatch.setitem(vars(jdss), "tune", tune)
     monkeypatch.setitem(vars(jdss), "load_dataset", lambda name, data_dir=None: digits)
     yield calls
-    use_compilation_cache(None)
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
 
 
 def run(out, *arguments, recipe="mnist"):

@@ -8,7 +8,7 @@ import pytest
 from flax import linen as nn
 
 import jdss
-from jdss.compilation import count_compilations
+from experiments.compilations import count_compilations
 from jdss.gradients import Gradients, row_shape, row_size
 
 N, C, D, M = 7, 3, 4, 5

@@ -11,7 +11,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 import jdss
-from jdss.compilation import count_compilations
+from experiments.compilations import count_compilations
 from jdss.losses import LOSSES, SQUARED_ERROR
 from jdss.training.metrics import make_metric, mean_squared_error, r2
 from jdss.training.problem import make_problem

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jdss
-from jdss.compilation import count_compilations
+from experiments.compilations import count_compilations
 from jdss.ledger import Ledger
 from jdss.training.forward import (
     compute_gradients,

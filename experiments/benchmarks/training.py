@@ -83,7 +83,7 @@ def trial(repeats: int, candidates: float = 1.0) -> dict[str, Any]:
     def run(way: trainings.Way, epochs: int) -> dict[str, Any]:
         hyper = jdss.hyperparameters(epochs=epochs, batch_size=128)
         ledger, start = Ledger(), time.perf_counter()
-        with ledger.measure_rest():
+        with ledger.measure("other"):
             training = training_on(problem, way.schedule)
             found = run_to_the_end(train(training, model, hyper, jax.random.key(0), ledger=ledger))
         return {

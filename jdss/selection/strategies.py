@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,6 @@ from jdss.selection.glister import LastLayerObjective, glister
 from jdss.selection.grad_match import grad_match
 from jdss.selection.uniform import uniform
 from jdss.subset import Select, Subset
-
-if TYPE_CHECKING:  # which asks this file whether settings go together
-    from jdss.config import Selection
 
 LIFTINGS = ("all", "per_class", "per_batch")
 """How a method is applied: to everything at once, to each class, or to mini-batch sums."""
@@ -68,24 +65,21 @@ STRATEGIES: Mapping[str, Strategy] = {
 """The strategies that `fit` and `tune` know by name, with the lifting each has by default."""
 
 
-def get_strategy(selection: "Selection") -> Strategy:
-    """The strategy of a `Selection`: its method, with its lifting and options."""
-    strategy = _named(selection.method)
-    return replace(
-        strategy,
-        lifting=selection.lifting or strategy.lifting,
-        options={**strategy.options, **selection.options},
-    )
+def get_strategy(method: Any, lifting: str | None, options: Mapping[str, Any]) -> Strategy:
+    """The strategy of a method by name, or a function, with its lifting and options."""
+    strategy = _named(method)
+    return replace(strategy, lifting=lifting or strategy.lifting, options=options)
 
 
-def check_selection(selection: "Selection") -> None:
-    """What `Selection` cannot check without the methods: whether its settings go together.
+def check_strategy(
+    method: Any, lifting: str | None, outer: str, gradients: str, options: Mapping[str, Any]
+) -> None:
+    """What `jdss.Selection` cannot check without the methods: whether its settings go together.
 
     Raises:
       ValueError, TypeError: naming the setting.
     """
-    strategy, lifting = _named(selection.method), selection.lifting
-    options, outer = selection.options, selection.outer
+    strategy = _named(method)
     if lifting is not None:
         _checks.check_choice("lifting", lifting, LIFTINGS)
     _check_options(strategy, lifting or strategy.lifting, options)
@@ -101,16 +95,16 @@ def check_selection(selection: "Selection") -> None:
         )
     if outer != "training" and (given := {"target", "objective"} & set(options)):
         raise ValueError(f"options must leave out {given.pop()!r} with outer={outer!r}")
-    if selection.gradients != "last_layer" and not strategy.needs_gradients:
+    if gradients != "last_layer" and not strategy.needs_gradients:
         raise ValueError(
             f"gradients must be 'last_layer' with selection {strategy.name!r}, which reads none"
         )
-    if selection.gradients == "all" and strategy.needs_objective:
+    if gradients == "all" and strategy.needs_objective:
         raise ValueError(
             f"gradients must be 'last_layer' with selection {strategy.name!r}: the loss after a "
             "step is known as a function of the last layer alone"
         )
-    if selection.gradients == "own_class":
+    if gradients == "own_class":
         if strategy.needs_objective or (lifting or strategy.lifting) != "per_class":
             raise ValueError(
                 f"gradients must be 'last_layer' with selection {strategy.name!r} and lifting "

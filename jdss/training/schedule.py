@@ -89,7 +89,7 @@ def make_schedule(
         are none.
     """
     selection = as_selection(selection)
-    strategy = get_strategy(selection)
+    strategy = get_strategy(selection.method, selection.lifting, selection.options)
     fraction = _checks.check_fraction("fraction", fraction)
     if num_classes is None and selection.gradients == "own_class":
         raise ValueError(

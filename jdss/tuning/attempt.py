@@ -131,7 +131,7 @@ class Attempt:
 
     def _next(self) -> Rung | Outcome:
         try:
-            with self._ledger.measure_rest():
+            with self._ledger.measure("other"):
                 rung = next(self._steps)
                 self._check(rung.score)
             if self._checkpoint is not None:

@@ -179,7 +179,7 @@ def retrain(
     ledger = Ledger()
     with (
         progress_bar(int(hyper.epochs), "retraining", enabled=progress) as bar,
-        ledger.measure_rest(),
+        ledger.measure("other"),
     ):
         result = run(
             train(

@@ -8,12 +8,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import jax
 import optuna
 from flax import linen as nn
 from optuna.trial import TrialState
 
 from jdss import _checks
-from jdss.compilation import keep_programs_by_default
+from jdss.compilation import keep_programs
 from jdss.config import Search, Selection, Task, Workers, as_selection
 from jdss.data.datasets import Dataset, load_dataset
 from jdss.data.host import Placed
@@ -135,7 +136,8 @@ def tune(
       result.best_hyperparameters, result.retraining.test_accuracy
       ```
     """
-    keep_programs_by_default()
+    if jax.config.values["jax_enable_compilation_cache"]:
+        keep_programs()
     crew = workers if isinstance(workers, Workers) else Workers(workers)
     selection = as_selection(selection)
     trials = _checks.check_positive_int("trials", trials)
