@@ -21,8 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from experiments.benchmarks.training import JDSS
-from experiments.results import RESULTS
-from jdss.results import environment
+from experiments.results import RESULTS, environment
 
 MINUTES = 9.0
 TESTS = (

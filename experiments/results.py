@@ -1,22 +1,248 @@
-"""Result files: one run a JSON file, written by `jdss.results`, committed, and read again here.
+"""Result files: one run a JSON file, with what it found and where, committed, and read again.
 
-Times are in seconds, energy in joules, accuracies are fractions of 1.
+Times are in seconds, energy in joules, accuracies are fractions of 1. They name no host, no user
+and no absolute path, so that a result can be published as it is.
 """
 
 import json
+import math
 import os
-from collections.abc import Mapping
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jdss.results import REQUIRED_KEYS, environment, plain, write_result
+import jax
 
-__all__ = ["REQUIRED_KEYS", "Result", "as_read", "environment", "read_results", "write_result"]
+import jdss
+from jdss._secrets import hide_passwords
 
 RESULTS = Path(__file__).parent / "results"
 """The committed ones."""
 
 Result = Mapping[str, Any]
+
+REQUIRED_KEYS = (
+    "command",
+    "commit",
+    "versions",
+    "hardware",
+    "seeds",
+    "scale",
+    "dataset",
+    "strategy",
+    "trials",
+    "ledger",
+)
+"""What every result file has."""
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "optuna", "numpy", "codecarbon")
+_CHECKOUT = Path(__file__).resolve().parents[1]
+# From the root with two or more components (so that "1/2" and "and/or" are not paths), from a
+# drive, or inside a URL of a file or of SQLite.
+_ABSOLUTE_PATH = re.compile(
+    r"(?:(?<![\w.~:/\\-])|(?<=:///)|(?<=file://))"
+    r"(?:/(?=[^\s'\"/]+/)|[A-Za-z]:[\\/])[^\s'\",;]+"
+)
+
+
+def write_result(path: str | os.PathLike[str], result: Any, **more: Any) -> None:
+    """Writes a result file (JSON), whole or not at all; an earlier one stays until it is ready.
+
+    Floats are kept to nine significant digits, which tell any two float32 values apart. Absolute
+    paths inside texts are cut down to their last component.
+
+    Args:
+      path: of the file; its directories are created.
+      result: a `jdss.TuneResult`, or a mapping. NumPy and JAX values are taken as well.
+      more: what else the file holds, by name. With `result` and where it was made (command,
+        commit, versions and hardware, if the result does not say) it has all `REQUIRED_KEYS`.
+
+    Raises:
+      ValueError: where keys are missing, or a number is NaN or infinite (it is named; a failed
+        trial's value is None).
+      TypeError: where a value has no JSON form.
+    """
+    path = Path(path)
+    known = result.as_dict() if hasattr(result, "as_dict") else result
+    content = {**environment(), **more, **known}
+    if missing := [key for key in REQUIRED_KEYS if key not in content]:
+        raise ValueError(f"result for {path.name} lacks {', '.join(missing)}")
+    text = json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def plain(value: Any, where: str = "") -> Any:
+    """The JSON form of a value; `where` is its place in the result, for error messages."""
+    if hasattr(value, "tolist"):  # NumPy and JAX, scalars and arrays
+        value = value.tolist()
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where} is {value}; a result holds finite numbers or None")
+        return float(f"{value:.9g}")
+    if isinstance(value, (str, os.PathLike)):
+        return without_paths(os.fspath(value))
+    if isinstance(value, Mapping):
+        return {
+            str(key): plain(item, f"{where}.{key}" if where else str(key))
+            for key, item in value.items()
+        }
+    if isinstance(value, Sequence):
+        return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    raise TypeError(f"{where} has no JSON form: {type(value).__name__}")
+
+
+def environment() -> dict[str, Any]:
+    """Where a run happens.
+
+    Returns:
+      `command`: as one would type it in the checkout.
+      `commit`: of the checkout that holds this package, with "-dirty" where tracked files other
+        than results differ from it; None outside a checkout.
+      `versions`: of Python and the packages that shape a result; None for one not installed.
+      `hardware`: of the machine: platform, cpu, cores (available to this process), memory_bytes,
+        jax_backend, and devices (kind and count).
+    """
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
+    kinds = [device.device_kind for device in jax.local_devices()]
+    devices = [{"kind": kind, "count": kinds.count(kind)} for kind in sorted(set(kinds))]
+    return {
+        "command": command(sys.orig_argv),
+        "commit": commit(_CHECKOUT),
+        "versions": versions(),
+        "hardware": {
+            "platform": platform.platform(),
+            "cpu": _cpu(),
+            "cores": len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count(),
+            "memory_bytes": _memory_bytes(),
+            "jax_backend": jax.default_backend(),
+            "devices": devices,
+        },
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python and the packages that shape a result."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    # Of the code that runs, which a checkout may hold without having it installed.
+    return {**found, "jdss": jdss.__version__}
+
+
+def command(argv: Sequence[str]) -> str:
+    """The command line of a process, without the paths of this machine and without passwords.
+
+    Args:
+      argv: as in `sys.orig_argv`: the interpreter, its options, the program and its arguments.
+    """
+    program, *arguments = argv
+    words = [Path(program).name, *arguments]
+    if words[0].startswith("python"):
+        words[0] = "python"
+        script = Path(arguments[0]) if arguments else Path()
+        # A console script (`jdss`) is run by the interpreter beside which it is installed.
+        if script.is_absolute() and script.parent.name in ("bin", "Scripts"):
+            words = [script.stem if script.suffix == ".exe" else script.name, *arguments[1:]]
+    return shlex.join(_portable(hide_passwords(word)) for word in words)
+
+
+def _portable(argument: str) -> str:
+    option, equals, value = argument.rpartition("=")
+    if not _is_absolute(value):
+        return without_paths(argument)
+    try:
+        value = Path(value).relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        value = _last_component(value)
+    return f"{option}{equals}{value}"
+
+
+def without_paths(text: str) -> str:
+    """Cuts absolute paths down to ".../" and their last component.
+
+    Example:
+      >>> without_paths("read from /home/someone/tfds today")
+      'read from .../tfds today'
+    """
+    whole = _last_component(text) if _is_absolute(text) else text
+    return _ABSOLUTE_PATH.sub(lambda match: _last_component(match.group()), whole)
+
+
+def _is_absolute(text: str) -> bool:
+    return text.startswith(("/", "\\\\")) or re.match(r"[A-Za-z]:[\\/]", text) is not None
+
+
+def _last_component(path: str) -> str:
+    return ".../" + re.split(r"[\\/]", path.rstrip("/\\"))[-1]
+
+
+def commit(checkout: Path) -> str | None:
+    """HEAD of a checkout, "-dirty" where its tracked files differ; results are not counted."""
+
+    def git(*arguments: str) -> str:
+        # Inside a git hook these variables name another repository.
+        env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+        command = ["git", "-C", str(checkout), *arguments]
+        done = subprocess.run(
+            command, env=env, capture_output=True, text=True, check=True, timeout=30
+        )
+        return done.stdout.strip()
+
+    try:
+        # An installed package may lie in the checkout of somebody else's project.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != checkout:
+            return None
+        head = git("rev-parse", "HEAD")
+        results = ":(exclude)experiments/results"
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", results)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("-dirty" if changes else "")
+
+
+def _cpu() -> str | None:
+    try:
+        if sys.platform == "darwin":
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout[:-1]
+        first, _, _ = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")
+        parts = (line.partition(":") for line in first.splitlines())
+        fields = {name.strip(): value.strip() for name, _, value in parts}
+        if name := fields.get("model name"):
+            # A virtual machine may call processors of several generations by the same name.
+            known = [key for key in ("cpu family", "model", "stepping") if key in fields]
+            numbers = ", ".join(f"{key} {fields[key]}" for key in known)
+            return f"{name} ({numbers})" if numbers else name
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return platform.processor() or platform.machine() or None
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
 
 
 def read_results(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:

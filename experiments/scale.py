@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 import jdss
+from experiments.results import environment
 from jdss.gradients import FactoredGradients
-from jdss.results import environment
 
 GIB, TERA = 2**30, 1e12
 

@@ -1,135 +1,73 @@
-from . import data, models
-from .compilation import keep_programs
-from .config import Search, Selection, Task, Workers
-from .data import (
-    Dataset,
-    Examples,
-    keep_on,
-    load_dataset,
-    make_examples,
-    read_sequence,
-    stratified_split,
-)
-from .gradients import (
-    DenseGradients,
-    FactoredGradients,
-    Gradients,
-    SummedGradients,
-    last_layer_gradients,
-    per_example_gradients,
-    sum_consecutive,
-)
-from .ledger import Ledger
-from .losses import Loss
-from .mini_batches import per_batch
-from .random_projection import projected_gradients
-from .reports import report
-from .selection.craig import craig
-from .selection.glister import LastLayerObjective, glister
-from .selection.grad_match import grad_match
-from .selection.select import select
-from .selection.strategies import STRATEGIES
-from .selection.uniform import uniform
-from .solvers.facility_location import facility_location
-from .solvers.matching_pursuit import orthogonal_matching_pursuit
-from .subset import Subset, per_class
-from .training.checkpoint import TrainedModel, load, load_model, load_normalization, save_model
-from .training.divergence import TrainingDivergedError
-from .training.fit import fit
-from .training.forward import compute_accuracy, compute_gradients
-from .training.hyperparameters import Hyperparameters, hyperparameters
-from .training.memory import OutOfMemoryError
-from .training.optimizers import OPTIMIZERS
-from .training.state import TrainState, init_state
-from .training.subset_batches import subset_batches, torch_sampler
-from .training.train_on_subset import TrainMetrics, train_on_subset
-from .training.trial import FitResult
-from .tuning.objective import Objective, objective
-from .tuning.result import TuneResult
-from .tuning.retraining import Retraining
-from .tuning.space import default_space, published_space
-from .tuning.storage import StorageError, open_storage
-from .tuning.study import (
-    DifferentSearchError,
-    SearchFailedError,
-    SearchInterrupted,
-    StudyInUseError,
-)
-from .tuning.tune import tune
-from .tuning.workers import WorkerError
+from . import data as data
+from . import models as models
+from .compilation import keep_programs as keep_programs
+from .config import Search as Search
+from .config import Selection as Selection
+from .config import Task as Task
+from .config import Workers as Workers
+from .data import Dataset as Dataset
+from .data import Examples as Examples
+from .data import keep_on as keep_on
+from .data import load_dataset as load_dataset
+from .data import make_examples as make_examples
+from .data import read_sequence as read_sequence
+from .data import stratified_split as stratified_split
+from .gradients import DenseGradients as DenseGradients
+from .gradients import FactoredGradients as FactoredGradients
+from .gradients import Gradients as Gradients
+from .gradients import SummedGradients as SummedGradients
+from .gradients import last_layer_gradients as last_layer_gradients
+from .gradients import per_example_gradients as per_example_gradients
+from .gradients import sum_consecutive as sum_consecutive
+from .ledger import Ledger as Ledger
+from .losses import Loss as Loss
+from .mini_batches import per_batch as per_batch
+from .random_projection import projected_gradients as projected_gradients
+from .reports import report as report
+from .selection.craig import craig as craig
+from .selection.glister import LastLayerObjective as LastLayerObjective
+from .selection.glister import glister as glister
+from .selection.grad_match import grad_match as grad_match
+from .selection.select import select as select
+from .selection.strategies import STRATEGIES as STRATEGIES
+from .selection.uniform import uniform as uniform
+from .solvers.facility_location import facility_location as facility_location
+from .solvers.matching_pursuit import orthogonal_matching_pursuit as orthogonal_matching_pursuit
+from .subset import Subset as Subset
+from .subset import per_class as per_class
+from .training.checkpoint import TrainedModel as TrainedModel
+from .training.checkpoint import load as load
+from .training.checkpoint import load_model as load_model
+from .training.checkpoint import load_normalization as load_normalization
+from .training.checkpoint import save_model as save_model
+from .training.divergence import TrainingDivergedError as TrainingDivergedError
+from .training.fit import fit as fit
+from .training.forward import compute_accuracy as compute_accuracy
+from .training.forward import compute_gradients as compute_gradients
+from .training.hyperparameters import Hyperparameters as Hyperparameters
+from .training.hyperparameters import hyperparameters as hyperparameters
+from .training.memory import OutOfMemoryError as OutOfMemoryError
+from .training.optimizers import OPTIMIZERS as OPTIMIZERS
+from .training.state import TrainState as TrainState
+from .training.state import init_state as init_state
+from .training.subset_batches import subset_batches as subset_batches
+from .training.subset_batches import torch_sampler as torch_sampler
+from .training.train_on_subset import TrainMetrics as TrainMetrics
+from .training.train_on_subset import train_on_subset as train_on_subset
+from .training.trial import FitResult as FitResult
+from .tuning.objective import Objective as Objective
+from .tuning.objective import objective as objective
+from .tuning.result import TuneResult as TuneResult
+from .tuning.retraining import Retraining as Retraining
+from .tuning.space import default_space as default_space
+from .tuning.space import published_space as published_space
+from .tuning.storage import StorageError as StorageError
+from .tuning.storage import open_storage as open_storage
+from .tuning.study import DifferentSearchError as DifferentSearchError
+from .tuning.study import SearchFailedError as SearchFailedError
+from .tuning.study import SearchInterrupted as SearchInterrupted
+from .tuning.study import StudyInUseError as StudyInUseError
+from .tuning.tune import tune as tune
+from .tuning.workers import WorkerError as WorkerError
 
 __version__: str
-
-__all__ = [
-    "OPTIMIZERS",
-    "STRATEGIES",
-    "Dataset",
-    "DenseGradients",
-    "DifferentSearchError",
-    "Examples",
-    "FactoredGradients",
-    "FitResult",
-    "Gradients",
-    "Hyperparameters",
-    "LastLayerObjective",
-    "Ledger",
-    "Loss",
-    "Objective",
-    "OutOfMemoryError",
-    "Retraining",
-    "Search",
-    "SearchFailedError",
-    "SearchInterrupted",
-    "Selection",
-    "StorageError",
-    "StudyInUseError",
-    "Subset",
-    "SummedGradients",
-    "Task",
-    "TrainMetrics",
-    "TrainState",
-    "TrainedModel",
-    "TrainingDivergedError",
-    "TuneResult",
-    "WorkerError",
-    "Workers",
-    "compute_accuracy",
-    "compute_gradients",
-    "craig",
-    "data",
-    "default_space",
-    "facility_location",
-    "fit",
-    "glister",
-    "grad_match",
-    "hyperparameters",
-    "init_state",
-    "keep_on",
-    "keep_programs",
-    "last_layer_gradients",
-    "load",
-    "load_dataset",
-    "load_model",
-    "load_normalization",
-    "make_examples",
-    "models",
-    "objective",
-    "open_storage",
-    "orthogonal_matching_pursuit",
-    "per_batch",
-    "per_class",
-    "per_example_gradients",
-    "projected_gradients",
-    "published_space",
-    "read_sequence",
-    "report",
-    "save_model",
-    "select",
-    "stratified_split",
-    "subset_batches",
-    "sum_consecutive",
-    "torch_sampler",
-    "train_on_subset",
-    "tune",
-    "uniform",
-]

@@ -60,7 +60,7 @@ def check_budget(budget: Any, num_examples: int, name: str = "budget") -> int:
 
 
 def check_integers(name: str, values: Any) -> jax.Array:
-    """Checks and returns integers as an int32 array."""
+    """The integers as an int32 array."""
     values = values if isinstance(values, jax.Array) else np.asarray(values)
     if not jnp.issubdtype(values.dtype, jnp.integer):
         raise TypeError(f"{name} must be of integers, got dtype {values.dtype}")
@@ -76,7 +76,7 @@ def check_nonnegative(name: str, value: Any) -> None:
 def check_labels(
     labels: Any, *, num_examples: int, num_classes: int, name: str = "labels"
 ) -> jax.Array:
-    """Checks and returns the labels as int32[num_examples]."""
+    """The labels as int32[num_examples]."""
     if num_classes < 1:
         raise ValueError(f"there must be at least one class, got num_classes={num_classes}")
     # Checked as they come: JAX would first cut integers of 64 bits down to 32.
@@ -99,7 +99,7 @@ def check_labels(
 
 
 def check_mask(mask: Any, num_examples: int) -> jax.Array:
-    """Checks and returns the mask as bool[num_examples]; None allows all."""
+    """The mask as bool[num_examples]; None allows all."""
     if mask is None:
         return jnp.ones(num_examples, bool)
     if np.shape(mask) != (num_examples,):
@@ -113,7 +113,7 @@ def check_mask(mask: Any, num_examples: int) -> jax.Array:
 
 
 def check_count(count: Any, budget: int) -> jax.Array:
-    """Checks and returns the places to fill as int32[]; None fills all."""
+    """The places to fill as int32[]; None fills all."""
     if count is None:
         return jnp.int32(budget)
     if not jnp.issubdtype(jnp.result_type(count), jnp.integer):

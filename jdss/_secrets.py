@@ -7,15 +7,9 @@ _IN_QUERY = re.compile(r"(password=)[^&\s'\"]*", re.IGNORECASE)
 
 
 def hide_passwords(text: str) -> str:
-    """The text of a URL, or a word with one in it, with *** in place of passwords.
+    """The text of a URL, also of a mistyped one, with *** in place of passwords.
 
-    It hides what stands between a user's name and the last @, and what follows `password=`, also
-    where the URL is mistyped: too much is better than a password.
-
-    Example:
-      >>> hide_passwords("postgresql://me:secret@host/searches?sslpassword=another&x=1")
-      'postgresql://me:***@host/searches?sslpassword=***&x=1'
-      >>> hide_passwords("postgresql://me@host/searches")
-      'postgresql://me@host/searches'
+    >>> hide_passwords("postgresql://me:secret@host/searches?sslpassword=another&x=1")
+    'postgresql://me:***@host/searches?sslpassword=***&x=1'
     """
     return _IN_QUERY.sub(r"\1***", _IN_USER_INFO.sub(r"\1***@", text))

@@ -1,29 +1,45 @@
-"""The command line: `jdss tune`, `jdss select` and `jdss report`.
+"""Hyper-parameter tuning at a fraction of the cost, by data subset selection.
 
-Options are made by tyro from the functions below and from the dataclasses of `jdss.config`, whose
-docstrings are their help: an option is written once. Nothing of JAX is imported before a command
-runs, so that `--help` answers at once.
+  jdss tune    searches with cheap trials on subsets and retrains the winner on everything
+  jdss select  picks a weighted subset of your own examples
+  jdss report  makes one HTML page of a search
 
-Exit status: 0 where all went well, 1 where a search failed (no trial was completed), 2 for a
-mistake in what was typed or given, 130 after Ctrl-C.
+    jdss tune lenet digits --trials 10 --fraction 0.1
+    jdss tune --help
+
+Exit status: 0 all went well, 1 the search failed, 2 a mistake in the arguments, 130 Ctrl-C.
+Set JDSS_TRACEBACK=1 to see where an error comes from.
 """
 
+# Options are made by tyro from the functions below and from the dataclasses of `jdss.config`, whose
+# docstrings are their help. Nothing of JAX is imported before a command runs: `--help` is fast.
+
+import importlib
+import json
+import operator
 import os
+import re
 import sys
+import tempfile
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional
 
-from jdss import _words as words
-from jdss.config import Search, Selection, Task, Workers
+from jdss.config import Named, Search, Selection, Task, Workers
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
+# By the names of errors, which are imported only where they can be raised.
+_STATUS = {
+    **dict.fromkeys(("SearchFailedError", "WorkerError", "TrainingDivergedError"), FAILED),
+    **dict.fromkeys(("ValueError", "TypeError", "OSError", "ImportError", "LookupError"), MISTAKE),
+    **dict.fromkeys(("DatasetNotPreparedError", "StorageError"), MISTAKE),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,16 +68,12 @@ class Kept:
       study_name: The study's name in the storage.
       retrain: Retrain the best on everything.
       save_to: A new directory for the retrained model.
-      out: A .json file for the result: trials, ledger, versions.
-      programs: Keep compiled programs on disk, so that a second run compiles nothing.
     """
 
     storage: str | None = None
     study_name: Annotated[str | None, tyro.conf.arg(aliases=("--study",))] = None
     retrain: bool = True
     save_to: str | None = None
-    out: Path | None = None
-    programs: bool = True
 
 
 _SELECTION, _TASK, _SEARCH = Selection(), Task(), Search()
@@ -70,7 +82,7 @@ _PLAIN = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction, tyro.conf.Disall
 
 
 def tune(
-    model: Positional[str],
+    model: Positional[Named],
     data: Positional[str],
     *,
     fraction: float = 0.05,
@@ -81,6 +93,8 @@ def tune(
     task: Task = _TASK,
     examples: Examples = _EXAMPLES,
     kept: Kept = _KEPT,
+    out: Path | None = None,
+    programs: bool = True,
     workers: int = 1,
     address: str | None = None,
     progress: bool = True,
@@ -102,8 +116,9 @@ def tune(
         optimizer = {type = "categorical", choices = ["sgd", "adam"]}
 
     Args:
-      model: lenet, resnet18, resnet50, or `package.module:attribute`: a Flax module, a class that
-        takes num_classes, or a function of architectural hyper-parameters.
+      model: lenet, resnet18, resnet50, or `package.module:attribute`: a Flax module, linen or NNX,
+        a class of them (told num_classes, if it takes that), or a function of architectural
+        hyper-parameters.
       data: digits, mnist, cifar10, cifar100, or an .npz file with inputs and labels (and
         test_inputs and test_labels).
       fraction: The share of examples in a subset.
@@ -114,16 +129,17 @@ def tune(
       task: What is trained on.
       examples: Where they are, and which of them are held out.
       kept: What is there afterwards.
+      out: A .json file for the result: trials, ledger, versions.
+      programs: Keep compiled programs on disk, so that a second run compiles nothing.
       workers: Processes that train trials, with Ray.
       address: Of the Ray cluster to join. Default: RAY_ADDRESS, or this machine.
       progress: Show progress.
     """
-    if kept.out is not None:
-        words.check_place("--out", kept.out)
-    from jdss.compilation import keep_programs
-
-    keep_programs(kept.programs)
+    if out is not None:
+        _check_place(out)
     import jdss
+
+    jdss.keep_programs(programs)
     from jdss import _arguments as read
 
     loaded = read.data(data, examples.data_dir)
@@ -135,21 +151,18 @@ def tune(
         trials=trials,
         seed=seed,
         task=task,
-        search=read.with_space(search),
-        validation=read.validation(examples.validation),
-        test=read.examples("--test", examples.test),
-        storage=kept.storage,
-        study_name=kept.study_name,
+        search=replace(search, space=read.space(search.space)),
+        validation=read.examples("--validation", examples.validation),
+        test=None if examples.test is None else read.examples("--test", examples.test),
         workers=Workers(workers, address=address),
-        retrain=kept.retrain,
-        save_to=kept.save_to,
         progress=progress,
+        **vars(kept),
     )
     print(result.summary())  # first: it is there whatever becomes of the file
     if result.failure is not None:
         print(f"jdss: {result.failure}", file=sys.stderr)
-    if kept.out is not None:
-        read.write_result(kept.out, result, data, model, seed)
+    if out is not None:
+        read.write_result(out, result, data)
 
 
 def select(
@@ -228,19 +241,6 @@ def report(
 
 
 COMMANDS: Mapping[str, Callable[..., None]] = {"tune": tune, "select": select, "report": report}
-_HELP = f"""usage: jdss {{{",".join(COMMANDS)}}} … [--help]
-
-Hyper-parameter tuning at a fraction of the cost, by data subset selection.
-
-  jdss tune    searches with cheap trials on subsets and retrains the winner on everything
-  jdss select  picks a weighted subset of your own examples
-  jdss report  makes one HTML page of a search
-
-    jdss tune lenet digits --trials 10 --fraction 0.1
-    jdss report sqlite:///search.db --study mine --out report.html
-
-Exit status: 0 all went well, 1 the search failed, 2 a mistake in the arguments, 130 Ctrl-C.
-Set JDSS_TRACEBACK=1 to see where an error comes from."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -249,13 +249,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "" not in sys.path:
         sys.path.insert(0, "")
     name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    if name in ("-h", "--help"):
+        print(__doc__)
+        return
     if name not in COMMANDS:
-        asked = name in ("-h", "--help")
-        print(
-            _HELP if asked else f"jdss: no command {name!r}\n\n{_HELP}",
-            file=None if asked else sys.stderr,
-        )
-        sys.exit(0 if asked else MISTAKE)
+        print(f"jdss: no command {name!r}\n\n{__doc__}", file=sys.stderr)
+        sys.exit(MISTAKE)
     try:
         tyro.cli(COMMANDS[name], prog=f"jdss {name}", args=rest, config=_PLAIN, registry=_REGISTRY)
     except KeyboardInterrupt as interruption:
@@ -263,22 +262,45 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"jdss: {told}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
-        status = _status_of(error)
-        if status is None or os.environ.get("JDSS_TRACEBACK"):
+        statuses = [
+            _STATUS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _STATUS
+        ]
+        if not statuses or os.environ.get("JDSS_TRACEBACK"):
             raise  # a bug of ours: its traceback is what there is to say
-        print(f"jdss: {words.one_line(error)}", file=sys.stderr)
-        sys.exit(status)
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        print(f"jdss: {' '.join(text.split()) or type(error).__name__}", file=sys.stderr)
+        sys.exit(statuses[0])
 
 
-def _status_of(error: Exception) -> int | None:
-    """1 for a search that failed, 2 for what the user can mend, None for anything else."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if names & {"SearchFailedError", "WorkerError", "TrainingDivergedError"}:
-        return FAILED
-    mistakes = (ValueError, TypeError, OSError, ImportError, LookupError)
-    if isinstance(error, mistakes) or names & {"DatasetNotPreparedError", "StorageError"}:
-        return MISTAKE
-    return None
+def _check_place(path: Path) -> None:
+    """Checks, before hours of work, that the result can be written; makes its directory."""
+    if path.is_dir():
+        raise ValueError(f"--out must be a file, but {path} is a directory")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"--out cannot be written in {path.parent}: {reason}") from None
+
+
+def _value(text: str) -> Any:
+    """What a word stands for: an import path for its object, JSON for a mapping, or itself.
+
+    >>> _value("asha"), _value('{"ridge": 0.0}'), _value("math:pi")
+    ('asha', {'ridge': 0.0}, 3.141592653589793)
+    """
+    try:
+        if text.lstrip().startswith(("{", "[")):
+            return json.loads(text)
+        if not re.fullmatch(r"[\w.]+:[\w.]+", text):
+            return text
+        module, _, attribute = text.partition(":")
+        return operator.attrgetter(attribute)(importlib.import_module(module))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"a mapping must be given in JSON, got {text!r} ({error})") from None
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ValueError(f"{text!r} cannot be imported: {error}") from None
 
 
 _REGISTRY = tyro.constructors.ConstructorRegistry()
@@ -297,7 +319,7 @@ def _free_form(
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="JSON|MODULE:ATTRIBUTE" if Mapping in kinds else "NAME|MODULE:ATTRIBUTE",
-        instance_from_str=lambda texts: words.value(texts[0]),
+        instance_from_str=lambda texts: _value(texts[0]),
         is_instance=lambda value: True,
         str_from_instance=lambda value: [str(value)],
     )

@@ -72,13 +72,7 @@ def cpu_options(*, runs_often: bool) -> dict[str, Any] | None:
 
 
 def jit_for_few_runs(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """`jax.jit` of what runs about once a trial: on the CPU its compilation is all its cost.
-
-    Example:
-      >>> double = jit_for_few_runs(lambda x: 2 * x)
-      >>> int(double(3))
-      6
-    """
+    """`jax.jit` of what runs about once a trial: on the CPU its compilation is all its cost."""
 
     @cache
     def jitted() -> Callable[..., Any]:

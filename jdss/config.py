@@ -6,11 +6,11 @@ which is made from these dataclasses, answers at once.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from jdss._scalars import check_choice, check_number, check_positive_int
+from jdss._scalars import check_choice, check_fraction, check_number, check_positive_int
 
 Named = str | Any
 """A name, or the thing itself; on the command line also `package.module:attribute`."""
@@ -45,9 +45,7 @@ class Selection:
       options: what else the method is given, by name: {"ridge": 0.0}, {"greedy": "stochastic"}, …
 
     Raises:
-      ValueError, TypeError: for an unknown method, lifting, `outer` or `gradients`, or those that
-        the method has no use for; `every` below 1, `warm_start` outside [0, 1], `candidates`
-        outside (0, 1], options that the method refuses.
+      ValueError, TypeError: for a bad setting, or one that the method has no use for or refuses.
 
     Example:
       >>> Selection("craig", every=10).lifting is None
@@ -55,27 +53,28 @@ class Selection:
     """
 
     method: Named = "grad_match"
-    every: int = field(default=5, kw_only=True)
-    warm_start: float = field(default=0.5, kw_only=True)
-    candidates: float | None = field(default=None, kw_only=True)
-    lifting: str | None = field(default=None, kw_only=True)
-    outer: str = field(default="training", kw_only=True)
-    gradients: str = field(default="last_layer", kw_only=True)
-    projection_dimension: int = field(default=512, kw_only=True)
-    options: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    _: KW_ONLY
+    every: int = 5
+    warm_start: float = 0.5
+    candidates: float | None = None
+    lifting: str | None = None
+    outer: str = "training"
+    gradients: str = "last_layer"
+    projection_dimension: int = 512
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_positive_int("every", self.every)
         check_number("warm_start", self.warm_start, "in [0, 1]", lambda share: 0 <= share <= 1)
         if self.candidates is not None:
-            check_number("candidates", self.candidates, "in (0, 1]", lambda share: 0 < share <= 1)
+            check_fraction("candidates", self.candidates)
         check_choice("outer", self.outer, ("training", "validation"))
         check_choice("gradients", self.gradients, ("last_layer", "own_class", "all"))
         check_positive_int("projection_dimension", self.projection_dimension)
         if isinstance(self.method, str):
             check_choice("selection", self.method, _STRATEGIES)
         if not isinstance(self.options, Mapping):
-            raise TypeError(f"options must be a mapping, got {type(self.options).__name__}")
+            _refuse("options", self.options, "a mapping")
         chosen = (self.lifting, self.outer, self.gradients, dict(self.options))
         if not isinstance(self.method, str) or chosen != (None, "training", "last_layer", {}):
             from jdss.selection.strategies import check_strategy
@@ -100,8 +99,7 @@ class Task:
       augmentation: "none" or "crop_flip".
 
     Raises:
-      ValueError, TypeError: for an unknown loss, metric, direction or augmentation, or a metric
-        that does not go with the loss; optimizers that are no functions.
+      ValueError, TypeError: for a bad setting, or a metric that does not go with the loss.
 
     Example:
       >>> Task(loss="squared_error").metric is None
@@ -152,8 +150,7 @@ class Search:
       checkpoint_every: seconds between two of them.
 
     Raises:
-      ValueError, TypeError: for an unknown sampler or pruner, rungs that cannot be, a timeout that
-        is not positive, callbacks that are no functions.
+      ValueError, TypeError: for a bad setting.
 
     Example:
       >>> Search(pruner="asha").first_rung
@@ -176,30 +173,22 @@ class Search:
         if isinstance(self.sampler, str):
             check_choice("sampler", self.sampler, _SAMPLERS)
         elif not (callable(self.sampler) or hasattr(self.sampler, "sample_relative")):
-            raise TypeError(
-                "sampler must be a name, an Optuna sampler, or a function of a seed to one, got "
-                f"{type(self.sampler).__name__}"
-            )
-        if self.n_startup_trials is not None:
-            check_positive_int("n_startup_trials", self.n_startup_trials)
+            _refuse("sampler", self.sampler, "a name, an Optuna sampler, or a function of a seed")
         if isinstance(self.pruner, str):
             check_choice("pruner", self.pruner, _PRUNERS)
         elif not hasattr(self.pruner, "prune"):
-            got = type(self.pruner).__name__
-            raise TypeError(f"pruner must be a name or an Optuna pruner, got {got}")
+            _refuse("pruner", self.pruner, "a name or an Optuna pruner")
+        if self.n_startup_trials is not None:
+            check_positive_int("n_startup_trials", self.n_startup_trials)
         check_positive_int("first_rung", self.first_rung)
         if check_positive_int("reduction_factor", self.reduction_factor) < 2:
             raise ValueError(f"reduction_factor must be at least 2, got {self.reduction_factor}")
         if self.timeout is not None:
             check_number("timeout", self.timeout, "a positive number of seconds", lambda s: s > 0)
         if not isinstance(self.callbacks, Sequence) or not all(map(callable, self.callbacks)):
-            raise TypeError(
-                "callbacks must be functions of a study and a trial, in a sequence, got "
-                f"{self.callbacks!r}"
-            )
+            _refuse("callbacks", self.callbacks, "functions of a study and a trial, in a sequence")
         if not isinstance(self.checkpoints, (str, os.PathLike, type(None))):
-            got = type(self.checkpoints).__name__
-            raise TypeError(f"checkpoints must be the path of a directory, got {got}")
+            _refuse("checkpoints", self.checkpoints, "the path of a directory")
         seconds = self.checkpoint_every
         check_number("checkpoint_every", seconds, "at least 0 seconds", lambda s: s >= 0)
 
@@ -216,7 +205,7 @@ class Workers:
       gpus: GPUs of each; None means an equal share of those that there are.
 
     Raises:
-      ValueError, TypeError: for a number below 1, or shares that are not positive.
+      ValueError, TypeError: for a number below 1, or a negative share.
 
     Example:
       >>> Workers(4, address="auto").number
@@ -224,9 +213,10 @@ class Workers:
     """
 
     number: int = 1
-    address: str | None = field(default=None, kw_only=True)
-    cpus: float | None = field(default=None, kw_only=True)
-    gpus: float | None = field(default=None, kw_only=True)
+    _: KW_ONLY
+    address: str | None = None
+    cpus: float | None = None
+    gpus: float | None = None
 
     def __post_init__(self) -> None:
         check_positive_int("workers", self.number)
@@ -238,3 +228,7 @@ class Workers:
 def as_selection(selection: Any) -> Selection:
     """A `Selection`, made where a name or a function was given."""
     return selection if isinstance(selection, Selection) else Selection(selection)
+
+
+def _refuse(name: str, value: Any, wanted: str) -> NoReturn:
+    raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")

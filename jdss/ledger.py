@@ -14,17 +14,9 @@ from typing import Any
 import jax
 
 LINES = (
-    "importing",
-    "loading",
-    "compiling",
-    "warm_start",
-    "gradients",
-    "solving",
-    "training",
-    "evaluating",
-    "retraining",
-    "other",
-)
+    "importing", "loading", "compiling", "warm_start", "gradients",
+    "solving", "training", "evaluating", "retraining", "other",
+)  # fmt: skip
 """The lines of a ledger, in the order in which they are shown."""
 
 

@@ -1,9 +1,8 @@
 """What is trained on: cross-entropy, squared error, or a loss of one's own.
 
 Selection needs one thing more than training does: the derivative of each example's loss by the
-model's outputs, its *errors* e_i. With the inputs h_i of the last layer they are its gradient,
-`e_i ⊗ [h_i, 1]`, and as functions of the outputs they are its gradient after a step, for GLISTER:
-outputs move linearly with the last layer, whatever the loss.
+model's outputs, its *errors* e_i, which with the inputs h_i of the last layer are its gradient,
+`e_i ⊗ [h_i, 1]`. As functions of the outputs they are that gradient after a step, for GLISTER.
 """
 
 from collections.abc import Callable
@@ -31,11 +30,9 @@ class Loss:
       name: what it is called in reports.
       value: of outputs float32[b, c] and targets [b, …] to losses float32[b]. It is differentiated
         by JAX, and must treat every example by itself.
-      last_layer_errors: its derivative by the outputs, float32[b, c], for selection. None
-        differentiates `value`.
+      last_layer_errors: its derivative by the outputs, float32[b, c]; None differentiates `value`.
       metric: what trials are scored by where nothing else is said: a name, or a function of outputs
-        and targets to a number, or to one an example, of which more is better. None is "accuracy"
-        for "cross_entropy", "r2" for "squared_error" and "loss" for all others.
+        and targets to a number, or to one an example, of which more is better. None is "loss".
       classes: what the labels are. True for class indices int[n], False for numbers, which become
         float32; None takes either: integers [n] are classes, all else are numbers.
       label_smoothing: whether `value` and `last_layer_errors` take the hyper-parameter of that name
@@ -91,34 +88,17 @@ def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     return 0.5 * jnp.sum((outputs - targets.reshape(outputs.shape)) ** 2, axis=1)
 
 
-def squared_error_errors(outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    """`output - target` float32[b, c]: the ½ of the loss takes away the 2 of its derivative."""
-    return outputs - targets.reshape(outputs.shape)
-
-
 CROSS_ENTROPY = Loss(
-    "cross_entropy",
-    cross_entropy,
-    cross_entropy_errors,
-    metric="accuracy",
-    classes=True,
-    label_smoothing=True,
+    "cross_entropy", cross_entropy, cross_entropy_errors, "accuracy", True, label_smoothing=True
 )
-SQUARED_ERROR = Loss(
-    "squared_error", squared_error, squared_error_errors, metric="r2", classes=False
-)
+SQUARED_ERROR = Loss("squared_error", squared_error, metric="r2", classes=False)
 
 LOSSES = {loss.name: loss for loss in (CROSS_ENTROPY, SQUARED_ERROR)}
 """The losses by name."""
 
 
-def make_loss(loss: "str | Loss") -> Loss:
-    """A loss by name, or one's own.
-
-    Raises:
-      ValueError: for an unknown name, with the known ones.
-      TypeError: for anything else, saying how a loss is made of a function.
-    """
+def make_loss(loss: Any) -> Loss:
+    """A loss by name, or one's own."""
     if isinstance(loss, Loss):
         return loss
     if not isinstance(loss, str):
@@ -135,8 +115,7 @@ def check_loss(loss: Loss, outputs: Any, targets: Any) -> None:
 
     Args:
       loss: the loss.
-      outputs: a `jax.ShapeDtypeStruct` of the model's outputs for a batch.
-      targets: one of the labels of the batch.
+      outputs, targets: `jax.ShapeDtypeStruct`s of a batch.
 
     Raises:
       ValueError: where it does not, or gives something else than one number an example.
@@ -149,9 +128,8 @@ def check_loss(loss: Loss, outputs: Any, targets: Any) -> None:
             f"'squared_error'; the model's outputs have shape {outputs.shape[1:]} for each "
             f"example, the labels {targets.shape[1:]}"
         )
-    smoothing = jax.ShapeDtypeStruct((), jnp.float32)
     try:
-        losses = jax.eval_shape(loss.values, outputs, targets, smoothing)
+        losses = jax.eval_shape(loss.values, outputs, targets, 0.0)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"loss {loss.name!r} must take outputs {outputs.dtype}{list(outputs.shape)} and "
@@ -162,7 +140,7 @@ def check_loss(loss: Loss, outputs: Any, targets: Any) -> None:
             f"loss {loss.name!r} must give one number an example, shape {outputs.shape[:1]}, got "
             f"{getattr(losses, 'shape', type(losses).__name__)}"
         )
-    errors = jax.eval_shape(loss.errors, outputs, targets, smoothing)
+    errors = jax.eval_shape(loss.errors, outputs, targets, 0.0)
     if errors.shape != outputs.shape:
         raise ValueError(
             f"last_layer_errors of loss {loss.name!r} must have the shape of the outputs, "

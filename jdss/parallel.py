@@ -39,15 +39,14 @@ def parallel(
     """`pmap` of `function(device, *arguments)` over all devices.
 
     Args:
-      function: a pure function whose first argument is the index int32[] of the device it runs
-        on; collectives over `AXIS` are allowed inside. Its results must be the same on every
-        device.
+      function: a pure function whose first argument is the index int32[] of its device, with
+        collectives over `AXIS`; its results must be the same on every device.
       donate: the positions, among the remaining arguments, of those whose memory is given up.
       compile_fast: whether to compile by the options of `jdss.compilation`, with which training
         steps are no slower. Forward passes are.
 
     Returns:
-      The compiled function of the remaining arguments.
+      The compiled function of the remaining arguments, whose `prepare` compiles and runs nothing.
     """
 
     def call(*arguments: Any) -> Any:
@@ -68,7 +67,6 @@ def parallel(
         return program.compiled
 
     def prepare(*arguments: Any) -> None:
-        """Compiles what `call` of such arguments needs, and computes nothing."""
         program = compiled_for(arguments)
         if hasattr(program, "lower"):  # of `pmap`: then it is read from the cache on disk
             program.lower(*_placed(arguments)).compile()

@@ -6,10 +6,12 @@
 import json
 import math
 import os
+import platform
 import re
 import warnings
-from collections.abc import Container, Iterator, Mapping, Sequence
-from copy import copy
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,6 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from jdss._secrets import hide_passwords
-from jdss.results import machine
 from jdss.tuning.storage import open_storage
 
 _MANY_SCORES = 10  # of completed trials, for importances to mean something
@@ -78,23 +79,7 @@ def report(
     path.write_text(page, encoding="utf-8")
 
 
-class _Counted(optuna.Study):
-    """A study without the trials that were cut off and run again; the others are numbered anew.
-
-    Optuna's plots take a trial's number for its place.
-    """
-
-    def get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None
-    ) -> list[FrozenTrial]:
-        every = super().get_trials(deepcopy)
-        trials = [copy(trial) for trial in every if "jdss:interrupted" not in trial.user_attrs]
-        for number, trial in enumerate(trials):
-            trial.number = number
-        return [trial for trial in trials if states is None or trial.state in states]
-
-
-def _open_study(storage: Any, study_name: str | None) -> _Counted:
+def _open_study(storage: Any, study_name: str | None) -> optuna.Study:
     if isinstance(storage, (str, os.PathLike)):
         # Opening a file that is not there, of SQLite or a journal, would make it.
         url = os.fspath(storage)
@@ -107,101 +92,95 @@ def _open_study(storage: Any, study_name: str | None) -> _Counted:
     if found is None or found not in names:
         known = ", ".join(map(repr, names)) or "none"
         raise ValueError(f"study_name must be one of the storage's ({known}), got {study_name!r}")
-    study = _Counted(found, opened)
-    if len(study.directions) > 1:
-        raise ValueError(
-            f"study_name must be that of a study with one objective, but {found!r} has "
-            f"{len(study.directions)}"
-        )
+    study = optuna.Study(found, opened)
+    if (number := len(study.directions)) > 1:
+        raise ValueError(f"study_name must be one with one objective, but {found!r} has {number}")
     return study
 
 
-def _content(study: _Counted) -> dict[str, Any]:
+def _without_interrupted(study: optuna.Study) -> optuna.Study:
+    """The trials but for those that were cut off and run again, numbered anew as plots need it."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
+    counted = optuna.create_study(study_name=study.study_name, direction=study.direction)
+    optuna.logging.set_verbosity(verbosity)
+    trials = study.get_trials(deepcopy=False)
+    counted.add_trials(trial for trial in trials if "jdss:interrupted" not in trial.user_attrs)
+    return counted
+
+
+def _content(whole: optuna.Study) -> dict[str, Any]:
     """What the template shows."""
-    search = dict(study.user_attrs.get("jdss:search", {}))
+    study = _without_interrupted(whole)
+    search = dict(whole.user_attrs.get("jdss:search", {}))
     metric = str(search.pop("metric", "value"))
     trials = [_described(trial) for trial in study.get_trials(deepcopy=False)]
+    states = [trial["state"] for trial in trials]
     complete = [
         trial for trial in trials if trial["state"] == "complete" and math.isfinite(trial["value"])
     ]
     best = max if study.direction == optuna.study.StudyDirection.MAXIMIZE else min
-    states = [trial["state"] for trial in trials]
+    spent = Counter[str]()
+    for trial in trials:
+        spent.update(trial["seconds"])
     return {
         "name": study.study_name,
         "metric": metric,
-        "states": {state: states.count(state) for state in dict.fromkeys(states)},
+        "states": Counter(states),
         "best": best(complete, key=lambda trial: trial["value"], default=None),
-        "retraining": study.user_attrs.get("jdss:retraining"),
-        "figures": list(_figures(study, metric, {trial["value"] for trial in complete})),
-        "ledger": _ledger(trials),
+        "retraining": whole.user_attrs.get("jdss:retraining"),
+        "figures": _drawn(_figures(study, metric, {trial["value"] for trial in complete})),
+        "ledger": {line: seconds for line, seconds in spent.items() if seconds > 0},
         "trials": trials,
         "names": list(dict.fromkeys(name for t in trials for name in t["hyperparameters"])),
-        "search": {name: _readable(value) for name, value in search.items()},
-        "machine": machine(),
-        "made": f"{datetime.now():%Y-%m-%d %H:%M}",
+        "search": search,
+        "made": f"{datetime.now():%Y-%m-%d %H:%M} on {platform.platform()}",
     }
 
 
 def _described(trial: FrozenTrial) -> dict[str, Any]:
     known = trial.user_attrs
-    seconds = (known.get("jdss:ledger") or {}).get("seconds", {})
     return {
         "number": trial.number,
         "state": {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower()),
         "value": trial.value,
         "hyperparameters": known.get("jdss:hyperparameters", trial.params),
-        "seconds": seconds,
+        "seconds": (known.get("jdss:ledger") or {}).get("seconds", {}),
         "failure": known.get("jdss:failure"),
         **(known.get("jdss:selections") or [{}])[-1],
     }
 
 
-def _ledger(trials: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The seconds of each line that took any, over all trials."""
-    lines = dict.fromkeys(line for trial in trials for line in trial["seconds"])
-    sums = {line: sum(trial["seconds"].get(line, 0.0) for trial in trials) for line in lines}
-    return {line: spent for line, spent in sums.items() if spent > 0}
-
-
-def _figures(study: _Counted, metric: str, scores: set[float]) -> Iterator[tuple[str, list[str]]]:
-    """(title, figures as HTML) of what Optuna can draw of the study."""
+def _figures(study: optuna.Study, metric: str, scores: set[float]) -> Iterator[tuple[str, Any]]:
+    """(title, figure) of what Optuna can draw of the study."""
     from optuna import visualization
     from optuna.importance import PedAnovaImportanceEvaluator
 
-    draw = _Drawing()
     trials = study.get_trials(deepcopy=False)
     if any(trial.value is not None for trial in trials):
-        yield "History", [draw(visualization.plot_optimization_history(study))]
+        yield "History", visualization.plot_optimization_history(study)
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     names = sorted({name for trial in complete for name in trial.params})
-    if names:
-        slices = [
-            visualization.plot_slice(study, params=[name], target_name=metric) for name in names
-        ]
-        yield "Hyper-parameters", [draw(one) for one in slices]
+    for name in names:
+        figure = visualization.plot_slice(study, params=[name], target_name=metric)
+        yield "Hyper-parameters", figure
     if names and len(scores) >= _MANY_SCORES:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                evaluator = PedAnovaImportanceEvaluator()
-            yield (
-                "Importance of the hyper-parameters (PED-ANOVA)",
-                [draw(visualization.plot_param_importances(study, evaluator=evaluator))],
-            )
-        except (ValueError, RuntimeError, ZeroDivisionError):
-            pass  # all hyper-parameters are alike
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            evaluator = PedAnovaImportanceEvaluator()
+        with suppress(ValueError, RuntimeError, ZeroDivisionError):  # all trials are alike
+            figure = visualization.plot_param_importances(study, evaluator=evaluator)
+            yield "Importance of the hyper-parameters (PED-ANOVA)", figure
     if any(trial.intermediate_values for trial in trials):
         rungs = visualization.plot_intermediate_values(study)
-        yield "At the rungs", [draw(rungs.update_layout(xaxis_title="epoch", yaxis_title=metric))]
+        yield "At the rungs", rungs.update_layout(xaxis_title="epoch", yaxis_title=metric)
 
 
-class _Drawing:
-    """Figures as HTML, as wide as the page allows; the first brings plotly's program along."""
-
-    def __init__(self) -> None:
-        self.program: bool | str = True
-
-    def __call__(self, figure: Any) -> str:
+def _drawn(figures: Iterable[tuple[str, Any]]) -> dict[str, list[str]]:
+    """Figures as HTML by title, as wide as the page allows; the first brings plotly along."""
+    drawn: dict[str, list[str]] = {}
+    lines = {"automargin": True, "gridcolor": "rgba(123,135,148,.25)", "zeroline": False}
+    for title, figure in figures:
         figure.update_layout(
             template="none",
             title=None,
@@ -214,23 +193,12 @@ class _Drawing:
             font={"color": _GREY},
             legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
         )
-        lines = {"automargin": True, "gridcolor": "rgba(123,135,148,.25)", "zeroline": False}
-        figure.update_xaxes(**lines)
-        figure.update_yaxes(**lines)
+        figure.update_xaxes(**lines).update_yaxes(**lines)
         figure.update_traces(marker_showscale=False, selector={"type": "scatter"})
         config = {"responsive": True, "displayModeBar": False}
-        text: str = figure.to_html(full_html=False, include_plotlyjs=self.program, config=config)
-        self.program = False
-        return text
-
-
-def _readable(value: Any) -> Any:
-    """A setting as one would write it; distributions among them."""
-    if isinstance(value, Mapping) and set(value) == {"name", "attributes"}:
-        return str(optuna.distributions.json_to_distribution(json.dumps(value)))
-    if isinstance(value, Mapping):
-        return {name: _readable(part) for name, part in value.items()}
-    return value
+        html = figure.to_html(full_html=False, include_plotlyjs=not drawn, config=config)
+        drawn.setdefault(title, []).append(html)
+    return drawn
 
 
 def _number(value: float | None) -> str:
@@ -244,6 +212,9 @@ def _duration(seconds: float) -> str:
 
 
 def _text(value: Any) -> str:
+    """A setting as one would write it; distributions among them."""
+    if isinstance(value, Mapping) and set(value) == {"name", "attributes"}:
+        return str(optuna.distributions.json_to_distribution(json.dumps(value)))
     if isinstance(value, Mapping):
         known = {name: part for name, part in value.items() if part not in (None, {}, [], "")}
         return "; ".join(f"{name}: {_text(part)}" for name, part in known.items())

@@ -10,11 +10,13 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 import optuna
 import pytest
+from flax import nnx
 
 import jdss
 from jdss import _arguments, cli
@@ -297,13 +299,13 @@ def test_spaces_are_read_in_every_form(tmp_path):
     (tmp_path / "own.json").write_text(
         json.dumps({"lr": json.loads(optuna.distributions.distribution_to_json(lr))})
     )
-    assert _arguments.space(tmp_path / "own.json") == {"lr": lr}
+    assert _arguments.space(str(tmp_path / "own.json")) == {"lr": lr}
     (tmp_path / "bad.toml").write_text('lr = {type = "float", low = 1}')
     with pytest.raises(ValueError, match=r"space\['lr'\].*high"):
-        _arguments.space(tmp_path / "bad.toml")
+        _arguments.space(str(tmp_path / "bad.toml"))
     (tmp_path / "worse.toml").write_text("lr = 3")
     with pytest.raises(ValueError, match=r"space\['lr'\] must have a type"):
-        _arguments.space(tmp_path / "worse.toml")
+        _arguments.space(str(tmp_path / "worse.toml"))
 
 
 def test_a_damaged_file_of_arrays_is_one_sentence(files, tmp_path):
@@ -337,11 +339,48 @@ def test_a_result_is_shown_also_where_it_cannot_be_written(files, tmp_path, monk
     assert "the disk is full" in result.output
 
 
-def test_a_result_s_command_holds_no_password():
-    from jdss.results import command as _command
-
+def test_a_result_file_holds_no_password(tmp_path, monkeypatch):
     url = "postgresql://me:se/c@ret@host/db?sslpassword=another"
     for words in (["--storage", url], [f"--storage={url}"]):
-        shown = _command(["python", "-m", "jdss", "tune", *words])
-        assert not {"se/c", "ret", "another"} & set(re.findall(r"se/c|\bret|another", shown))
-        assert "me:***@host/db" in shown
+        monkeypatch.setattr(sys, "argv", ["jdss", "tune", *words])
+        result = SimpleNamespace(as_dict=lambda: {"rung": np.float32(0.5)})
+        _arguments.write_result(tmp_path / "result.json", result, "digits")
+        written = json.loads((tmp_path / "result.json").read_text())
+        assert not re.search(r"se/c|\bret|another", written["command"])
+        assert "me:***@host/db" in written["command"]
+        assert (written["rung"], written["versions"]["jdss"]) == (0.5, jdss.__version__)
+
+
+class ToldNnx(nnx.Module):
+    def __init__(self, num_classes: int, rngs: nnx.Rngs):
+        self.first = nnx.Linear(4, 8, rngs=rngs)
+        self.last = nnx.Linear(8, num_classes, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(nnx.relu(self.first(x)))
+
+
+class FixedNnx(ToldNnx):
+    def __init__(self, rngs: nnx.Rngs):
+        super().__init__(3, rngs)
+
+
+@pytest.mark.parametrize("name", ["ToldNnx", "FixedNnx"])
+def test_a_class_of_nnx_is_searched_as_the_function_does(files, blobs, tmp_path, name):
+    out = tmp_path / "result.json"
+    arguments = ("--space", files / "space.toml", "--trials", 1, "--no-progress", "--no-retrain")
+    model, more = f"tests.test_cli:{name}", ("--fraction", 0.2, "--out", out)
+    shown = run("tune", model, files / "data.npz", *arguments, *more)
+    assert shown.exit_code == 0, shown.output
+    written = json.loads(out.read_text())
+    assert written["search"]["model"] == name
+    expected = jdss.tune(
+        FixedNnx,
+        blobs,
+        fraction=0.2,
+        trials=1,
+        search=jdss.Search(space=_arguments.space(str(files / "space.toml"))),
+        retrain=False,
+        progress=False,
+    )
+    assert written["best"]["value"] == expected.best_value

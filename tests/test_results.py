@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 import jdss
-from experiments.results import read_results
-from jdss import results as results_module
-from jdss.results import REQUIRED_KEYS, environment, write_result
+from experiments import results as results_module
+from experiments.results import REQUIRED_KEYS, environment, read_results, write_result
 from tests.make_results import make_result
 
 

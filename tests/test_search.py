@@ -384,6 +384,7 @@ def test_the_relative_residual_is_that_of_the_matched_gradients():
         ({"timeout": -1}, ValueError, "timeout must be a positive number of seconds"),
         ({"callbacks": [3]}, TypeError, "callbacks must be functions"),
         ({"callbacks": print}, TypeError, "callbacks must be functions"),
+        ({"checkpoints": 3}, TypeError, "checkpoints must be the path of a directory, got int"),
         ({"metric": "f1"}, ValueError, "metric must be one of 'accuracy', 'loss'"),
         ({"metric": 3}, TypeError, "metric must be a name or a function, got int"),
         ({"metric": "loss", "direction": "maximize"}, ValueError, "direction must be 'minimize'"),
