@@ -119,7 +119,7 @@ def environment() -> dict[str, Any]:
       `hardware`: of the machine: platform, cpu, cores (available to this process), memory_bytes,
         jax_backend, and devices (kind and count).
     """
-    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
     kinds = [device.device_kind for device in jax.local_devices()]
     devices = [{"kind": kind, "count": kinds.count(kind)} for kind in sorted(set(kinds))]
     return {
@@ -130,7 +130,7 @@ def environment() -> dict[str, Any]:
             "platform": platform.platform(),
             "cpu": _cpu(),
             "cores": len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count(),
-            "memory_bytes": _memory_bytes(),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "jax_backend": jax.default_backend(),
             "devices": devices,
         },
@@ -150,20 +150,8 @@ def versions() -> dict[str, str | None]:
 
 
 def command(argv: Sequence[str]) -> str:
-    """The command line of a process, without the paths of this machine and without passwords.
-
-    Args:
-      argv: as in `sys.orig_argv`: the interpreter, its options, the program and its arguments.
-    """
-    program, *arguments = argv
-    words = [Path(program).name, *arguments]
-    if words[0].startswith("python"):
-        words[0] = "python"
-        script = Path(arguments[0]) if arguments else Path()
-        # A console script (`jdss`) is run by the interpreter beside which it is installed.
-        if script.is_absolute() and script.parent.name in ("bin", "Scripts"):
-            words = [script.stem if script.suffix == ".exe" else script.name, *arguments[1:]]
-    return shlex.join(_portable(hide_passwords(word)) for word in words)
+    """A command line, as in `sys.orig_argv`, without this machine's paths and passwords."""
+    return shlex.join(["python", *(_portable(hide_passwords(word)) for word in argv[1:])])
 
 
 def _portable(argument: str) -> str:
@@ -178,12 +166,7 @@ def _portable(argument: str) -> str:
 
 
 def without_paths(text: str) -> str:
-    """Cuts absolute paths down to ".../" and their last component.
-
-    Example:
-      >>> without_paths("read from /home/someone/tfds today")
-      'read from .../tfds today'
-    """
+    """Cuts absolute paths down to ".../" and their last component."""
     whole = _last_component(text) if _is_absolute(text) else text
     return _ABSOLUTE_PATH.sub(lambda match: _last_component(match.group()), whole)
 
@@ -222,9 +205,6 @@ def commit(checkout: Path) -> str | None:
 
 def _cpu() -> str | None:
     try:
-        if sys.platform == "darwin":
-            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout[:-1]
         first, _, _ = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")
         parts = (line.partition(":") for line in first.splitlines())
         fields = {name.strip(): value.strip() for name, _, value in parts}
@@ -233,16 +213,9 @@ def _cpu() -> str | None:
             known = [key for key in ("cpu family", "model", "stepping") if key in fields]
             numbers = ", ".join(f"{key} {fields[key]}" for key in known)
             return f"{name} ({numbers})" if numbers else name
-    except (OSError, subprocess.SubprocessError):
+    except OSError:  # not Linux
         pass
     return platform.processor() or platform.machine() or None
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return None
 
 
 def read_results(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -34,12 +34,10 @@ def check_same_length(**arrays: Any) -> None:
 def check_finite(name: str, tree: Any) -> None:
     """Raises ValueError where a concrete floating-point leaf holds NaN or infinity."""
     for leaf in jax.tree.leaves(tree):
-        leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)  # noqa: PLW2901
-        if not jnp.issubdtype(leaf.dtype, jnp.floating) or not is_concrete(leaf):
-            continue
-        if bad := count_not_finite(leaf):
+        array = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+        if is_concrete(array) and (bad := count_not_finite(array)):
             raise ValueError(
-                f"{name} must be finite, but {bad} of its {leaf.size} values are NaN or infinite"
+                f"{name} must be finite, but {bad} of its {array.size} values are NaN or infinite"
             )
 
 
@@ -83,11 +81,7 @@ def check_labels(
     labels = labels if isinstance(labels, jax.Array) else np.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"{name} must be integers (class indices), got dtype {labels.dtype}")
-    if labels.shape != (num_examples,):
-        raise ValueError(
-            f"{name} must have shape ({num_examples},), one for each example, "
-            f"got shape {labels.shape}"
-        )
+    _check_one_each(name, labels, num_examples)
     if is_concrete(labels) and labels.size:
         with jax.ensure_compile_time_eval():
             smallest, largest = int(labels.min()), int(labels.max())
@@ -98,15 +92,18 @@ def check_labels(
     return jnp.asarray(labels, jnp.int32)
 
 
+def _check_one_each(name: str, array: Any, num_examples: int) -> None:
+    if array.shape != (num_examples,):
+        wanted = f"({num_examples},), one for each example"
+        raise ValueError(f"{name} must have shape {wanted}, got shape {array.shape}")
+
+
 def check_mask(mask: Any, num_examples: int) -> jax.Array:
     """The mask as bool[num_examples]; None allows all."""
     if mask is None:
         return jnp.ones(num_examples, bool)
-    if np.shape(mask) != (num_examples,):
-        raise ValueError(
-            f"mask must have shape ({num_examples},), one for each example, got {np.shape(mask)}"
-        )
     mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
+    _check_one_each("mask", mask, num_examples)
     if mask.dtype != bool:
         raise TypeError(f"mask must be an array of bool, got dtype {mask.dtype}")
     return jnp.asarray(mask)

@@ -21,7 +21,7 @@ LINES = (
 
 
 class Ledger:
-    """Seconds by activity, and energy.
+    """Seconds by activity.
 
     Example:
       >>> ledger = Ledger()
@@ -33,7 +33,6 @@ class Ledger:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = dict.fromkeys(LINES, 0.0)
-        self.joules: float | None = None
 
     @contextmanager
     def measure(self, line: str) -> Iterator[None]:
@@ -65,15 +64,13 @@ class Ledger:
 
     def add(self, other: "Ledger | Mapping[str, Any]") -> None:
         """Adds another ledger (or its `as_dict`) line by line."""
-        other_dict = other.as_dict() if isinstance(other, Ledger) else other
-        for line, seconds in other_dict["seconds"].items():
-            self.seconds[line] = self.seconds.get(line, 0.0) + seconds
-        if other_dict.get("joules") is not None:
-            self.joules = (self.joules or 0.0) + other_dict["joules"]
+        seconds = other.seconds if isinstance(other, Ledger) else other["seconds"]
+        for line, spent in seconds.items():
+            self.seconds[line] = self.seconds.get(line, 0.0) + spent
 
     def as_dict(self) -> dict[str, Any]:
-        """{"seconds": {line: seconds}, "joules": float or None}, as result files hold it."""
-        return {"seconds": dict(self.seconds), "joules": self.joules}
+        """{"seconds": {line: seconds}}, as result files hold it."""
+        return {"seconds": dict(self.seconds)}
 
 
 class _CompileClock(threading.local):

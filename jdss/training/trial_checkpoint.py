@@ -33,7 +33,7 @@ class TrialCheckpoint:
       identity: what the trial computes, in JSON's types. A file of another trial is not used.
       every: seconds between two checkpoints; they are made at the end of a stretch of training.
       tell: called on loading with the epoch and the score of each rung that was passed.
-      past: seconds and joules that earlier attempts spent up to the checkpoint.
+      past: seconds that earlier attempts spent up to the checkpoint.
       reports: epoch and score at each rung that was passed.
     """
 
