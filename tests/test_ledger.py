@@ -52,8 +52,9 @@ def test_what_a_measurement_inside_claims_is_not_counted_twice():
         with ledger.measure("solving"):
             time.sleep(0.03)
     elapsed = time.perf_counter() - start
-    assert 0.02 <= ledger.seconds["other"] < 0.029
-    assert ledger.total_seconds == pytest.approx(elapsed, abs=2e-3)
+    assert ledger.seconds["solving"] >= 0.03
+    assert 0.02 <= ledger.seconds["other"] <= elapsed - 0.03
+    assert 0.05 <= ledger.total_seconds <= elapsed
 
 
 def test_an_activity_that_fails_is_still_accounted_for():
