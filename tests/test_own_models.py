@@ -176,7 +176,7 @@ def test_a_module_is_told_its_mode_by_the_argument_that_it_has():
     assert told(Transformer(), shapes, True) == ((False,), {})
     assert told(check_model(SEQUENTIAL), shapes, True) == ((), {})
     by_name = {"pixels": shapes, "table": shapes}
-    assert call_arguments(TwoInputs(), by_name, train=True) == ((), {**by_name, "training": True})
+    assert call_arguments(TwoInputs(), by_name, train=True) == ((shapes, shapes, True), {})
 
 
 def test_a_layer_that_is_used_more_than_once_counts_by_the_call_that_is_the_output():

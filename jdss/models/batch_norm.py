@@ -7,10 +7,8 @@ of devices changes no result.
 """
 
 import math
-import types
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import flax.linen as nn
@@ -18,9 +16,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jdss.models.interception import intercept
 
-@contextmanager
-def whole_batch_statistics(axis_name: str, counts: jax.Array) -> Iterator[None]:
+
+def whole_batch_statistics(axis_name: str, counts: jax.Array) -> AbstractContextManager[None]:
     """Inside, every BatchNorm in training takes its statistics over a `pmap`ped axis.
 
     A layer that has an `axis_name` of its own is left to itself.
@@ -41,68 +40,40 @@ def whole_batch_statistics(axis_name: str, counts: jax.Array) -> Iterator[None]:
         Array([-1.,  1.], dtype=float32)
     """
 
-    def normalise(
-        call: Any, arguments: Any, keywords: Any, context: nn.module.InterceptorContext
-    ) -> Any:
-        layer = context.module
-        if context.method_name == "__call__" and getattr(layer, "holds_nnx", False):
-            return call(*arguments, **keywords, batch=(axis_name, counts))
-        if not isinstance(layer, nn.BatchNorm) or context.method_name != "__call__":
+    def normalise(layer: Any, call: Any, *arguments: Any, **keywords: Any) -> Any:
+        if not isinstance(layer, nn.BatchNorm | nnx.BatchNorm):
             return call(*arguments, **keywords)
         x, *given = arguments
         running = given[0] if given else keywords.get("use_running_average")
         running = layer.use_running_average if running is None else running
-        masked = keywords.get("mask") is not None
-        if running or layer.is_initializing() or layer.axis_name or masked:
+        if running or layer.axis_name or keywords.get("mask") is not None:
             return call(*arguments, **keywords)
-        averages: dict[str, Any] = {
-            name: layer.get_variable("batch_stats", name) for name in ("mean", "var")
-        }
+        averages = {name: _get(layer, name) for name in ("mean", "var")}
         statistics = _statistics(x, layer.axis, axis_name, counts)
         # Flax's own layer normalises, by what it takes to be running averages.
         for name, value in statistics.items():
-            layer.put_variable("batch_stats", name, value)
-        result = layer.clone(parent=layer.scope, use_running_average=True)(x)
+            _put(layer, name, value)
+        if isinstance(layer, nn.BatchNorm):  # takes no argument where the field is set
+            call = layer.clone(parent=layer.scope, use_running_average=None)
+        result = call(x, use_running_average=True)
         for name, value in statistics.items():
-            layer.put_variable("batch_stats", name, _moved(layer, averages[name], value))
+            _put(layer, name, layer.momentum * averages[name] + (1 - layer.momentum) * value)
         return result
 
-    with nn.intercept_methods(normalise):
-        yield
+    return intercept(normalise)
 
 
-class Held:
-    """Carries what is no part of an NNX module's structure."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-
-@lru_cache
-def nnx_over_devices(kind: type[nnx.BatchNorm]) -> type[nnx.BatchNorm]:
-    """The class of an `nnx.BatchNorm` that does the same, by its `jdss_batch`: axis and counts."""
-
-    def call(self: Any, x: Any, use_running_average: Any = None, *, mask: Any = None) -> Any:
-        running = self.use_running_average if use_running_average is None else use_running_average
-        if running or self.axis_name or mask is not None:
-            return kind.__call__(self, x, use_running_average, mask=mask)
-        averages = {name: getattr(self, name).get_value() for name in ("mean", "var")}
-        statistics = _statistics(x, self.axis, *self.jdss_batch.value)
-        for name, value in statistics.items():
-            getattr(self, name).set_value(value)
-        result = kind.__call__(self, x, use_running_average=True)
-        for name, value in statistics.items():
-            getattr(self, name).set_value(_moved(self, averages[name], value))
-        return result
-
-    made: type[nnx.BatchNorm] = types.new_class(
-        kind.__name__, (kind,), exec_body=lambda body: body.update(__call__=call)
-    )
-    return made
+def _get(layer: Any, name: str) -> Any:
+    if isinstance(layer, nnx.BatchNorm):
+        return getattr(layer, name).get_value()
+    return layer.get_variable("batch_stats", name)
 
 
-def _moved(layer: Any, average: Any, value: jax.Array) -> Any:
-    return layer.momentum * average + (1 - layer.momentum) * value
+def _put(layer: Any, name: str, value: jax.Array) -> None:
+    if isinstance(layer, nnx.BatchNorm):
+        getattr(layer, name).set_value(value)
+    else:
+        layer.put_variable("batch_stats", name, value)
 
 
 def _statistics(

@@ -4,15 +4,13 @@ A module of linen is taken as it is, one of NNX as a linen module around it. Eac
 evaluation mode, deterministically, or in training.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 from flax import linen as nn
 from flax import nnx
-from flax.core import FrozenDict
 
-from jdss.models.modes import call_arguments, init_keys, input_shapes, say_mode, with_mode
+from jdss.models.modes import call_arguments, init_keys, input_shapes, remade, say_mode, with_mode
 from jdss.models.nnx_model import NnxModel, as_linen, makes_nnx
 
 __all__ = ["apply_model", "check_model", "class_name", "init_model", "input_shapes"]
@@ -44,7 +42,7 @@ def check_model(model: Any) -> nn.Module:
         hash(model)
         return model
     except TypeError:
-        frozen = _frozen(model)
+        frozen: nn.Module = remade(model)
     try:
         hash(frozen)
     except TypeError as error:
@@ -53,18 +51,6 @@ def check_model(model: Any) -> nn.Module:
             f"({error.__cause__ or error}): give arrays as functions, or as tuples of numbers"
         ) from None
     return frozen
-
-
-def _frozen(value: Any) -> Any:
-    """The value with tuples for lists and frozen mappings for mappings, in modules as well."""
-    if isinstance(value, nn.Module):
-        names = [name for name in value.__dataclass_fields__ if name not in {"parent", "name"}]
-        return value.clone(**{name: _frozen(getattr(value, name)) for name in names})
-    if type(value) in (list, tuple):
-        return tuple(map(_frozen, value))
-    if isinstance(value, Mapping):
-        return FrozenDict({key: _frozen(held) for key, held in value.items()})
-    return value
 
 
 def class_name(model: nn.Module) -> str:
@@ -94,16 +80,14 @@ def apply_model(
     Args:
       model: the module.
       variables: its variables.
-      inputs: an array float32[b, …]; or a tuple or a mapping of such.
+      inputs: an array [b, …]; or a tuple or a mapping of such.
       train: the mode.
-      key: a PRNG key, for training. It is that of "dropout"; other names that the module may ask
-        for get random numbers made from it.
+      key: a PRNG key for training, of which random numbers of every name are made.
       mutable: the collections that may change, as in `flax.linen.Module.apply`.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> model = nn.Sequential([nn.Dense(4), nn.Dropout(0.5), nn.Dense(2)])
-      >>> model = check_model(model)
+      >>> model = check_model(nn.Sequential([nn.Dense(4), nn.Dropout(0.5), nn.Dense(2)]))
       >>> variables = init_model(model, jax.random.key(0), jnp.ones((3, 5)))
       >>> apply_model(model, variables, jnp.ones((3, 5))).shape
       (3, 2)

@@ -1,23 +1,9 @@
 """LeNet, the small network of the MNIST experiments."""
 
-from collections.abc import Callable
-
 import flax.linen as nn
 import jax
 
 from jdss.models.convolution import conv_general_dilated, max_pool, max_pooled_convolution
-
-
-def _pooled_convolution(
-    features: int, padding: str, train: bool
-) -> Callable[[jax.Array], jax.Array]:
-    """A layer of the surrounding module: 5 × 5 convolution, bias, and 2 × 2 max-pooling."""
-    if not train:
-        return nn.Conv(
-            features, (5, 5), padding=padding, conv_general_dilated=max_pooled_convolution
-        )
-    layer = nn.Conv(features, (5, 5), padding=padding, conv_general_dilated=conv_general_dilated)
-    return lambda images: max_pool(layer(images))
 
 
 class LeNet(nn.Module):
@@ -44,18 +30,17 @@ class LeNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Computes the logits, the unchanged output of the last dense layer.
+        """The logits of images ``[b, h, w, channels]``, at least 12 × 12.
 
-        Args:
-            images: Floats, ``[b, h, w, channels]``, at least 12 × 12.
-            train: Has no effect on values; in training, pooling apart has the faster gradient.
-
-        Returns:
-            Logits, ``[b, num_classes]``.
+        `train` has no effect on values: in training, pooling apart has the faster gradient.
         """
         # Pooling before ReLU gives the same values as after it, with a quarter of the work.
-        x = nn.relu(_pooled_convolution(6, "SAME", train)(images))
-        x = nn.relu(_pooled_convolution(16, "VALID", train)(x))
+        convolve = conv_general_dilated if train else max_pooled_convolution
+        pool = max_pool if train else lambda x: x
+        x = images
+        for features, padding in ((6, "SAME"), (16, "VALID")):
+            layer = nn.Conv(features, (5, 5), padding=padding, conv_general_dilated=convolve)
+            x = nn.relu(pool(layer(x)))
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(120)(x))
         x = nn.relu(nn.Dense(84)(x))

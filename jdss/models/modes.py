@@ -9,12 +9,13 @@ itself tells nothing (in an `nn.Sequential`, say) is told here.
 
 import inspect
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import FrozenDict
 
 MODES: Mapping[str, bool] = {
     "train": True,
@@ -28,58 +29,43 @@ MODES: Mapping[str, bool] = {
 _HANDED_ON = (("train", "deterministic"), ("train",), ("deterministic",), ())
 """What is tried, in this order, where a signature says only `**keywords`."""
 
+_LAYERS = ((nn.Dropout, "deterministic"), (nn.BatchNorm, "use_running_average"))
+
 
 def call_arguments(
     model: Any, inputs: Any, *, train: bool
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What the module is called with: positional arguments and keywords.
-
-    Args:
-      model: the module, of linen or NNX.
-      inputs: an array [b, …]; or a tuple or a mapping of such, of one leading axis.
-      train: whether it trains.
-    """
-    positional: list[Any] = []
-    keywords: dict[str, Any] = {}
-    if isinstance(inputs, Mapping):
-        keywords.update(inputs)
-    else:
-        positional.extend(inputs if isinstance(inputs, tuple) else (inputs,))
-    parameters = list(inspect.signature(type(model).__call__).parameters.values())[1:]
+    """What a module, of linen or NNX, is called with: positional arguments and keywords."""
+    positional, named = _as_arguments(inputs)
+    signature = inspect.signature(type(model).__call__)
+    parameters = list(signature.parameters.values())[1:]
     modes = {
         parameter.name: MODES[parameter.name] == train
         for parameter in parameters
-        if parameter.name in MODES and parameter.name not in keywords
+        if parameter.name in MODES and parameter.name not in named
     }
+    handed_on: tuple[str, ...] = ()
     hands_on = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
     if not modes and hands_on and isinstance(model, nn.Module):
-        shapes = input_shapes(inputs)
-        leaves, structure = jax.tree.flatten(shapes)
-        modes = {name: MODES[name] == train for name in _accepted(model, structure, tuple(leaves))}
-    if not isinstance(inputs, Mapping):
-        _by_position(positional, modes, parameters)
-    return tuple(positional), {**keywords, **modes}
+        shapes, structure = jax.tree.flatten(input_shapes(inputs))
+        handed_on = _accepted(model, structure, tuple(shapes))
+    bound = signature.replace(parameters=parameters).bind_partial(*positional, **named)
+    # By position, after what stands before it, where that is possible: a module under `nn.remat`
+    # with `static_argnums` takes its mode no other way.
+    in_order = [p for p in parameters if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}]
+    while in_order and in_order[-1].name not in modes:
+        in_order.pop()
+    for parameter in in_order:
+        if parameter.default is not parameter.empty:
+            bound.arguments.setdefault(parameter.name, parameter.default)
+    bound.arguments.update(modes)
+    return bound.args, bound.kwargs | {name: MODES[name] == train for name in handed_on}
 
 
-def _by_position(
-    positional: list[Any], modes: dict[str, bool], parameters: list[inspect.Parameter]
-) -> None:
-    """Moves modes among the positional arguments where that is possible.
-
-    A module under `nn.remat` with `static_argnums` takes its mode no other way; for all others it
-    is the same.
-    """
-    filled = list(positional)
-    for parameter in parameters[len(positional) :]:
-        if parameter.kind not in {parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD}:
-            return
-        if parameter.name in modes:
-            filled.append(modes.pop(parameter.name))
-            positional[:] = filled
-        elif parameter.default is not parameter.empty:
-            filled.append(parameter.default)
-        else:
-            return
+def _as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
 @lru_cache(64)
@@ -87,20 +73,13 @@ def _accepted(
     model: nn.Module, structure: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]
 ) -> tuple[str, ...]:
     """The modes that a module with `**keywords` takes."""
-    inputs = jax.tree.unflatten(structure, shapes)
-    positional = (
-        () if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple) else (inputs,)
-    )
-    named = dict(inputs) if isinstance(inputs, Mapping) else {}
+    positional, named = _as_arguments(jax.tree.unflatten(structure, shapes))
     for names in _HANDED_ON:
-
-        def init(*arguments: Any, names: tuple[str, ...] = names, **given: Any) -> Any:
-            told: dict[str, Any] = {name: not MODES[name] for name in names}
-            with nn.intercept_methods(say_mode(train=False)):
-                return model.init(init_keys(jax.random.key(0)), *arguments, **given, **told)
-
+        told: dict[str, Any] = {name: not MODES[name] for name in names}
+        init = partial(model.init, init_keys(jax.random.key(0)), **told)
         try:
-            jax.eval_shape(init, *positional, **named)
+            with nn.intercept_methods(say_mode(train=False)):
+                jax.eval_shape(init, *positional, **named)
         except TypeError as error:
             if not names or "unexpected keyword argument" not in str(error):
                 raise
@@ -110,44 +89,35 @@ def _accepted(
 
 
 def input_shapes(inputs: Any) -> Any:
-    """The shape and type of one example, with a leading axis of 1, as a model is given it.
-
-    Args:
-      inputs: the stored inputs, an array or several; uint8 and floats become float32.
-    """
+    """The shapes and types of one example, with a leading axis of 1, as a model is given them."""
 
     def shape(leaf: Any) -> jax.ShapeDtypeStruct:
-        dtype: Any = jnp.int32
+        dtype: Any = jnp.bool_ if leaf.dtype == jnp.bool_ else jnp.int32
         if leaf.dtype == jnp.uint8 or jnp.issubdtype(leaf.dtype, jnp.floating):
             dtype = jnp.float32
-        elif leaf.dtype == jnp.bool_:
-            dtype = jnp.bool_
         return jax.ShapeDtypeStruct((1, *leaf.shape[1:]), jnp.dtype(dtype))
 
     return jax.tree.map(shape, inputs)
+
+
+def init_keys(key: jax.Array) -> dict[str, jax.Array]:
+    # NNX modules ask for a key of dropout when they are made; to all others it makes no difference.
+    return {"params": key, "dropout": key}
 
 
 def say_mode(*, train: bool) -> Any:
     """An interceptor that tells layers their mode where nobody else does."""
 
     def say(call: Any, arguments: Any, keywords: Any, context: Any) -> Any:
-        layer = context.module
         if context.method_name == "__call__" and len(arguments) == 1:
-            for kind, name in (
-                (nn.Dropout, "deterministic"),
-                (nn.BatchNorm, "use_running_average"),
-            ):
+            for kind, name in _LAYERS:
+                layer = context.module
                 untold = isinstance(layer, kind) and getattr(layer, name) is None
                 if untold and keywords.get(name) is None:
                     keywords = {**keywords, name: not train}
         return call(*arguments, **keywords)
 
     return say
-
-
-def init_keys(key: jax.Array) -> dict[str, jax.Array]:
-    # NNX modules ask for a key of dropout when they are made; to all others it makes no difference.
-    return {"params": key, "dropout": key}
 
 
 def with_mode(model: nn.Module, *, train: bool) -> nn.Module:
@@ -161,23 +131,34 @@ def with_mode(model: nn.Module, *, train: bool) -> nn.Module:
 
 @lru_cache(64)
 def _with_mode(model: nn.Module, train: bool) -> nn.Module:
+    told: nn.Module = remade(model, train)
+    return told
 
-    def told(value: Any) -> Any:
-        if isinstance(value, tuple):
-            parts = [told(part) for part in value]
-            same = all(new is old for new, old in zip(parts, value, strict=True))
-            return value if same else type(value)(parts)
-        if not isinstance(value, nn.Module):
-            return value
-        frozen = train and type(value).__module__.startswith("flax.")
-        changes: dict[str, Any] = {}
-        for name in value.__dataclass_fields__:
-            old = getattr(value, name, None)
-            is_mode = name in MODES and isinstance(old, bool) and not frozen
-            new = (MODES[name] == train) if is_mode else told(old)
-            if name not in {"parent", "name"} and new is not old:
-                changes[name] = new
-        return value.clone(**changes) if changes else value
 
-    result: nn.Module = told(model)
-    return result
+def remade(value: Any, train: bool | None = None, known: Any = None) -> Any:
+    """A field's value with tuples for lists and frozen mappings for mappings, in modules as well.
+
+    Args:
+      value: the value, or a module.
+      train: the mode that modules are told; None tells none.
+      known: modules remade so far, by identity: one that is in two places shares its parameters.
+    """
+    known = {} if known is None else known
+    again = partial(remade, train=train, known=known)
+    if isinstance(value, list | tuple):
+        parts = map(again, value)
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    if isinstance(value, dict | FrozenDict):
+        return FrozenDict({key: again(held) for key, held in value.items()})
+    if not isinstance(value, nn.Module):
+        return value
+    if id(value) not in known:
+        untold = train is None or (train and type(value).__module__.startswith("flax."))
+        fields = {}
+        for name, field in value.__dataclass_fields__.items():
+            if field.init and name not in {"parent", "name"}:
+                old = getattr(value, name)
+                is_mode = name in MODES and isinstance(old, bool) and not untold
+                fields[name] = (MODES[name] == train) if is_mode else again(old)
+        known[id(value)] = value.clone(**fields)
+    return known[id(value)]

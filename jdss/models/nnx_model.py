@@ -2,15 +2,12 @@
 
 Flax's own bridge wraps a class, and leaves what is inside to itself. Here the module is put
 together for each call from its structure and the variables, so that it can be told whether it
-trains, be given a key, have its `nnx.Linear`s watched, and its `nnx.BatchNorm`s take their
-statistics over all devices.
+trains, be given a key, and have its layers intercepted.
 """
 
 import inspect
-import types
 from collections.abc import Callable, Mapping
 from dataclasses import field
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -20,18 +17,8 @@ from flax import linen as nn
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
-from jdss.models.batch_norm import Held, nnx_over_devices
+from jdss.models.interception import Held, Hook, intercept_nnx
 from jdss.models.modes import MODES, call_arguments
-
-HANDED_OUT = "jdss_dense_layers"
-"""The collection of variables by which calls of dense layers are handed out."""
-
-Watch = Callable[[str, nnx.Linear, jax.Array, jax.Array], str]
-"""Is told of every call of an `nnx.Linear`: path, layer, inputs and result; gives it a name."""
-
-
-class HandedOut(nnx.Variable[Any]):
-    """What a watched layer took and gave, carried out of `nnx.remat` and its like."""
 
 
 class _Leaf(NamedTuple):
@@ -48,9 +35,8 @@ class NnxModel(nn.Module):
       graphdef: the module's structure.
       leaves: its variables, in the structure's order.
       class_name: of the module.
-      make: a function of `nnx.Rngs` to the module, by which it is initialised; None where it came
-        as an instance.
-      start: the variables that an instance came with; {} where it is made.
+      make: a function of `rngs` to the module; None where it came as an instance.
+      start: the variables that an instance came with, held; or None, held.
     """
 
     graphdef: Any
@@ -63,23 +49,9 @@ class NnxModel(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        *inputs: Any,
-        train: bool = False,
-        watch: Watch | None = None,
-        batch: tuple[str, jax.Array] | None = None,
-        **named: Any,
+        self, *inputs: Any, train: bool = False, hook: Hook | None = None, **named: Any
     ) -> Any:
-        """Calls the NNX module.
-
-        Args:
-          *inputs: as the module takes them, like `named`.
-          train: whether it trains; the module is told by its attributes and its arguments.
-          watch: is told of every call of an `nnx.Linear`.
-          batch: the name of the devices' axis, and which examples count, bool[b], where BatchNorm
-            takes its statistics over all devices.
-          **named: inputs by keyword.
-        """
+        """Calls the NNX module: with its inputs, its mode, and what its layers' calls go through."""
         if self.is_initializing():
             module = self._made()
             self._keep(module, lambda collection: True)
@@ -88,24 +60,10 @@ class NnxModel(nn.Module):
             module = self.merged(self.variables, key)
         for path, part in nnx.iter_modules(module):
             _set_mode(part, train)
-            told: Any = part  # its class is another one from here on
-            if watch is not None and isinstance(part, nnx.Linear):
-                told.__class__ = _watched(type(part))
-                told.jdss_watch = Held((watch, "/".join(map(str, path))))
-            if batch is not None and isinstance(part, nnx.BatchNorm):
-                told.__class__ = nnx_over_devices(type(part))
-                told.jdss_batch = Held(batch)
+            if hook is not None:
+                intercept_nnx(part, "/".join(map(str, path)), hook)
         positional, keywords = call_arguments(module, named or inputs, train=train)
         output = module(*positional, **keywords)
-        if watch is not None:
-            for path, variable in nnx.to_flat_state(nnx.pop(module, HandedOut)):
-                self.sow(
-                    HANDED_OUT,
-                    str(path[-1]),
-                    variable.get_value(),
-                    reduce_fn=lambda _, new: new,
-                    init_fn=lambda: None,
-                )
         self._keep(module, lambda name: name != "params" and self.is_mutable_collection(name))
         return output
 
@@ -132,14 +90,14 @@ class NnxModel(nn.Module):
 
     def _keep(self, module: nnx.Module, keeps: Callable[[str], bool]) -> None:
         """Writes the module's variables, of the collections that are kept."""
-        for collection, values in variables_of(module, self.leaves).items():
+        for collection, values in _variables_of(module, self.leaves).items():
             if keeps(collection):
                 for name, value in values.items():
                     self.put_variable(collection, name, value)
 
 
-def variables_of(module: nnx.Module, leaves: tuple[_Leaf, ...]) -> dict[str, dict[str, Any]]:
-    """A module's variables, as nested dictionaries by their collections; those of `leaves`."""
+def _variables_of(module: nnx.Module, leaves: tuple[_Leaf, ...]) -> dict[str, dict[str, Any]]:
+    """A module's variables as nested dictionaries, by collection."""
     flat = dict(nnx.to_flat_state(nnx.state(module)))
     found = {
         (leaf.collection, *map(str, leaf.path)): flat[leaf.path].get_value()
@@ -150,11 +108,7 @@ def variables_of(module: nnx.Module, leaves: tuple[_Leaf, ...]) -> dict[str, dic
 
 
 def as_linen(model: Any) -> NnxModel:
-    """An NNX module, or what makes one, as a linen module.
-
-    Args:
-      model: an `nnx.Module`, whose variables are where training begins, whatever the key; or a
-        function of `rngs`, such as a class, which makes another for each key.
+    """An `nnx.Module`, or a function of `rngs` to one, as a linen module (see `check_model`).
 
     Raises:
       TypeError: where the function makes something else, or what the module holds beside its
@@ -187,7 +141,7 @@ def as_linen(model: Any) -> NnxModel:
         _Leaf(path, None if isinstance(variable, nnx.RngState) else _collection(type(variable)))
         for path, variable in nnx.to_flat_state(state)
     )
-    start = jax.tree.map(np.asarray, variables_of(module, leaves)) if given else None
+    start = jax.tree.map(np.asarray, _variables_of(module, leaves)) if given else None
     name = type(module).__name__
     return NnxModel(graphdef, leaves, name, None if given else model, Held(start))
 
@@ -196,26 +150,19 @@ def makes_nnx(model: Any) -> bool:
     """Whether a model is a function of `rngs`, such as an NNX class that needs nothing else."""
     if isinstance(model, nn.Module) or not callable(model) or isinstance(model, nnx.Module):
         return False
+    is_class = isinstance(model, type)
     try:
-        function: Any = model.__init__ if isinstance(model, type) else model  # type: ignore[misc]
-        parameters = dict(inspect.signature(function).parameters)
+        signature = inspect.signature(model.__init__ if is_class else model)  # type: ignore[misc]
+        signature.bind(*["self"] * is_class, rngs=None)
     except (TypeError, ValueError):
         return False
-    needed = {
-        name
-        for name, parameter in parameters.items()
-        if parameter.default is parameter.empty
-        and parameter.kind not in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}
-    }
-    return "rngs" in parameters and needed <= {"self", "rngs"}
+    return "rngs" in signature.parameters
 
 
 def to_nnx(model: NnxModel, variables: Mapping[str, Any]) -> nnx.Module:
     """The NNX module that a linen one stands for, in evaluation mode, with these variables.
 
-    Args:
-      model: as results have it, `result.state.model`.
-      variables: `result.state.variables`.
+    A result of `fit` has them as `result.state.model` and `result.state.variables`.
 
     Example:
       >>> model = as_linen(lambda rngs: nnx.Linear(4, 3, rngs=rngs))
@@ -240,21 +187,3 @@ def _set_mode(part: nnx.Module, train: bool) -> None:
     for name, in_training in MODES.items():
         if isinstance(vars(part).get(name, 0), bool | None):
             setattr(part, name, in_training == train)
-
-
-@lru_cache
-def _watched(kind: type[nnx.Linear]) -> type[nnx.Linear]:
-    """The layer's class, telling of its calls."""
-
-    def call(self: Any, inputs: Any, *arguments: Any, **keywords: Any) -> Any:
-        result = kind.__call__(self, inputs, *arguments, **keywords)
-        watch, path = self.jdss_watch.value
-        name = watch(path, self, inputs, result)
-        if name:
-            setattr(self, name, HandedOut({"inputs": inputs, "result": result}))
-        return result
-
-    made: type[nnx.Linear] = types.new_class(
-        kind.__name__, (kind,), exec_body=lambda body: body.update(__call__=call)
-    )
-    return made

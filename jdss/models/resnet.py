@@ -29,21 +29,17 @@ class ResNet(nn.Module):
     """A residual network: stages of blocks, each stage of half the resolution and twice the width.
 
     Images ``[b, h, w, channels]`` become logits float32 ``[b, num_classes]``, the unchanged output
-    of the last dense layer. The parameters are float32 whatever `dtype` is.
-
-    BatchNorm normalises by the statistics of the batch in training, and by running averages of
-    them otherwise. On several devices `jdss.train_on_subset` takes the statistics over the whole
-    batch, so that the number of devices changes no result.
+    of the last dense layer.
 
     Attributes:
-        num_classes: The number of logits, ``c``.
+        num_classes: The number of logits.
         width: Features of the first stage.
         repetitions: How many blocks each stage has. A search may vary it, as the paper does; each
             value is another program, and compiles.
         bottleneck: Whether a block is 1 × 1, 3 × 3, 1 × 1 with four times the features at its
             end, or 3 × 3, 3 × 3.
-        dtype: What the network computes in: `jnp.float32`, or `jnp.bfloat16`. Statistics of
-            BatchNorm, the last mean and the logits are float32 in either case.
+        dtype: What the network computes in: `jnp.float32`, or `jnp.bfloat16`. Parameters,
+            statistics of BatchNorm, the last mean and the logits are float32 in either case.
 
     Raises:
         ValueError, TypeError: At the first call, for repetitions or a width that are not positive
@@ -69,12 +65,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Computes the logits float32 ``[b, num_classes]``.
-
-        Args:
-            images: Floats, ``[b, h, w, channels]``.
-            train: Whether BatchNorm takes the batch's own statistics, and updates its averages.
-        """
+        """The logits; in training, BatchNorm takes the batch's statistics, and keeps averages."""
         width = _checks.check_positive_int("width", self.width)
         norm = partial(_BatchNorm, use_running_average=not train, dtype=self.dtype)
         block = _Bottleneck if self.bottleneck else _Basic
@@ -133,13 +124,8 @@ class _Basic(nn.Module):
         return nn.relu(_shortcut(x, y, self.stride, self.norm) + y)
 
 
-class _Bottleneck(nn.Module):
+class _Bottleneck(_Basic):
     """1 × 1, 3 × 3, 1 × 1 with four times the features."""
-
-    features: int
-    stride: int
-    dtype: Any
-    norm: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
