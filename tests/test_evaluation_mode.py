@@ -1,5 +1,7 @@
 """Evaluation is deterministic, in whichever way a module says its mode, or is refused."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -50,6 +52,19 @@ class Around(nn.Module):
     @nn.compact
     def __call__(self, x):
         return nn.Dense(C)(self.body(x))
+
+
+class Pair(NamedTuple):
+    first: nn.Module
+    last: nn.Module
+
+
+class OfPair(nn.Module):
+    parts: Pair
+
+    @nn.compact
+    def __call__(self, x):
+        return self.parts.last(self.parts.first(x))
 
 
 class BatchStatistics(nn.Module):
@@ -108,6 +123,7 @@ TAKEN = {
     "a field train": TrainField(),
     "a field deterministic": DeterministicField(),
     "a module in a field": Around(DeterministicField(deterministic=False)),
+    "modules in a named tuple": OfPair(Pair(TrainField(), nn.Dense(C))),
     "modules in a list": nn.Sequential([TrainField(), nn.Dense(C)]),
     "a layer that is told to train": nn.Sequential(
         [
@@ -175,3 +191,20 @@ class OwnNoise(nn.Module):
 def test_what_trains_while_it_is_evaluated_is_refused_with_the_remedy(model, match):
     with pytest.raises(ValueError, match=f"model must .*{match}"):
         fit(model, (X, LABELS), **OPTIONS)
+
+
+def test_a_module_that_stands_twice_stays_one_when_its_mode_is_set():
+    layer = DeterministicField()
+    model = check_model(nn.Sequential([nn.Dense(5), layer, nn.Dense(5), layer]))
+    assert len(init_model(model, jax.random.key(0), X)["params"]) == 3
+
+
+def test_models_without_fields_are_told_apart_when_evaluation_is_looked_at():
+    class Deterministic(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(C)(nn.Dense(8)(x))
+
+    fit(Deterministic(), (X, LABELS), **OPTIONS)
+    with pytest.raises(ValueError, match="BatchStatistics gives it others"):
+        fit(BatchStatistics(), (X, LABELS), **OPTIONS)

@@ -2,24 +2,33 @@
 
 `tensorflow_datasets.data_source` reads prepared data without TensorFlow. Preparing a data set for
 the first time does import TensorFlow: that is the extra `jdss-jax[prepare]`.
+
+What was decoded is kept as memory-mapped arrays in `$XDG_CACHE_HOME/jdss/data`
+(`~/.cache/jdss/data`), a directory for each data set and place that it was prepared in, and may be
+removed at any time.
 """
 
+import hashlib
+import json
 import os
-from dataclasses import dataclass
+import shutil
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jdss import _checks
-from jdss.data.cache import manifest_of, read_cached, write_cached
-from jdss.data.sequences import read_sequence
+from jdss.data.rows import read_sequence
+from jdss.data.splits import random_split, stratified_split
 
 DATASETS = ("cifar10", "cifar100", "digits", "mnist")
 """The data sets that `load_dataset` knows."""
 
-
 _PARTS = ("images", "labels", "test_images", "test_labels")
+_CACHE_FORMAT = 1  # another number where what is kept changes
 
 
 class DatasetNotPreparedError(RuntimeError):
@@ -55,30 +64,30 @@ class Dataset:
 
     def head(self, size: int | None, *, seed: int = 0) -> "Dataset":
         """The same data set with `size` training examples, stratified; None keeps all."""
-        import jax
-
-        from jdss.data.splits import random_split, stratified_split
-
         if size is None or size >= len(self.labels):
             return self
         _checks.check_positive_int("size", size)
-        share = size / len(self.labels)
+        _, kept = self._split(size / len(self.labels), seed)
+        return replace(self, images=_rows_of(self.images, kept), labels=self.labels[kept])
+
+    def _holding_out(self) -> "Dataset":
+        """A fifth of the training examples as the test set."""
+        parts = self._split(0.2, 0)
+        (images, labels), test = ((_rows_of(self.images, at), self.labels[at]) for at in parts)
+        return Dataset(self.name, images, labels, *test, self.num_classes)
+
+    def _split(self, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         if self.num_classes is None:
-            _, kept = random_split(len(self.labels), share, seed=seed)
-        else:
-            _, kept = stratified_split(self.labels, share, seed=seed)
-        return Dataset(
-            self.name,
-            jax.tree.map(lambda leaf: leaf[kept], self.images),
-            self.labels[kept],
-            self.test_images,
-            self.test_labels,
-            self.num_classes,
-        )
+            return random_split(len(self.labels), fraction, seed=seed)
+        return stratified_split(self.labels, fraction, seed=seed)
+
+
+def _rows_of(images: Any, indices: np.ndarray) -> Any:
+    return jax.tree.map(lambda leaf: leaf[indices], images)
 
 
 def load_dataset(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """Loads a data set by name.
+    """Loads a data set by name: decoded once, and then read as memory-mapped arrays.
 
     Args:
       name: "digits", "mnist", "cifar10" or "cifar100", or any other that `tensorflow_datasets` has
@@ -87,16 +96,13 @@ def load_dataset(name: str, *, data_dir: str | os.PathLike[str] | None = None) -
         convolutions fit. The split "train" is trained on, "test" is the test set; "validation"
         stands in for a missing "test". Where there is neither, as for the digits, a fifth is held
         out (stratified, always the same).
-      data_dir: where `tensorflow_datasets` keeps its prepared data. None means what it means
-        there: the environment variable TFDS_DATA_DIR, or ~/tensorflow_datasets.
+      data_dir: where `tensorflow_datasets` keeps its prepared data; None means TFDS_DATA_DIR, or
+        ~/tensorflow_datasets, as there.
 
     Raises:
       ValueError: for an unknown name; for a data set without a split "train".
       DatasetNotPreparedError: where the data is not there; the message says what to run.
       ModuleNotFoundError: for the digits, where scikit-learn is not installed.
-
-    A data set of `tensorflow_datasets` is decoded once, and then read as memory-mapped arrays (see
-    `jdss.data.cache`).
 
     Example:
       >>> len(load_dataset("digits").test_labels)
@@ -107,29 +113,24 @@ def load_dataset(name: str, *, data_dir: str | os.PathLike[str] | None = None) -
     if name == "digits":
         return _load_digits()
     source = Path(_data_dir(data_dir)).expanduser() / name
-    found = read_cached(source)
-    if found is not None:
-        arrays, about = found
-        return Dataset(name, **arrays, num_classes=about["num_classes"])
-    manifest = manifest_of(source)
-    loaded = _load_tfds(name, data_dir)
-    arrays = {part: getattr(loaded, part) for part in _PARTS}
-    if all(isinstance(array, np.ndarray) for array in arrays.values()):
-        write_cached(source, arrays, manifest, num_classes=loaded.num_classes)
-    return loaded
+    manifest = _manifest_of(source)  # from before it is decoded
+    found = _read_cached(name, source, manifest)
+    if found is None:
+        found = _load_tfds(name, data_dir)
+        if all(isinstance(getattr(found, part), np.ndarray) for part in _PARTS):
+            _write_cached(found, source, manifest)
+    return found
 
 
 def _load_digits() -> Dataset:
-    import jax
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     small = np.asarray(digits.images, np.float32) / 16  # 17 levels of grey
-    shape = (len(small), 16, 16)
-    resized = np.asarray(jax.image.resize(small, shape, "linear"))
+    resized = np.asarray(jax.image.resize(small, (len(small), 16, 16), "linear"))
     images = np.round(255 * np.clip(resized, 0, 1)).astype(np.uint8)[..., None]
     labels = digits.target.astype(np.int32)
-    return _hold_out(Dataset("digits", images, labels, images[:0], labels[:0], 10))
+    return Dataset("digits", images, labels, images[:0], labels[:0], 10)._holding_out()
 
 
 def _load_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
@@ -151,9 +152,7 @@ def _load_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
             held = ", ".join(map(repr, builder.info.splits)) or "none"
             raise ValueError(f"{name} must have a split 'train' to train on, it has {held}")
         inputs, target = _keys(builder.info.supervised_keys)
-        splits = [
-            split for split in ("train", "test", "validation") if split in builder.info.splits
-        ]
+        splits = [name for name in ("train", "test", "validation") if name in builder.info.splits]
         (images, labels), *tests = [
             read_sequence(builder.as_data_source(split=split), inputs=inputs, labels=target)
             for split in splits[:2]
@@ -163,10 +162,11 @@ def _load_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
     num_classes = getattr(builder.info.features[target], "num_classes", None)
     if num_classes is not None:
         labels = labels.astype(np.int32)
+    found = Dataset(name, images, labels, images[:0], labels[:0], num_classes)
     if not tests:
-        return _hold_out(Dataset(name, images, labels, images[:0], labels[:0], num_classes))
-    ((test_images, test_labels),) = tests
-    return Dataset(name, images, labels, test_images, test_labels.astype(labels.dtype), num_classes)
+        return found._holding_out()
+    test_images, test_labels = tests[0]
+    return replace(found, test_images=test_images, test_labels=test_labels.astype(labels.dtype))
 
 
 def _keys(supervised: Any) -> tuple[str, str]:
@@ -193,15 +193,52 @@ def _data_dir(data_dir: str | os.PathLike[str] | None) -> str | Path:
     return directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
 
 
-def _hold_out(whole: Dataset) -> Dataset:
-    """A fifth of the training examples as the test set."""
-    from jdss.data.splits import random_split, stratified_split
+def _manifest_of(source: Path) -> dict[str, Any]:
+    """What tells whether the prepared files are those that were decoded: sizes and times of all."""
+    files = {
+        str(path.relative_to(source)): [path.stat().st_size, path.stat().st_mtime_ns]
+        for path in sorted(source.rglob("*"))
+        if path.is_file()
+    }
+    return {"format": _CACHE_FORMAT, "source": str(source.resolve()), "files": files}
 
-    if whole.num_classes is None:
-        train, test = random_split(len(whole.labels), 0.2)
-    else:
-        train, test = stratified_split(whole.labels, 0.2)
-    images, labels = whole.images, whole.labels
-    return Dataset(
-        whole.name, images[train], labels[train], images[test], labels[test], whole.num_classes
-    )
+
+def _read_cached(name: str, source: Path, manifest: dict[str, Any]) -> Dataset | None:
+    """What was decoded of these files, memory-mapped; None where there is nothing whole."""
+    directory = _cache_of(source)
+    try:
+        about = json.loads((directory / "about.json").read_text(encoding="utf-8"))
+        if about["manifest"] != manifest:
+            return None
+        arrays = (np.load(directory / f"{part}.npy", mmap_mode="r") for part in _PARTS)
+        return Dataset(name, *arrays, about["num_classes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write_cached(dataset: Dataset, source: Path, manifest: dict[str, Any]) -> None:
+    directory = _cache_of(source)
+    unfinished = directory.with_name(f"{directory.name}.{os.getpid()}.part")
+    try:
+        unfinished.mkdir(parents=True)
+        for part in _PARTS:
+            np.save(unfinished / f"{part}.npy", getattr(dataset, part), allow_pickle=False)
+        about = {"manifest": manifest, "num_classes": dataset.num_classes}
+        (unfinished / "about.json").write_text(json.dumps(about), encoding="utf-8")
+        shutil.rmtree(directory, ignore_errors=True)  # whoever reads it keeps what it has mapped
+        unfinished.rename(directory)
+    except OSError as error:
+        warnings.warn(
+            f"the decoded data set is not kept in {directory} ({error}): it is decoded again next "
+            "time",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _cache_of(source: Path) -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    digest = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:12]
+    return Path(home).expanduser() / "jdss" / "data" / f"{source.name}-{digest}"

@@ -5,24 +5,15 @@ computed there is computed as it is of examples on the device, and comes out the
 """
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 
 from jdss import _checks, parallel
-from jdss.data.examples import (
-    Examples,
-    Normalization,
-    as_stored,
-    check_augmentation,
-    check_inputs,
-    measure_normalization,
-    stored_type,
-)
-from jdss.data.sequences import SequenceRows, parts
+from jdss.data.examples import Examples, Normalization, check_augmentation, measure_normalization
+from jdss.data.rows import Rows, bytes_each, first_of
 
 PLACES = ("device", "host")
 """Where examples may be kept."""
@@ -34,22 +25,9 @@ SUBSET_SHARE = 0.25
 """The share of a device's memory up to which a subset of such examples is put there."""
 
 
-class Rows(Protocol):
-    """Inputs that can be taken by their indices, and how many there are."""
-
-    def __len__(self) -> int: ...
-
-    def take(self, indices: Any) -> Any:
-        """The inputs [m, …] of some examples, in host memory."""
-        ...
-
-
 @dataclass(frozen=True)
 class Placed:
-    """Data, and what is done with it.
-
-    Made by `jdss.keep_on`.
-    """
+    """Data, and what is done with it: made by `jdss.keep_on`."""
 
     data: Any
     place: str | None = None
@@ -77,52 +55,6 @@ def keep_on(data: Any, place: str | None = None, *, as_is: bool = False) -> Plac
     return Placed(data, place, as_is)
 
 
-def first_of(rows: Rows) -> Any:
-    """The inputs [1, …] of one example, of which shapes and types are those of all."""
-    return rows.take(np.zeros(1, np.int32))
-
-
-@dataclass(frozen=True)
-class ArrayRows:
-    """Inputs in arrays, which may be memory-mapped files."""
-
-    inputs: Any
-
-    def __len__(self) -> int:
-        return len(jax.tree.leaves(self.inputs)[0])
-
-    def take(self, indices: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf[indices], self.inputs)
-
-
-@dataclass(frozen=True)
-class JoinedRows:
-    """The inputs of one after those of another."""
-
-    first: Rows
-    second: Rows
-
-    def __len__(self) -> int:
-        return len(self.first) + len(self.second)
-
-    def take(self, indices: Any) -> Any:
-        indices = np.asarray(indices)
-        of_first = indices < len(self.first)
-        if of_first.all():
-            return self.first.take(indices)
-        others = self.second.take(indices[~of_first] - len(self.first))
-        if not of_first.any():
-            return others
-
-        def merge(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-            one, other = as_stored(one), as_stored(other)  # of one type, as `check_like` saw to
-            merged = np.empty((len(indices), *one.shape[1:]), one.dtype)
-            merged[of_first], merged[~of_first] = one, other
-            return merged
-
-        return jax.tree.map(merge, self.first.take(indices[of_first]), others)
-
-
 @dataclass(frozen=True)
 class HostExamples:
     """Inputs and labels off the device, in place of `Examples`.
@@ -147,13 +79,13 @@ class HostExamples:
         """The shapes and types [n, …] that the inputs have when they are taken."""
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((len(self), *leaf.shape[1:]), leaf.dtype),
-            jax.tree.map(as_stored, first_of(self.rows)),
+            first_of(self.rows),
         )
 
     def take(self, indices: Any) -> tuple[Any, np.ndarray]:
         """Inputs and labels of some examples, in host memory."""
         indices = np.asarray(indices)
-        return jax.tree.map(as_stored, self.rows.take(indices)), self.labels[indices]
+        return self.rows.take(indices), self.labels[indices]
 
     def on_device(self, indices: Any) -> Examples:
         """Some of the examples, replicated over the devices."""
@@ -168,59 +100,12 @@ class HostExamples:
         return bytes_each(self.rows)
 
 
-def bytes_each(rows: Rows) -> int:
-    """The bytes that one example's inputs take on the device."""
-    leaves = jax.tree.leaves(first_of(rows))
-    return sum(leaf.size * stored_type(leaf.dtype).itemsize for leaf in leaves)
-
-
-def check_rows(rows: Rows, labels: Any = None) -> Any:
-    """Looks at all inputs once, and returns their labels, which are not looked at.
-
-    Args:
-      rows: the inputs.
-      labels: theirs; None for a sequence, which has its own.
-
-    Raises:
-      ValueError, TypeError: as `jdss.make_examples`.
-    """
-    if isinstance(rows, SequenceRows):
-        found = []
-        for _, (inputs, some) in parts(rows):
-            check_inputs(inputs)
-            found.append(some)
-        labels = np.concatenate(found)
-    else:
-        assert isinstance(rows, ArrayRows)
-        check_inputs(rows.inputs)
-    return labels
-
-
-def make_host_examples(
-    rows: Rows, labels: np.ndarray, *, augmentation: str = "none", statistics_of: Any = None
+def leave_on_host(
+    rows: Rows, labels: np.ndarray, augmentation: str, statistics_of: Any
 ) -> HostExamples:
-    """`HostExamples` of rows and labels that are checked already.
-
-    Args:
-      rows: the inputs.
-      labels: of `check_rows`.
-      augmentation: "none" or "crop_flip".
-      statistics_of: int[m], the images whose mean and deviation normalise all; None means all.
-    """
-    first = first_of(rows)
-    check_augmentation(augmentation, first)
-    chosen = np.arange(len(rows)) if statistics_of is None else np.asarray(statistics_of)
-    if not any(leaf.dtype == np.uint8 for leaf in jax.tree.leaves(first)):
-        chosen = chosen[:1]  # there is nothing to measure
-    normalization = measure_normalization(rows_in_parts(rows, chosen))
-    return HostExamples(rows, labels, normalization, augmentation)
-
-
-def rows_in_parts(rows: Rows, indices: np.ndarray) -> Iterator[Any]:
-    """The inputs of some examples, in parts of some 64 MiB."""
-    size = max((1 << 26) // max(bytes_each(rows), 1), 1)
-    for start in range(0, len(indices), size):
-        yield rows.take(indices[start : start + size])
+    """`HostExamples` of what is checked already."""
+    check_augmentation(augmentation, rows)
+    return HostExamples(rows, labels, measure_normalization(rows, statistics_of), augmentation)
 
 
 def device_memory() -> int:
@@ -234,13 +119,7 @@ def device_memory() -> int:
 
 
 def choose_place(place: str | None, rows: Rows, num_more: int = 0) -> str:
-    """Where examples are kept: as asked for, or by how much of a device's memory they would take.
-
-    Args:
-      place: "device", "host" or None.
-      rows: the inputs.
-      num_more: how many others, of the same size, are put beside them.
-    """
+    """Where examples, and so many more, are kept: as asked for, or by the memory that they take."""
     if not len(rows):
         raise ValueError("data must have at least one example")
     if place is not None:

@@ -12,14 +12,9 @@ def encode_labels(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Booleans and strings as indices into the classes that they name.
 
-    Args:
-      labels: [n], of any type.
-      known: the classes of other labels, which these must be among.
-      name: of the argument.
-
     Returns:
-      int32[n] and the classes, sorted (False before True); any other labels as they came, and
-      None.
+      int32[n] and the classes, sorted (False before True), or `known` if given; any other labels as
+      they came, and None.
 
     Raises:
       ValueError: for a label that is none of the known ones.

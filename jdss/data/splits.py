@@ -33,50 +33,42 @@ def stratified_split(
       (6, 2)
     """
     labels = np.asarray(labels)
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction must be in (0, 1), got {fraction}")
+    _check_fraction(fraction)
     if labels.ndim != 1 or len(labels) < 2:
         raise ValueError(
             f"labels must have shape (n,) with at least two examples to split, got {labels.shape}"
         )
     num_classes = max(int(labels.max()), 0) + 1 if labels.dtype.kind in "iu" else 1
     _checks.check_labels(labels, num_examples=len(labels), num_classes=num_classes)
-    size = min(max(round(fraction * len(labels)), 1), len(labels) - 1)
-    shares = _shares(np.bincount(labels, minlength=num_classes), size)
-    generator = np.random.default_rng(seed)
-    second = np.concatenate(
-        [
-            generator.permutation(np.flatnonzero(labels == label))[:share]
-            for label, share in enumerate(shares)
-        ]
-    )
-    first = np.setdiff1d(np.arange(len(labels)), second)
-    return first.astype(np.int32), np.sort(second).astype(np.int32)
+    return _split(labels, fraction, seed)
 
 
 def random_split(
     num_examples: int, fraction: float = 0.1, *, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Splits examples in two at random, for labels that are no classes.
-
-    Args:
-      num_examples: n, at least 2.
-      fraction: the share of the second part, in (0, 1): round(fraction · n) examples, at least 1.
-      seed: the same seed gives the same split.
-
-    Returns:
-      The sorted indices int32 of the first part and of the second.
-
-    Raises:
-      ValueError: for a fraction outside (0, 1), or fewer than two examples.
-    """
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction must be in (0, 1), got {fraction}")
+    """`stratified_split` of so many examples as one class, for labels that are no classes."""
+    _check_fraction(fraction)
     if num_examples < 2:
         raise ValueError(f"there must be at least two examples to split, got {num_examples}")
-    size = min(max(round(fraction * num_examples), 1), num_examples - 1)
-    order = np.random.default_rng(seed).permutation(num_examples).astype(np.int32)
-    return np.sort(order[size:]), np.sort(order[:size])
+    return _split(np.zeros(num_examples, np.int32), fraction, seed)
+
+
+def _check_fraction(fraction: float) -> None:
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must be in (0, 1), got {fraction}")
+
+
+def _split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    size = min(max(round(fraction * len(labels)), 1), len(labels) - 1)
+    generator = np.random.default_rng(seed)
+    second = np.concatenate(
+        [
+            generator.permutation(np.flatnonzero(labels == label))[:share]
+            for label, share in enumerate(_shares(np.bincount(labels), size))
+        ]
+    )
+    first = np.setdiff1d(np.arange(len(labels)), second)
+    return first.astype(np.int32), np.sort(second).astype(np.int32)
 
 
 def _shares(class_sizes: np.ndarray, size: int) -> np.ndarray:

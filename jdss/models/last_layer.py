@@ -170,7 +170,7 @@ def _origin(program: Jaxpr, variable: Any) -> tuple[list[JaxprEqn], Any]:
 
 
 def _held(call: JaxprEqn) -> ClosedJaxpr:
-    held = call.params.get("jaxpr", call.params.get("call_jaxpr"))
+    held: Any = call.params.get("jaxpr", call.params.get("call_jaxpr"))
     return held if isinstance(held, ClosedJaxpr) else ClosedJaxpr(held, ())
 
 

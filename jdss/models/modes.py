@@ -154,7 +154,7 @@ def remade(value: Any, train: bool | None = None, known: Any = None) -> Any:
         return value
     if id(value) not in known:
         untold = train is None or (train and type(value).__module__.startswith("flax."))
-        fields = {}
+        fields: dict[str, Any] = {}
         for name, field in value.__dataclass_fields__.items():
             if field.init and name not in {"parent", "name"}:
                 old = getattr(value, name)

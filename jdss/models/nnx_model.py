@@ -51,7 +51,7 @@ class NnxModel(nn.Module):
     def __call__(
         self, *inputs: Any, train: bool = False, hook: Hook | None = None, **named: Any
     ) -> Any:
-        """Calls the NNX module: with its inputs, its mode, and what its layers' calls go through."""
+        """Calls the NNX module, told its mode, with `hook` around its layers' calls."""
         if self.is_initializing():
             module = self._made()
             self._keep(module, lambda collection: True)
@@ -152,7 +152,7 @@ def makes_nnx(model: Any) -> bool:
         return False
     is_class = isinstance(model, type)
     try:
-        signature = inspect.signature(model.__init__ if is_class else model)  # type: ignore[misc]
+        signature = inspect.signature(model.__init__ if is_class else model)
         signature.bind(*["self"] * is_class, rngs=None)
     except (TypeError, ValueError):
         return False

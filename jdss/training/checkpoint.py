@@ -16,7 +16,8 @@ import numpy as np
 from flax import linen as nn
 
 from jdss import _checks
-from jdss.data.examples import Normalization, as_arrays, as_stored, check_inputs, kind_of
+from jdss.data.examples import Normalization
+from jdss.data.inputs import as_arrays, as_stored, check_inputs, kind_of
 from jdss.models.calling import apply_model, check_model, init_model, input_shapes
 from jdss.training.state import TrainState
 

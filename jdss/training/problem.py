@@ -2,7 +2,6 @@
 
 import hashlib
 import numbers
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,31 +10,20 @@ import numpy as np
 
 from jdss import _checks, parallel
 from jdss.data.datasets import Dataset
-from jdss.data.examples import (
-    Examples,
-    as_arrays,
-    as_stored,
-    check_inputs,
-    check_scale,
-    in_parts,
-    kind_of,
-    make_examples,
-    measure_normalization,
-)
-from jdss.data.host import (
-    ArrayRows,
-    HostExamples,
-    JoinedRows,
-    Placed,
-    Rows,
-    check_rows,
-    choose_place,
-    first_of,
-    make_host_examples,
-    rows_in_parts,
-)
+from jdss.data.examples import Examples, measure_normalization, put_on_device
+from jdss.data.host import HostExamples, Placed, choose_place, leave_on_host
+from jdss.data.inputs import as_arrays, check_inputs, check_scale, kind_of
 from jdss.data.labels import check_targets, encode_labels
-from jdss.data.sequences import Indexed, SequenceRows, is_sequence, read_sequence
+from jdss.data.rows import (
+    ArrayRows,
+    Indexed,
+    JoinedRows,
+    Rows,
+    SequenceRows,
+    first_of,
+    in_parts,
+    is_sequence,
+)
 from jdss.data.splits import random_split, stratified_split
 from jdss.training.forward import CHUNK_SIZE
 
@@ -60,6 +48,7 @@ class Problem:
       validation: int32[m], the examples that score a trial; m may be 0.
       num_classes: the number c of classes; None where the labels are numbers.
       classes: what the classes are called, [c], where the labels were strings or booleans.
+      as_is: whether floats in 0..255 are meant so.
     """
 
     examples: Examples | HostExamples
@@ -67,6 +56,7 @@ class Problem:
     validation: np.ndarray
     num_classes: int | None
     classes: np.ndarray | None = None
+    as_is: bool = False
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray:
         """int32[m], or float32[m, …], the labels of some examples, in host memory."""
@@ -78,35 +68,30 @@ class Problem:
         smallest = len(self.validation) or len(self.train)
         return min(max(1 << (smallest - 1).bit_length(), 64), CHUNK_SIZE)
 
+    @property
+    def rows(self) -> Rows:
+        """All inputs, in host memory."""
+        if isinstance(self.examples, HostExamples):
+            return self.examples.rows
+        return ArrayRows(as_arrays(self.examples.inputs))
+
     def fingerprint(self) -> str:
         """A digest of the examples and their split, to tell whether two problems are the same."""
-        leaves = len(jax.tree.leaves(self.examples.inputs))
-        digests = [hashlib.sha256() for _ in range(leaves)]
-        for part in self._parts():
-            for digest, leaf in zip(digests, jax.tree.leaves(part), strict=True):
+        whole, *others = (hashlib.sha256() for _ in jax.tree.leaves(self.examples.inputs))
+        for part in in_parts(self.rows):
+            for digest, leaf in zip((whole, *others), jax.tree.leaves(part), strict=True):
                 digest.update(np.ascontiguousarray(leaf).tobytes())
-        whole, *others = digests
         for digest in others:
             whole.update(digest.digest())
         for array in (self.examples.labels, self.train, self.validation):
             whole.update(np.ascontiguousarray(array).tobytes())
         return whole.hexdigest()[:16]
 
-    def _parts(self) -> Iterator[Any]:
-        """All inputs as they are stored, some at a time."""
-        if isinstance(self.examples, HostExamples):
-            everything = np.arange(len(self.examples))
-            for part in rows_in_parts(self.examples.rows, everything):
-                yield jax.tree.map(as_stored, part)
-        else:
-            yield from in_parts(as_arrays(self.examples.inputs))
-
     def on_everything(self) -> "Problem":
         """The same problem for retraining: training and validation examples together."""
-        examples = replace(self.examples, normalization=measure_normalization(self._parts()))
-        train = np.arange(len(examples), dtype=np.int32)
-        nothing = np.zeros(0, np.int32)
-        return Problem(examples, train, nothing, self.num_classes, self.classes)
+        examples = replace(self.examples, normalization=measure_normalization(self.rows))
+        everyone = np.arange(len(examples), dtype=np.int32)
+        return replace(self, examples=examples, train=everyone, validation=everyone[:0])
 
 
 def make_problem(
@@ -121,7 +106,7 @@ def make_problem(
 
     Args:
       data: a `Dataset`, of which the training part is used, or (inputs, labels), or a sequence of
-        examples (see `jdss.data.sequences`); or `jdss.keep_on` of such.
+        examples (see `jdss.data.rows`); or `jdss.keep_on` of such.
       validation: (inputs, labels) or a sequence; or the fraction of `data` to hold out, stratified
         by class where there are classes; or None for no validation set.
       augmentation: see `Examples`.
@@ -133,48 +118,54 @@ def make_problem(
         validation inputs of another shape or dtype.
     """
     placed = data if isinstance(data, Placed) else Placed(data)
-    data = placed.data
-    given = (data.images, data.labels) if isinstance(data, Dataset) else data
-    found, known_labels = _rows("data", given)
+    dataset = placed.data if isinstance(placed.data, Dataset) else None
+    given = (dataset.images, dataset.labels) if dataset else placed.data
+    rows, labels = _rows("data", given)
     has_others = validation is not None and not isinstance(validation, numbers.Real)
-    num_more = len(_rows("validation", validation)[0]) if has_others else 0
-    place = choose_place(placed.place, found, num_more)
-    rows: Rows
-    rows, labels, names = _checked(found, known_labels, classes, place, as_is=placed.as_is)
-    size = len(rows)
-    if isinstance(validation, numbers.Real):
-        share = float(validation)
-        if not 0 < share < 1:
-            raise ValueError(f"validation must be a fraction in (0, 1), got {validation}")
-        if labels.dtype.kind == "i":
-            train, held_out = stratified_split(labels, share, seed=seed)
-        else:
-            train, held_out = random_split(size, share, seed=seed)
-    else:
-        train, held_out = np.arange(size, dtype=np.int32), np.zeros(0, np.int32)
+    place = choose_place(
+        placed.place, rows, len(_rows("validation", validation)[0]) if has_others else 0
+    )
+    rows, labels, names = _checked("", rows, labels, classes, place, as_is=placed.as_is)
+    train, held_out = np.arange(len(rows), dtype=np.int32), np.zeros(0, np.int32)
     if has_others:
-        first = first_of(rows)
         more, more_labels = check_like(
-            "validation", validation, first, labels, place=place, classes=names
+            "validation",
+            validation,
+            first_of(rows),
+            labels,
+            place=place,
+            classes=names,
+            as_is=placed.as_is,
         )
+        held_out = np.arange(len(rows), len(rows) + len(more), dtype=np.int32)
         labels = np.concatenate([labels, more_labels])
-        held_out = np.arange(size, len(labels), dtype=np.int32)
-        rows = JoinedRows(rows, more) if place == "host" else _joined(rows, more)
-    is_classes = labels.dtype.kind == "i"
-    options: dict[str, Any] = {"augmentation": augmentation, "statistics_of": train}
-    examples: Examples | HostExamples
-    if isinstance(rows, ArrayRows) and place == "device":
-        examples = make_examples(rows.inputs, labels, classes=is_classes, **options)
-        examples = parallel.replicate(examples)
-    else:
-        examples = make_host_examples(rows, labels, **options)
-    num_classes = int(labels.max()) + 1 if is_classes else None
+        if place == "device":
+            both = (part.take(slice(None)) for part in (rows, more))
+            rows = ArrayRows(jax.tree.map(lambda *leaves: np.concatenate(leaves), *both))
+        else:
+            rows = JoinedRows(rows, more)
+    elif validation is not None:
+        train, held_out = _split(labels, float(validation), seed)
+    num_classes = int(labels.max()) + 1 if labels.dtype.kind == "i" else None
     if names is not None:
         num_classes = len(names)
-    elif is_classes and isinstance(data, Dataset) and data.num_classes is not None:
-        num_classes = data.num_classes
+    elif num_classes is not None and dataset is not None and dataset.num_classes is not None:
+        num_classes = dataset.num_classes
         _checks.check_labels(labels, num_examples=len(labels), num_classes=num_classes)
-    return Problem(examples, train, held_out, num_classes, names)
+    examples: Examples | HostExamples
+    if isinstance(rows, ArrayRows) and place == "device":
+        examples = parallel.replicate(put_on_device(rows, labels, augmentation, train))
+    else:
+        examples = leave_on_host(rows, labels, augmentation, train)
+    return Problem(examples, train, held_out, num_classes, names, placed.as_is)
+
+
+def _split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    if not 0 < fraction < 1:
+        raise ValueError(f"validation must be a fraction in (0, 1), got {fraction}")
+    if labels.dtype.kind == "i":
+        return stratified_split(labels, fraction, seed=seed)
+    return random_split(len(labels), fraction, seed=seed)
 
 
 def check_like(
@@ -185,26 +176,29 @@ def check_like(
     *,
     place: str,
     classes: np.ndarray | None = None,
-) -> tuple[ArrayRows | SequenceRows, np.ndarray]:
+    as_is: bool = False,
+) -> tuple[Rows, np.ndarray]:
     """Checks that other examples are of the kind of inputs and labels, and returns them.
 
     Args:
       name: of the argument.
-      given: (inputs, labels), or a sequence of examples.
+      given: (inputs, labels), or a sequence of examples; or `jdss.keep_on` of such.
       inputs: [m, …], arrays or shapes to be like.
       labels: [m, …], the same.
       place: "device" reads a sequence, "host" leaves it as it is.
       classes: what the labels are called, `Problem.classes`; None where they are indices.
+      as_is: whether floats in 0..255 are meant so.
     """
-    given = given.data if isinstance(given, Placed) else given
     rows, own_labels = _rows(name, given)
     if not len(rows):
         raise ValueError(f"{name} must have at least one example")
     wanted, got = kind_of(inputs), kind_of(first_of(rows))
     if wanted != got:
         raise ValueError(f"{name} inputs must be like those of data, {wanted} each, got {got}")
-    are_classes = labels.dtype.kind == "i"
-    rows, own_labels, names = _checked(rows, own_labels, are_classes, place, f"{name} ", classes)
+    as_is = as_is or (isinstance(given, Placed) and given.as_is)
+    rows, own_labels, names = _checked(
+        f"{name} ", rows, own_labels, labels.dtype.kind == "i", place, as_is=as_is, known=classes
+    )
     if classes is None and names is not None:  # they would be counted in an order of their own
         raise ValueError(
             f"{name} labels must be like those of data, class indices, got the names "
@@ -218,11 +212,9 @@ def check_like(
     return rows, own_labels
 
 
-def _rows(name: str, value: Any) -> tuple[ArrayRows | SequenceRows, Any]:
+def _rows(name: str, value: Any) -> tuple[Rows, Any]:
     """Inputs as rows, and labels where they are known already."""
     value = value.data if isinstance(value, Placed) else value
-    if isinstance(value, SequenceRows):
-        return value, None
     if is_sequence(value):
         return SequenceRows(value), None
     if not _is_pair(value):
@@ -251,24 +243,24 @@ def _is_pair(value: Any) -> bool:
 
 
 def _checked(
-    rows: ArrayRows | SequenceRows,
+    name: str,
+    rows: Rows,
     labels: Any,
     classes: bool | None,
     place: str,
-    name: str = "",
+    *,
+    as_is: bool,
     known: np.ndarray | None = None,
-    as_is: bool = True,
-) -> tuple[ArrayRows | SequenceRows, np.ndarray, np.ndarray | None]:
+) -> tuple[Rows, np.ndarray, np.ndarray | None]:
     """Rows, read where they go to the device; checked labels, and what classes are called."""
-    if place == "device" and isinstance(rows, SequenceRows):
-        inputs, labels = read_sequence(rows.source, inputs=rows.inputs, labels=rows.labels)
-        rows = ArrayRows(inputs)
-    if labels is not None:
-        _checks.check_same_length(**{f"{name}inputs": range(len(rows)), f"{name}labels": labels})
-    if place == "host":
-        labels = check_rows(rows, labels)  # on the device they are checked where they are put
+    if isinstance(rows, SequenceRows):
+        inputs, labels = rows.read_all(keep=place == "device")
+        rows = rows if inputs is None else ArrayRows(inputs)
+    elif isinstance(rows, ArrayRows):
+        _checks.check_same_length(**{f"{name}inputs": rows, f"{name}labels": labels})
+        check_inputs(rows.inputs)
     if isinstance(rows, ArrayRows) and not as_is:
-        check_scale(rows.inputs)
+        check_scale(rows.inputs, name)
     if classes is False:
         return rows, check_targets(labels, len(rows), False), None
     encoded, names = encode_labels(labels, known, f"{name}labels")
@@ -277,17 +269,3 @@ def _checked(
     if known is not None and names is None:
         raise ValueError(f"{name}labels must be like those of data, named classes, got numbers")
     return rows, check_targets(encoded, len(rows), classes), names
-
-
-def _joined(first: Any, second: Any) -> ArrayRows:
-    both = first.inputs, second.inputs
-    if _types(both[0]) != _types(both[1]):
-        # NumPy's common type may be another kind: of int64 and uint64 it is float64.
-        for inputs in both:
-            check_inputs(inputs)
-        both = jax.tree.map(as_stored, both)
-    return ArrayRows(jax.tree.map(lambda *leaves: np.concatenate(leaves), *both))
-
-
-def _types(inputs: Any) -> list[np.dtype]:
-    return [leaf.dtype for leaf in jax.tree.leaves(inputs)]

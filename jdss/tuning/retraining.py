@@ -12,8 +12,9 @@ import numpy as np
 
 from jdss import _checks
 from jdss.config import Search
-from jdss.data.examples import Examples, Normalization, make_examples
-from jdss.data.host import ArrayRows, HostExamples
+from jdss.data.examples import Examples, Normalization, put_on_device
+from jdss.data.host import HostExamples
+from jdss.data.rows import ArrayRows
 from jdss.ledger import Ledger
 from jdss.progress import progress_bar
 from jdss.training.checkpoint import TrainedModel, TrainedResult, load, save_model
@@ -220,15 +221,18 @@ def retrain(
 def check_test(test: Any, problem: Problem) -> Examples | HostExamples:
     """The test set, checked before the search, and looked at after it."""
     examples = problem.examples
-    place = "host" if isinstance(examples, HostExamples) else "device"
     rows, labels = check_like(
-        "test", test, examples.inputs, examples.labels, place=place, classes=problem.classes
+        "test",
+        test,
+        examples.inputs,
+        examples.labels,
+        place="host" if isinstance(examples, HostExamples) else "device",
+        classes=problem.classes,
+        as_is=problem.as_is,
     )
     if problem.num_classes is not None:
         _checks.check_labels(labels, num_examples=len(labels), num_classes=problem.num_classes)
     # Their own statistics are never used: `retrain` puts in those of all that was trained on.
-    if isinstance(examples, HostExamples):
-        return HostExamples(rows, labels, examples.normalization)
-    assert isinstance(rows, ArrayRows)
-    classes = problem.num_classes is not None
-    return make_examples(rows.inputs, labels, classes=classes, statistics_of=np.zeros(1, int))
+    if isinstance(rows, ArrayRows) and isinstance(examples, Examples):
+        return put_on_device(rows, labels, "none", np.zeros(1, int))
+    return HostExamples(rows, labels, examples.normalization)

@@ -1,0 +1,149 @@
+"""Inputs as arrays: what people bring, checked once, and the types that it is stored in.
+
+An example may have several inputs: then a tuple or a mapping of arrays stands in place of one, and
+everything here holds for each of them.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PART_BYTES = 1 << 26
+"""About so many bytes of inputs are looked at together: they may be in files."""
+
+
+def as_arrays(inputs: Any) -> Any:
+    """An array, or a tuple or a mapping of arrays; a list is an array, a table its columns."""
+    if isinstance(inputs, Mapping):
+        return {str(name): as_arrays(value) for name, value in inputs.items()}
+    if isinstance(inputs, tuple):
+        return tuple(map(as_arrays, inputs))
+    if hasattr(inputs, "columns") and hasattr(inputs, "dtypes"):
+        columns = [_column(name, inputs[name]) for name in inputs.columns]
+        return np.stack(columns, axis=1) if columns else np.zeros((len(inputs), 0), np.float32)
+    array = np.asarray(inputs)
+    # NumPy knows bfloat16 and its kin by name only.
+    is_half = array.dtype.kind == "V" and jnp.issubdtype(array.dtype, jnp.floating)
+    return array.astype(np.float32) if is_half else array
+
+
+def _column(name: Any, column: Any) -> np.ndarray:
+    """A column of pandas (or polars), float32[n]."""
+    try:
+        values = np.asarray(column.to_numpy())
+        if values.dtype.kind in "biufO" and str(column.dtype) != "object" and values.ndim == 1:
+            return values.astype(np.float32)
+    except (TypeError, ValueError, AttributeError):
+        pass
+    raise TypeError(
+        f"inputs must have columns of numbers, but column {name!r} is of dtype "
+        f"{getattr(column, 'dtype', None)}: leave it out, or encode it (pandas.get_dummies, "
+        "pandas.factorize)"
+    )
+
+
+def check_inputs(inputs: Any) -> int:
+    """Checks arrays of inputs, and returns the length n of their leading axis.
+
+    Raises:
+      ValueError, TypeError: see `jdss.make_examples`.
+    """
+    leaves = {
+        "inputs" + jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(inputs)
+    }
+    if not leaves:
+        raise ValueError("inputs must have at least one array, got none")
+    for name, leaf in leaves.items():
+        # One number an example is enough where there are other inputs.
+        if leaf.ndim < (2 if len(leaves) == 1 else 1) or not len(leaf):
+            raise ValueError(f"{name} must have shape [n, …] with n at least 1, got {leaf.shape}")
+        _check_layout(name, leaf)
+        _check_values(name, leaf)
+    if len(set(map(len, leaves.values()))) > 1:
+        got = ", ".join(f"{name} has {len(leaf)}" for name, leaf in leaves.items())
+        raise ValueError(f"inputs must have one common length; {got}")
+    return len(next(iter(leaves.values())))
+
+
+def _check_layout(name: str, leaf: np.ndarray) -> None:
+    if leaf.dtype == np.uint8 and leaf.ndim == 3:  # a convolution would take n for a height
+        raise ValueError(
+            f"{name} of uint8 must be images [n, h, w, channels] or [n, d], got {leaf.shape}; "
+            "for grey images give images[..., None], for other numbers another type"
+        )
+    if leaf.ndim == 4 and leaf.shape[1] in {1, 3} and min(leaf.shape[2:]) > 4:
+        sentence = (
+            f"{name} must be images [n, h, w, channels], but {leaf.shape} looks like "
+            f"[n, channels, h, w]: give {name}.transpose(0, 2, 3, 1)"
+        )
+        if leaf.dtype == np.uint8:  # would be normalised pixel row by pixel row
+            raise ValueError(sentence)
+        warnings.warn(sentence, UserWarning, stacklevel=3)
+
+
+def _check_values(name: str, leaf: np.ndarray) -> None:
+    if leaf.dtype.kind not in "fiub":
+        raise TypeError(
+            f"{name} must be uint8 images, floats, integers or bool, got dtype {leaf.dtype}"
+        )
+    if leaf.dtype.kind == "f":
+        if not all(np.isfinite(as_stored(part)).all() for part in _in_parts(leaf)):
+            raise ValueError(f"{name} must be finite in float32, but some are NaN or infinite")
+        return
+    large = leaf.dtype.itemsize >= 4 and leaf.size
+    if large and any(part.min() < -(2**31) or part.max() >= 2**31 for part in _in_parts(leaf)):
+        raise ValueError(f"{name} must be integers that fit into int32")
+
+
+def check_scale(inputs: Any, name: str = "") -> None:
+    """Refuses floats that are surely images on the scale 0..255: nothing normalises them.
+
+    They are surely images where there are three or four axes, of which two are of at least 8
+    pixels, of one, three or four channels if any, and all values are in 0..255, some beyond 20.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(inputs):
+        if leaf.dtype.kind != "f" or leaf.ndim not in {3, 4} or min(leaf.shape[1:3]) < 8:
+            continue
+        if leaf.ndim == 4 and leaf.shape[3] not in {1, 3, 4}:
+            continue
+        lows, highs = zip(*((part.min(), part.max()) for part in _in_parts(leaf)), strict=True)
+        if min(lows) >= 0 and 20 < max(highs) <= 255:
+            raise ValueError(
+                f"{name}inputs{jax.tree_util.keystr(path)} must be on a scale that a model learns "
+                "from, but are floats in 0..255, as of images that were not normalised: give them "
+                "as uint8, which is normalised for you, or divide by 255 (or standardise) them; "
+                "jdss.keep_on(data, as_is=True) says that they are meant so"
+            )
+
+
+def _in_parts(leaf: np.ndarray) -> Iterator[np.ndarray]:
+    rows = max(PART_BYTES * len(leaf) // max(leaf.nbytes, 1), 1)
+    return (leaf[start : start + rows] for start in range(0, len(leaf), rows))
+
+
+def as_stored(inputs: np.ndarray) -> np.ndarray:
+    """Inputs of one of the types that examples have."""
+    with np.errstate(over="ignore"):
+        return inputs.astype(stored_type(inputs.dtype), copy=False)
+
+
+def stored_type(dtype: np.dtype) -> np.dtype:
+    """The type that inputs are stored in: uint8, float32, int32 or bool."""
+    if dtype.kind == "f":
+        return np.dtype(np.float32)
+    return dtype if dtype in (np.uint8, np.bool_) else np.dtype(np.int32)
+
+
+def kind_of(inputs: Any) -> str:
+    """What one example's inputs are, in words: type and shape of each."""
+    kinds = [
+        f"{jax.tree_util.keystr(path)}{': ' if path else ''}"
+        f"{stored_type(leaf.dtype)}{list(leaf.shape[1:])}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(inputs)
+    ]
+    return ", ".join(kinds)

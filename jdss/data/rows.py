@@ -1,0 +1,252 @@
+"""Inputs that are taken by their indices: of arrays, of files, of sequences.
+
+A sequence is data that is indexed example by example: `len(data)`, and `data[i]` an input and a
+label. That is what PyTorch's and Hugging Face's data sets, Grain's sources and `MapDataset`s, and
+`tensorflow_datasets`' data sources are. An example is a pair (input, label), or a mapping such as
+{"image": …, "label": …}. Inputs may be whatever NumPy takes: arrays, tensors, images, numbers.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from jdss import _checks
+from jdss.data.inputs import PART_BYTES, as_arrays, as_stored, check_inputs, stored_type
+
+LABELS = ("label", "labels", "target", "targets", "y")
+"""The names under which a label is looked for in an example that is a mapping."""
+
+INPUTS = ("image", "img", "inputs", "input", "features", "x")
+"""The names under which an input is looked for; where there is none, the others are inputs."""
+
+_AT_ONCE = 1000  # examples of a sequence that are asked for together
+
+
+class Rows(Protocol):
+    """Inputs that can be taken by their indices, and how many there are."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: Any) -> Any:
+        """The inputs [m, …] of some examples, in host memory, of the types that are stored."""
+        ...
+
+
+def first_of(rows: Rows) -> Any:
+    """The inputs [1, …] of one example, of which shapes and types are those of all."""
+    return rows.take(np.zeros(1, np.int32))
+
+
+def bytes_each(rows: Rows) -> int:
+    """The bytes that one example's inputs take on the device."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(first_of(rows)))
+
+
+def in_parts(rows: Rows, indices: Any = None) -> Iterator[Any]:
+    """The inputs of some examples, or of all, in parts of some 64 MiB."""
+    indices = np.arange(len(rows)) if indices is None else np.asarray(indices)
+    size = max(PART_BYTES // max(bytes_each(rows), 1), 1)
+    return (rows.take(indices[start : start + size]) for start in range(0, len(indices), size))
+
+
+@dataclass(frozen=True)
+class ArrayRows:
+    """Inputs in arrays, which may be memory-mapped files."""
+
+    inputs: Any
+
+    def __len__(self) -> int:
+        return len(jax.tree.leaves(self.inputs)[0])
+
+    def take(self, indices: Any) -> Any:
+        return jax.tree.map(lambda leaf: as_stored(leaf[indices]), self.inputs)
+
+
+@dataclass(frozen=True)
+class JoinedRows:
+    """The inputs of one after those of another, of the same shapes and types."""
+
+    first: Rows
+    second: Rows
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def take(self, indices: Any) -> Any:
+        indices = np.asarray(indices)
+        of_first = indices < len(self.first)
+        if of_first.all():
+            return self.first.take(indices)
+        others = self.second.take(indices[~of_first] - len(self.first))
+        if not of_first.any():
+            return others
+
+        def merge(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+            merged = np.empty((len(indices), *one.shape[1:]), one.dtype)
+            merged[of_first], merged[~of_first] = one, other
+            return merged
+
+        return jax.tree.map(merge, self.first.take(indices[of_first]), others)
+
+
+class Indexed(Protocol):
+    """Examples that are asked for one by one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def is_sequence(data: Any) -> bool:
+    """Whether data is indexed example by example, and is neither arrays nor a pair of them."""
+    if isinstance(data, (tuple, str, bytes, Mapping, np.ndarray, jax.Array)):
+        return False
+    if (isinstance(data, list) and len(data) == 2) or hasattr(data, "dtypes"):
+        return False  # a pair (inputs, labels), a table
+    return hasattr(data, "__len__") and hasattr(data, "__getitem__")
+
+
+@dataclass
+class SequenceRows:
+    """The examples of a sequence, read when they are asked for (see `read_sequence`)."""
+
+    source: Any
+    inputs: str | tuple[str, ...] | None = None
+    labels: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def take(self, indices: Any) -> Any:
+        return self.read(indices)[0]
+
+    @cached_property
+    def first(self) -> tuple[Any, np.ndarray]:
+        """The first example, which all others are like."""
+        return self._split(self.source[0], 0)
+
+    def read(self, indices: Any) -> tuple[Any, np.ndarray]:
+        """Inputs [m, …], as they are stored, and labels [m, …] of some examples.
+
+        Raises:
+          ValueError, TypeError: where an example is none, or not like the first, by its index.
+        """
+        indices = [int(index) for index in indices]
+        if hasattr(self.source, "__getitems__"):
+            found = self.source.__getitems__(indices)
+        else:
+            found = [self.source[index] for index in indices]
+        examples = [self._split(*pair) for pair in zip(found, indices, strict=True)]
+        wanted = _kinds(self.first)
+        for index, example in zip(indices, examples, strict=True):
+            if (got := _kinds(example)) != wanted:
+                words = [
+                    ", ".join(f"{kind}{list(shape)}" for shape, kind in k[1]) for k in (wanted, got)
+                ]
+                raise ValueError(
+                    "data must have examples of one shape and type; example 0 has "
+                    f"{words[0]}, example {index} has {words[1]}"
+                )
+        inputs, labels = jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
+        check_inputs(inputs)
+        return jax.tree.map(as_stored, inputs), labels
+
+    def read_all(self, *, keep: bool) -> tuple[Any, np.ndarray]:
+        """All inputs, or None where they are looked at and not kept, and all labels."""
+        size = _checks.check_positive_int("the number of examples in data", len(self))
+        whole: Any = None
+        all_labels = []
+        for start in range(0, size, _AT_ONCE):
+            inputs, labels = self.read(range(start, min(start + _AT_ONCE, size)))
+            all_labels.append(labels)
+            if keep and whole is None:
+                whole = jax.tree.map(
+                    lambda leaf: np.empty((size, *leaf.shape[1:]), leaf.dtype), inputs
+                )
+            if keep:
+                for into, new in zip(jax.tree.leaves(whole), jax.tree.leaves(inputs), strict=True):
+                    into[start : start + len(new)] = new
+        return whole, np.concatenate(all_labels)
+
+    def _split(self, example: Any, index: int) -> tuple[Any, np.ndarray]:
+        """An example's inputs and label, as arrays."""
+        if isinstance(example, Mapping):
+            example = self._of_mapping(example)
+        elif not isinstance(example, (tuple, list)) or len(example) != 2:
+            raise TypeError(
+                "data must hold examples (input, label) or mappings such as {'image': …, "
+                f"'label': …}}, but example {index} is a {type(example).__name__}"
+            )
+        label = _as_tree(example[1])
+        return _as_tree(example[0]), label.astype(object) if label.dtype.kind in "US" else label
+
+    def _of_mapping(self, example: Mapping[str, Any]) -> tuple[Any, Any]:
+        label = self.labels or next((name for name in LABELS if name in example), None)
+        chosen: Any = self.inputs or next((name for name in INPUTS if name in example), None)
+        if chosen is None:
+            rest = tuple(name for name in example if name != label)
+            chosen = rest[0] if len(rest) == 1 else rest
+        several = (chosen,) if isinstance(chosen, str) else chosen
+        if label not in example or not several or any(name not in example for name in several):
+            raise ValueError(
+                f"data has examples with {', '.join(map(repr, example))}, in which no input and "
+                "label were found: name them by jdss.read_sequence(data, inputs=…, labels=…)"
+            )
+        assert label is not None
+        inputs = {name: example[name] for name in several}
+        return inputs[chosen] if isinstance(chosen, str) else inputs, example[label]
+
+
+def read_sequence(
+    source: Any, *, inputs: str | tuple[str, ...] | None = None, labels: str | None = None
+) -> tuple[Any, np.ndarray]:
+    """All examples of a sequence as arrays, in host memory.
+
+    Args:
+      source: anything with `len(source)` and `source[i]`, whose examples are (input, label), where
+        an input may be a tuple or a mapping of several, or mappings.
+      inputs: the name of the input in an example that is a mapping, or a tuple of several names;
+        None looks for "image" and its like, or takes all but the label.
+      labels: the name of the label; None looks for "label" and its like.
+
+    Returns:
+      Inputs uint8, float32, int32 or bool [n, …], an array or a mapping or tuple of several, and
+      labels [n, …].
+
+    Raises:
+      ValueError, TypeError: where there are no examples, or they are not alike, by their index;
+        for inputs that `jdss.make_examples` refuses.
+
+    Example:
+      >>> class Squares:
+      ...     def __len__(self):
+      ...         return 3
+      ...     def __getitem__(self, index):
+      ...         return {"image": np.full((2, 2), index**2), "label": index}
+      >>> images, labels = read_sequence(Squares())
+      >>> images.shape, labels
+      ((3, 2, 2), array([0, 1, 2]))
+    """
+    return SequenceRows(source, inputs, labels).read_all(keep=True)
+
+
+def _as_tree(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _as_tree(held) for name, held in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(_as_tree, value))
+    array = as_arrays(value)
+    # An image of one channel has an axis for it, as all others have.
+    return array[..., None] if array.ndim == 2 and hasattr(value, "getbands") else array
+
+
+def _kinds(example: tuple[Any, np.ndarray]) -> tuple[Any, list[tuple[Any, Any]]]:
+    """What must be the same of all examples: shapes, and the types that inputs are stored in."""
+    inputs, label = example
+    leaves, structure = jax.tree.flatten(inputs)
+    kinds = [(leaf.shape, stored_type(leaf.dtype)) for leaf in leaves]
+    return structure, [*kinds, (label.shape, "label")]
