@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import jdss
-from jdss.data import host
+from jdss.data import rows
 from jdss.data.datasets import is_prepared
-from jdss.data.host import HostExamples, choose_place
-from jdss.data.rows import ArrayRows, JoinedRows, SequenceRows
+from jdss.data.examples import HostExamples
+from jdss.data.rows import ArrayRows, JoinedRows, SequenceRows, choose_place
 from jdss.training import streaming
 from jdss.training.problem import make_problem
 from jdss.tuning.retraining import check_test
@@ -490,15 +490,15 @@ def test_where_data_is_kept_follows_its_size(monkeypatch):
     arrays, sequence = ArrayRows(IMAGES), SequenceRows(Records(lambda i: (IMAGES[i], LABELS[i])))
     assert choose_place(None, arrays) == choose_place(None, sequence) == "device"
     for memory, place in ((2 * IMAGES.nbytes, "device"), (2 * IMAGES.nbytes - 2, "host")):
-        monkeypatch.setattr(host, "device_memory", lambda memory=memory: memory)
+        monkeypatch.setattr(rows, "device_memory", lambda memory=memory: memory)
         assert choose_place(None, arrays) == choose_place(None, sequence) == place
         kept = make_problem((IMAGES, LABELS)).examples
         assert isinstance(kept, HostExamples) == (place == "host")
     assert choose_place("device", arrays) == "device"
-    monkeypatch.setattr(host, "device_memory", lambda: 2 * IMAGES.nbytes)
+    monkeypatch.setattr(rows, "device_memory", lambda: 2 * IMAGES.nbytes)
     others = make_problem((IMAGES, LABELS), validation=(IMAGES[:1], LABELS[:1])).examples
     assert isinstance(others, HostExamples)  # one example too many
-    monkeypatch.setattr(host, "device_memory", lambda: 8 * IMAGES.nbytes)
+    monkeypatch.setattr(rows, "device_memory", lambda: 8 * IMAGES.nbytes)
     assert choose_place(None, arrays) == "device"
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     monkeypatch.setattr(jax, "local_device_count", lambda: 5)
@@ -510,10 +510,10 @@ def test_where_data_is_kept_follows_its_size(monkeypatch):
 
 
 def test_doubles_and_several_inputs_are_taken_from_the_host_as_they_are_stored():
-    rows = JoinedRows(
+    joined = JoinedRows(
         ArrayRows({"a": IMAGES, "b": np.arange(N) / 2}), ArrayRows({"a": IMAGES, "b": np.zeros(N)})
     )
-    examples = HostExamples(rows, np.zeros(2 * N, np.int32), None)
+    examples = HostExamples(joined, np.zeros(2 * N, np.int32), None)
     inputs, labels = examples.take([1, N + 3, 5])
     np.testing.assert_array_equal(inputs["a"], IMAGES[[1, 3, 5]])
     np.testing.assert_array_equal(inputs["b"], [0.5, 0.0, 2.5])

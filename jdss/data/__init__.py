@@ -2,9 +2,8 @@
 
 from jdss.data.datasets import DATASETS, Dataset, DatasetNotPreparedError, load_dataset
 from jdss.data.examples import Examples, Normalization, make_examples, training_batch
-from jdss.data.host import keep_on
-from jdss.data.rows import read_sequence
-from jdss.data.splits import stratified_split
+from jdss.data.labels import stratified_split
+from jdss.data.rows import keep_on, read_sequence
 
 __all__ = [
     "DATASETS",

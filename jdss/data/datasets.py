@@ -21,8 +21,8 @@ import jax
 import numpy as np
 
 from jdss import _checks
+from jdss.data.labels import random_split, stratified_split
 from jdss.data.rows import read_sequence
-from jdss.data.splits import random_split, stratified_split
 
 DATASETS = ("cifar10", "cifar100", "digits", "mnist")
 """The data sets that `load_dataset` knows."""
@@ -210,8 +210,8 @@ def _read_cached(name: str, source: Path, manifest: dict[str, Any]) -> Dataset |
         about = json.loads((directory / "about.json").read_text(encoding="utf-8"))
         if about["manifest"] != manifest:
             return None
-        arrays = (np.load(directory / f"{part}.npy", mmap_mode="r") for part in _PARTS)
-        return Dataset(name, *arrays, about["num_classes"])
+        arrays = {part: np.load(directory / f"{part}.npy", mmap_mode="r") for part in _PARTS}
+        return Dataset(name, **arrays, num_classes=about["num_classes"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -1,9 +1,9 @@
-"""Examples on the device: stored as they come, normalised and augmented when a batch is taken.
+"""Examples: stored as they come, normalised and augmented when a batch is taken.
 
 Images stay uint8 in device memory, a quarter of their size as floats; a batch is gathered,
-augmented and normalised inside the compiled step.
-
-Where an example has several inputs, in a tuple or a mapping, all of this holds for each of them.
+augmented and normalised inside the compiled step. Where there are more than a device holds, they
+stay in host memory, in a file or behind a sequence, and only what a step, a chunk of a forward
+pass or a subset needs is put on the device; what is computed there comes out the same.
 """
 
 from dataclasses import dataclass, field
@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdss import _checks
+from jdss import _checks, parallel
 from jdss.data.inputs import as_arrays, check_inputs
 from jdss.data.labels import check_targets
-from jdss.data.rows import ArrayRows, Rows, first_of, in_parts
+from jdss.data.rows import ArrayRows, Rows, bytes_each, first_of, in_parts
 
 AUGMENTATIONS = ("none", "crop_flip")
 _CROP_PADDING = 4  # pixels on each side, as is usual for 32 × 32 images
@@ -89,6 +89,51 @@ class Examples:
         return self.labels.shape[0]
 
 
+@dataclass(frozen=True)
+class HostExamples:
+    """Inputs and labels off the device, in place of `Examples`.
+
+    Attributes:
+      rows: the inputs.
+      labels: int32[n] or float32[n, …], in host memory.
+      normalization: what is done to every input, on the device.
+      augmentation: as in `Examples`.
+    """
+
+    rows: Rows
+    labels: np.ndarray
+    normalization: Normalization
+    augmentation: str = "none"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def inputs(self) -> Any:
+        """The shapes and types [n, …] that the inputs have when they are taken."""
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((len(self), *leaf.shape[1:]), leaf.dtype),
+            first_of(self.rows),
+        )
+
+    def take(self, indices: Any) -> tuple[Any, np.ndarray]:
+        """Inputs and labels of some examples, in host memory."""
+        indices = np.asarray(indices)
+        return self.rows.take(indices), self.labels[indices]
+
+    def on_device(self, indices: Any) -> Examples:
+        """Some of the examples, replicated over the devices."""
+        inputs, labels = self.take(indices)
+        return parallel.replicate(
+            Examples(inputs, labels, self.normalization, self.augmentation)  # type: ignore[arg-type]
+        )
+
+    @property
+    def bytes_each(self) -> int:
+        """The bytes of one example's inputs on the device."""
+        return bytes_each(self.rows)
+
+
 def make_examples(
     inputs: Any,
     labels: Any,
@@ -120,20 +165,19 @@ def make_examples(
     """
     inputs = as_arrays(inputs)
     labels = check_targets(labels, check_inputs(inputs), classes)
-    return put_on_device(ArrayRows(inputs), labels, augmentation, statistics_of)
+    stored = store(ArrayRows(inputs), labels, "device", augmentation, statistics_of)
+    assert isinstance(stored, Examples)
+    return stored
 
 
-def put_on_device(
-    rows: ArrayRows, labels: np.ndarray, augmentation: str, statistics_of: Any
-) -> Examples:
-    """`Examples` of what is checked already."""
-    check_augmentation(augmentation, rows)
-    normalization = measure_normalization(rows, statistics_of)
-    stored = jax.tree.map(jnp.asarray, rows.take(slice(None)))
-    return Examples(stored, jnp.asarray(labels), normalization, augmentation)
-
-
-def check_augmentation(augmentation: str, rows: Rows) -> None:
+def store(
+    rows: Rows,
+    labels: np.ndarray,
+    place: str,
+    augmentation: str = "none",
+    statistics_of: Any = None,
+) -> Examples | HostExamples:
+    """What is checked already, on the "device" (rows of arrays) or on the "host"."""
     _checks.check_choice("augmentation", augmentation, AUGMENTATIONS)
     shapes = [(len(rows), *leaf.shape[1:]) for leaf in jax.tree.leaves(first_of(rows))]
     if augmentation != "none" and (len(shapes) != 1 or len(shapes[0]) != 4):
@@ -141,12 +185,17 @@ def check_augmentation(augmentation: str, rows: Rows) -> None:
             f"augmentation {augmentation!r} takes images [n, h, w, channels], got "
             f"{' and '.join(map(str, shapes))}"
         )
+    normalization = measure_normalization(rows, statistics_of)
+    if place == "host":
+        return HostExamples(rows, labels, normalization, augmentation)
+    inputs, labels_there = jax.tree.map(jnp.asarray, (rows.take(slice(None)), labels))
+    return Examples(inputs, labels_there, normalization, augmentation)
 
 
 def measure_normalization(rows: Rows, indices: Any = None) -> Normalization:
-    """Means and deviations of the uint8 inputs of some examples, channel by channel.
+    """Means and deviations of the uint8 inputs of some examples; others are left alone.
 
-    Others are left alone. A part at a time: the inputs may be in files that are larger than memory.
+    A part at a time: the inputs may be in files that are larger than memory.
     """
     first, structure = jax.tree.flatten(first_of(rows))
     counts = [np.zeros((0, 256), int)] * len(first)

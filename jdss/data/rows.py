@@ -1,4 +1,4 @@
-"""Inputs that are taken by their indices: of arrays, of files, of sequences.
+"""Inputs that are taken by their indices, of arrays, files and sequences, and where they are kept.
 
 A sequence is data that is indexed example by example: `len(data)`, and `data[i]` an input and a
 label. That is what PyTorch's and Hugging Face's data sets, Grain's sources and `MapDataset`s, and
@@ -6,6 +6,7 @@ label. That is what PyTorch's and Hugging Face's data sets, Grain's sources and 
 {"image": …, "label": …}. Inputs may be whatever NumPy takes: arrays, tensors, images, numbers.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,12 @@ import numpy as np
 
 from jdss import _checks
 from jdss.data.inputs import PART_BYTES, as_arrays, as_stored, check_inputs, stored_type
+
+DEVICE_SHARE = 0.5
+"""The share of a device's memory above which examples stay on the host if nothing else is said."""
+
+SUBSET_SHARE = 0.25
+"""The share of a device's memory up to which a subset of such examples is put there."""
 
 LABELS = ("label", "labels", "target", "targets", "y")
 """The names under which a label is looked for in an example that is a mapping."""
@@ -33,24 +40,6 @@ class Rows(Protocol):
 
     def take(self, indices: Any) -> Any:
         """The inputs [m, …] of some examples, in host memory, of the types that are stored."""
-        ...
-
-
-def first_of(rows: Rows) -> Any:
-    """The inputs [1, …] of one example, of which shapes and types are those of all."""
-    return rows.take(np.zeros(1, np.int32))
-
-
-def bytes_each(rows: Rows) -> int:
-    """The bytes that one example's inputs take on the device."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(first_of(rows)))
-
-
-def in_parts(rows: Rows, indices: Any = None) -> Iterator[Any]:
-    """The inputs of some examples, or of all, in parts of some 64 MiB."""
-    indices = np.arange(len(rows)) if indices is None else np.asarray(indices)
-    size = max(PART_BYTES // max(bytes_each(rows), 1), 1)
-    return (rows.take(indices[start : start + size]) for start in range(0, len(indices), size))
 
 
 @dataclass(frozen=True)
@@ -250,3 +239,72 @@ def _kinds(example: tuple[Any, np.ndarray]) -> tuple[Any, list[tuple[Any, Any]]]
     leaves, structure = jax.tree.flatten(inputs)
     kinds = [(leaf.shape, stored_type(leaf.dtype)) for leaf in leaves]
     return structure, [*kinds, (label.shape, "label")]
+
+
+def first_of(rows: Rows) -> Any:
+    """The inputs [1, …] of one example, of which shapes and types are those of all."""
+    return rows.take(np.zeros(1, np.int32))
+
+
+def bytes_each(rows: Rows) -> int:
+    """The bytes that one example's inputs take on the device."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(first_of(rows)))
+
+
+def in_parts(rows: Rows, indices: Any = None) -> Iterator[Any]:
+    """The inputs of some examples, or of all, in parts of some 64 MiB."""
+    indices = np.arange(len(rows)) if indices is None else np.asarray(indices)
+    size = max(PART_BYTES // max(bytes_each(rows), 1), 1)
+    return (rows.take(indices[start : start + size]) for start in range(0, len(indices), size))
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Data, and what is done with it: made by `jdss.keep_on`."""
+
+    data: Any
+    place: str | None = None
+    as_is: bool = False
+
+
+def keep_on(data: Any, place: str | None = None, *, as_is: bool = False) -> Placed:
+    """Data for `fit` and `tune` that is kept where one says, or taken as it is.
+
+    Args:
+      data: examples in any form that `fit` takes.
+      place: "device", or "host": there they stay, and are sent as they are needed; None means the
+        device where all examples take at most half of its memory.
+      as_is: whether floats in 0..255 are meant so, which are refused where they look like images.
+
+    Raises:
+      ValueError: for another place.
+
+    Example:
+      >>> keep_on((np.zeros((4, 2)), [0, 1, 0, 1]), "host").place
+      'host'
+    """
+    if place is not None:
+        _checks.check_choice("place", place, ("device", "host"))
+    return Placed(data, place, as_is)
+
+
+def device_memory() -> int:
+    """The bytes of a device's memory; on the CPU those of the machine (2⁶³ if it hides them)."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in statistics:
+        return int(statistics["bytes_limit"])
+    if not hasattr(os, "sysconf"):  # Windows
+        return 1 << 63
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def choose_place(place: str | None, rows: Rows, num_more: int = 0) -> str:
+    """Where examples, and so many more, are kept: as asked for, or by the memory that they take."""
+    if not len(rows):
+        raise ValueError("data must have at least one example")
+    if place is not None:
+        return place
+    # The devices of a CPU share one memory, and each holds all examples.
+    copies = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+    size = copies * (len(rows) + num_more) * bytes_each(rows)
+    return "host" if size > DEVICE_SHARE * device_memory() else "device"

@@ -10,7 +10,7 @@ import jax
 from jdss import _checks
 from jdss.config import Selection, Task
 from jdss.data.datasets import load_dataset
-from jdss.data.host import Placed
+from jdss.data.rows import Placed
 from jdss.ledger import Ledger
 from jdss.losses import make_loss
 from jdss.models.calling import check_model

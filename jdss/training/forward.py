@@ -17,8 +17,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from jdss import _checks, parallel
-from jdss.data.examples import Examples, Normalization
-from jdss.data.host import HostExamples
+from jdss.data.examples import Examples, HostExamples, Normalization
 from jdss.gradients import DenseGradients, FactoredGradients
 from jdss.losses import Loss
 from jdss.models.calling import apply_model, input_shapes

@@ -10,21 +10,21 @@ import numpy as np
 
 from jdss import _checks, parallel
 from jdss.data.datasets import Dataset
-from jdss.data.examples import Examples, measure_normalization, put_on_device
-from jdss.data.host import HostExamples, Placed, choose_place, leave_on_host
+from jdss.data.examples import Examples, HostExamples, measure_normalization, store
 from jdss.data.inputs import as_arrays, check_inputs, check_scale, kind_of
-from jdss.data.labels import check_targets, encode_labels
+from jdss.data.labels import check_targets, encode_labels, random_split, stratified_split
 from jdss.data.rows import (
     ArrayRows,
     Indexed,
     JoinedRows,
+    Placed,
     Rows,
     SequenceRows,
+    choose_place,
     first_of,
     in_parts,
     is_sequence,
 )
-from jdss.data.splits import random_split, stratified_split
 from jdss.training.forward import CHUNK_SIZE
 
 Examined = tuple[Any, Any] | Indexed
@@ -128,15 +128,8 @@ def make_problem(
     rows, labels, names = _checked("", rows, labels, classes, place, as_is=placed.as_is)
     train, held_out = np.arange(len(rows), dtype=np.int32), np.zeros(0, np.int32)
     if has_others:
-        more, more_labels = check_like(
-            "validation",
-            validation,
-            first_of(rows),
-            labels,
-            place=place,
-            classes=names,
-            as_is=placed.as_is,
-        )
+        like = first_of(rows), labels, names
+        more, more_labels = check_like("validation", validation, like, place, as_is=placed.as_is)
         held_out = np.arange(len(rows), len(rows) + len(more), dtype=np.int32)
         labels = np.concatenate([labels, more_labels])
         if place == "device":
@@ -152,11 +145,9 @@ def make_problem(
     elif num_classes is not None and dataset is not None and dataset.num_classes is not None:
         num_classes = dataset.num_classes
         _checks.check_labels(labels, num_examples=len(labels), num_classes=num_classes)
-    examples: Examples | HostExamples
-    if isinstance(rows, ArrayRows) and place == "device":
-        examples = parallel.replicate(put_on_device(rows, labels, augmentation, train))
-    else:
-        examples = leave_on_host(rows, labels, augmentation, train)
+    examples = store(rows, labels, place, augmentation, train)
+    if isinstance(examples, Examples):
+        examples = parallel.replicate(examples)
     return Problem(examples, train, held_out, num_classes, names, placed.as_is)
 
 
@@ -169,26 +160,18 @@ def _split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, 
 
 
 def check_like(
-    name: str,
-    given: Any,
-    inputs: Any,
-    labels: Any,
-    *,
-    place: str,
-    classes: np.ndarray | None = None,
-    as_is: bool = False,
+    name: str, given: Any, like: tuple[Any, Any, Any], place: str, *, as_is: bool
 ) -> tuple[Rows, np.ndarray]:
-    """Checks that other examples are of the kind of inputs and labels, and returns them.
+    """Checks that other examples are of the kind of those of data, and returns them.
 
     Args:
       name: of the argument.
       given: (inputs, labels), or a sequence of examples; or `jdss.keep_on` of such.
-      inputs: [m, …], arrays or shapes to be like.
-      labels: [m, …], the same.
+      like: inputs [m, …] and labels [m, …] of data, and what these are called, or None.
       place: "device" reads a sequence, "host" leaves it as it is.
-      classes: what the labels are called, `Problem.classes`; None where they are indices.
       as_is: whether floats in 0..255 are meant so.
     """
+    inputs, labels, classes = like
     rows, own_labels = _rows(name, given)
     if not len(rows):
         raise ValueError(f"{name} must have at least one example")

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdss import parallel
-from jdss.data.examples import Examples
-from jdss.data.host import SUBSET_SHARE, HostExamples, device_memory
+from jdss.data.examples import Examples, HostExamples
+from jdss.data.rows import SUBSET_SHARE, device_memory
 from jdss.subset import Subset
 from jdss.training.hyperparameters import Hyperparameters
 from jdss.training.problem import Problem

@@ -17,8 +17,7 @@ import numpy as np
 import optax
 
 from jdss import _checks, parallel
-from jdss.data.examples import Examples, training_batch
-from jdss.data.host import HostExamples
+from jdss.data.examples import Examples, HostExamples, training_batch
 from jdss.models.batch_norm import whole_batch_statistics
 from jdss.models.calling import apply_model
 from jdss.subset import Subset

@@ -12,9 +12,7 @@ import numpy as np
 
 from jdss import _checks
 from jdss.config import Search
-from jdss.data.examples import Examples, Normalization, put_on_device
-from jdss.data.host import HostExamples
-from jdss.data.rows import ArrayRows
+from jdss.data.examples import Examples, HostExamples, Normalization, store
 from jdss.ledger import Ledger
 from jdss.progress import progress_bar
 from jdss.training.checkpoint import TrainedModel, TrainedResult, load, save_model
@@ -221,18 +219,10 @@ def retrain(
 def check_test(test: Any, problem: Problem) -> Examples | HostExamples:
     """The test set, checked before the search, and looked at after it."""
     examples = problem.examples
-    rows, labels = check_like(
-        "test",
-        test,
-        examples.inputs,
-        examples.labels,
-        place="host" if isinstance(examples, HostExamples) else "device",
-        classes=problem.classes,
-        as_is=problem.as_is,
-    )
+    place = "host" if isinstance(examples, HostExamples) else "device"
+    like = examples.inputs, examples.labels, problem.classes
+    rows, labels = check_like("test", test, like, place, as_is=problem.as_is)
     if problem.num_classes is not None:
         _checks.check_labels(labels, num_examples=len(labels), num_classes=problem.num_classes)
     # Their own statistics are never used: `retrain` puts in those of all that was trained on.
-    if isinstance(rows, ArrayRows) and isinstance(examples, Examples):
-        return put_on_device(rows, labels, "none", np.zeros(1, int))
-    return HostExamples(rows, labels, examples.normalization)
+    return store(rows, labels, place, statistics_of=np.zeros(1, int))

@@ -17,7 +17,7 @@ from jdss import _checks
 from jdss.compilation import keep_programs
 from jdss.config import Search, Selection, Task, Workers, as_selection
 from jdss.data.datasets import Dataset, load_dataset
-from jdss.data.host import Placed
+from jdss.data.rows import Placed
 from jdss.ledger import Ledger, importing_seconds
 from jdss.losses import CROSS_ENTROPY
 from jdss.models.nnx_model import NnxModel
