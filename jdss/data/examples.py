@@ -16,7 +16,7 @@ import numpy as np
 from jdss import _checks, parallel
 from jdss.data.inputs import as_arrays, check_inputs
 from jdss.data.labels import check_targets
-from jdss.data.rows import ArrayRows, Rows, bytes_each, first_of, in_parts
+from jdss.data.rows import ArrayRows, Rows, bytes_each, in_parts
 
 AUGMENTATIONS = ("none", "crop_flip")
 _CROP_PADDING = 4  # pixels on each side, as is usual for 32 × 32 images
@@ -113,7 +113,7 @@ class HostExamples:
         """The shapes and types [n, …] that the inputs have when they are taken."""
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((len(self), *leaf.shape[1:]), leaf.dtype),
-            first_of(self.rows),
+            self.rows.first,
         )
 
     def take(self, indices: Any) -> tuple[Any, np.ndarray]:
@@ -179,7 +179,7 @@ def store(
 ) -> Examples | HostExamples:
     """What is checked already, on the "device" (rows of arrays) or on the "host"."""
     _checks.check_choice("augmentation", augmentation, AUGMENTATIONS)
-    shapes = [(len(rows), *leaf.shape[1:]) for leaf in jax.tree.leaves(first_of(rows))]
+    shapes = [(len(rows), *leaf.shape[1:]) for leaf in jax.tree.leaves(rows.first)]
     if augmentation != "none" and (len(shapes) != 1 or len(shapes[0]) != 4):
         raise ValueError(
             f"augmentation {augmentation!r} takes images [n, h, w, channels], got "
@@ -197,7 +197,7 @@ def measure_normalization(rows: Rows, indices: Any = None) -> Normalization:
 
     A part at a time: the inputs may be in files that are larger than memory.
     """
-    first, structure = jax.tree.flatten(first_of(rows))
+    first, structure = jax.tree.flatten(rows.first)
     counts = [np.zeros((0, 256), int)] * len(first)
     if any(leaf.dtype == np.uint8 for leaf in first):
         parts = (map(_count_pixels, jax.tree.leaves(part)) for part in in_parts(rows, indices))

@@ -38,6 +38,10 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def first(self) -> Any:
+        """The inputs [1, …] of one example, of which shapes and types are those of all."""
+
     def take(self, indices: Any) -> Any:
         """The inputs [m, …] of some examples, in host memory, of the types that are stored."""
 
@@ -51,6 +55,10 @@ class ArrayRows:
     def __len__(self) -> int:
         return len(jax.tree.leaves(self.inputs)[0])
 
+    @property
+    def first(self) -> Any:
+        return self.take(slice(1))
+
     def take(self, indices: Any) -> Any:
         return jax.tree.map(lambda leaf: as_stored(leaf[indices]), self.inputs)
 
@@ -59,27 +67,31 @@ class ArrayRows:
 class JoinedRows:
     """The inputs of one after those of another, of the same shapes and types."""
 
-    first: Rows
-    second: Rows
+    one: Rows
+    other: Rows
 
     def __len__(self) -> int:
-        return len(self.first) + len(self.second)
+        return len(self.one) + len(self.other)
+
+    @property
+    def first(self) -> Any:
+        return self.one.first
 
     def take(self, indices: Any) -> Any:
         indices = np.asarray(indices)
-        of_first = indices < len(self.first)
-        if of_first.all():
-            return self.first.take(indices)
-        others = self.second.take(indices[~of_first] - len(self.first))
-        if not of_first.any():
+        of_one = indices < len(self.one)
+        if of_one.all():
+            return self.one.take(indices)
+        others = self.other.take(indices[~of_one] - len(self.one))
+        if not of_one.any():
             return others
 
         def merge(one: np.ndarray, other: np.ndarray) -> np.ndarray:
             merged = np.empty((len(indices), *one.shape[1:]), one.dtype)
-            merged[of_first], merged[~of_first] = one, other
+            merged[of_one], merged[~of_one] = one, other
             return merged
 
-        return jax.tree.map(merge, self.first.take(indices[of_first]), others)
+        return jax.tree.map(merge, self.one.take(indices[of_one]), others)
 
 
 class Indexed(Protocol):
@@ -114,9 +126,13 @@ class SequenceRows:
         return self.read(indices)[0]
 
     @cached_property
-    def first(self) -> tuple[Any, np.ndarray]:
+    def _first(self) -> tuple[Any, np.ndarray]:
         """The first example, which all others are like."""
         return self._split(self.source[0], 0)
+
+    @property
+    def first(self) -> Any:
+        return jax.tree.map(lambda leaf: as_stored(leaf[None]), self._first[0])
 
     def read(self, indices: Any) -> tuple[Any, np.ndarray]:
         """Inputs [m, …], as they are stored, and labels [m, …] of some examples.
@@ -130,7 +146,7 @@ class SequenceRows:
         else:
             found = [self.source[index] for index in indices]
         examples = [self._split(*pair) for pair in zip(found, indices, strict=True)]
-        wanted = _kinds(self.first)
+        wanted = _kinds(self._first)
         for index, example in zip(indices, examples, strict=True):
             if (got := _kinds(example)) != wanted:
                 words = [
@@ -241,14 +257,9 @@ def _kinds(example: tuple[Any, np.ndarray]) -> tuple[Any, list[tuple[Any, Any]]]
     return structure, [*kinds, (label.shape, "label")]
 
 
-def first_of(rows: Rows) -> Any:
-    """The inputs [1, …] of one example, of which shapes and types are those of all."""
-    return rows.take(np.zeros(1, np.int32))
-
-
 def bytes_each(rows: Rows) -> int:
     """The bytes that one example's inputs take on the device."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(first_of(rows)))
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(rows.first))
 
 
 def in_parts(rows: Rows, indices: Any = None) -> Iterator[Any]:

@@ -22,12 +22,8 @@ from jdss.models.interception import intercept
 def whole_batch_statistics(axis_name: str, counts: jax.Array) -> AbstractContextManager[None]:
     """Inside, every BatchNorm in training takes its statistics over a `pmap`ped axis.
 
-    A layer that has an `axis_name` of its own is left to itself.
-
-    Args:
-        axis_name: Of the devices.
-        counts: bool ``[b]``, which examples of this device belong to the batch; the others are
-            normalised, but count for nothing.
+    A layer that has an `axis_name` of its own is left to itself. `counts`, bool ``[b]``, are the
+    examples of this device that belong to the batch; the others are normalised, but do not count.
 
     Example:
         >>> def normalised(x, counts):

@@ -73,6 +73,8 @@ def _apply(
 ) -> tuple[jax.Array, jax.Array | None, str]:
     """The output; the last layer's inputs, or None and the reason."""
     layers: list[str] = []
+    model_name = class_name(model)
+    kind = "nnx.Linear" if isinstance(model, NnxModel) else "nn.Dense"
 
     def mark(layer: Any, call: Any, *arguments: Any, **keywords: Any) -> Any:
         if not isinstance(layer, nn.Dense | nnx.Linear):
@@ -90,9 +92,9 @@ def _apply(
             output, _ = apply_model(model, variables, inputs, mutable=mutable)
         if not isinstance(output, jax.Array):
             raise TypeError(
-                f"the output of {class_name(model)} must be one array, got "
-                f"{jax.tree.structure(output)}; the outputs of several heads are put side by side, "
-                "jnp.concatenate(…, axis=-1), and taken apart in the value of a jdss.Loss"
+                f"the output of {model_name} must be one array, got {jax.tree.structure(output)}; "
+                "the outputs of several heads are put side by side, jnp.concatenate(…, axis=-1), "
+                "and taken apart in the value of a jdss.Loss"
             )
         return output
 
@@ -100,7 +102,14 @@ def _apply(
     arguments = jax.tree.leaves((variables, inputs))
     calls, made = _origin(whole.jaxpr, whole.jaxpr.outvars[0])
     if not _is_mark(made):
-        reason = _refusal(model, ", ".join(layers) or "none", made)
+        made_by = "a constant" if isinstance(made, Literal) else "an input"
+        made_by = made.primitive.name if isinstance(made, JaxprEqn) else made_by
+        reason = (
+            f"the output of {model_name} must be the output of its last {kind}, unchanged, for its "
+            f"last-layer gradients to be known; {kind} layers found: {', '.join(layers) or 'none'};"
+            f" the output was made by {made_by!r}. Return the layer's output as it is (a softmax "
+            "belongs into the loss), or give gradients='all', which takes those of all parameters"
+        )
         return _values(whole, whole.jaxpr.outvars, arguments)[0].astype(jnp.float32), None, reason
 
     # The layer is in the last of the programs that call one another, with the whole as the first.
@@ -115,28 +124,11 @@ def _apply(
     output, features = output.astype(jnp.float32), values[0].astype(jnp.float32)
     if features.ndim != 2:
         reason = (
-            f"the last {_layer_kind(model)} of {class_name(model)} must take inputs of shape "
-            f"[batch, features], got shape {features.shape}: reduce the other axes before it, or "
-            "give gradients='all'"
+            f"the last {kind} of {model_name} must take inputs of shape [batch, features], got "
+            f"shape {features.shape}: reduce the other axes before it, or give gradients='all'"
         )
         return output, None, reason
     return output, append_ones(features) if name.endswith("with bias") else features, ""
-
-
-def _refusal(model: nn.Module, layers: str, made: Any) -> str:
-    name, kind = class_name(model), _layer_kind(model)
-    made_by = "a constant" if isinstance(made, Literal) else "an input"
-    made_by = made.primitive.name if isinstance(made, JaxprEqn) else made_by
-    return (
-        f"the output of {name} must be the output of its last {kind}, unchanged, for its "
-        f"last-layer gradients to be known; {kind} layers found: {layers}; the output was made "
-        f"by {made_by!r}. Return the layer's output as it is (a softmax belongs into the loss), or "
-        "give gradients='all', which takes those of all parameters"
-    )
-
-
-def _layer_kind(model: nn.Module) -> str:
-    return "nnx.Linear" if isinstance(model, NnxModel) else "nn.Dense"
 
 
 def _is_mark(made: Any) -> bool:

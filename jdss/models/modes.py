@@ -136,12 +136,9 @@ def _with_mode(model: nn.Module, train: bool) -> nn.Module:
 
 
 def remade(value: Any, train: bool | None = None, known: Any = None) -> Any:
-    """A field's value with tuples for lists and frozen mappings for mappings, in modules as well.
+    """A field's value with tuples for lists, frozen mappings for mappings, and modules told a mode.
 
-    Args:
-      value: the value, or a module.
-      train: the mode that modules are told; None tells none.
-      known: modules remade so far, by identity: one that is in two places shares its parameters.
+    `known` has the modules remade so far: one that is in two places goes on sharing parameters.
     """
     known = {} if known is None else known
     again = partial(remade, train=train, known=known)

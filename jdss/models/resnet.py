@@ -86,11 +86,9 @@ class ResNet18(ResNet):
     """`ResNet` of four stages of two 3 × 3, 3 × 3 blocks; 11,173,962 parameters for CIFAR-10.
 
     Example:
-        >>> model = ResNet18(num_classes=10, width=64)
-        >>> images = jnp.ones((2, 32, 32, 3))
-        >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)
-        >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-        11173962
+        >>> model, images = ResNet18(num_classes=10, width=64), jnp.ones((2, 32, 32, 3))
+        >>> jax.eval_shape(model.init_with_output, jax.random.key(0), images)[0].shape
+        (2, 10)
     """
 
 

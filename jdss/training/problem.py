@@ -21,7 +21,6 @@ from jdss.data.rows import (
     Rows,
     SequenceRows,
     choose_place,
-    first_of,
     in_parts,
     is_sequence,
 )
@@ -128,7 +127,7 @@ def make_problem(
     rows, labels, names = _checked("", rows, labels, classes, place, as_is=placed.as_is)
     train, held_out = np.arange(len(rows), dtype=np.int32), np.zeros(0, np.int32)
     if has_others:
-        like = first_of(rows), labels, names
+        like = rows.first, labels, names
         more, more_labels = check_like("validation", validation, like, place, as_is=placed.as_is)
         held_out = np.arange(len(rows), len(rows) + len(more), dtype=np.int32)
         labels = np.concatenate([labels, more_labels])
@@ -175,7 +174,7 @@ def check_like(
     rows, own_labels = _rows(name, given)
     if not len(rows):
         raise ValueError(f"{name} must have at least one example")
-    wanted, got = kind_of(inputs), kind_of(first_of(rows))
+    wanted, got = kind_of(inputs), kind_of(rows.first)
     if wanted != got:
         raise ValueError(f"{name} inputs must be like those of data, {wanted} each, got {got}")
     as_is = as_is or (isinstance(given, Placed) and given.as_is)
