@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.results import Result
-from experiments.tables import UNKNOWN, Estimate, Table, number, percent, points
+from experiments.tables import UNKNOWN, Table, number, percent, points
 from jdss.ledger import LINES
 
 NAMES = {
@@ -31,10 +31,8 @@ _SPENT = ("search", "retraining", "search_compiling", "retraining_compiling")
 def runs(results: Iterable[Result]) -> pd.DataFrame:
     """A row a result; what was not measured, or has no full data beside it, is NaN.
 
-    Seconds of the search, the retraining and end to end, each also without compilation; how many
-    times less they are than full data's (`…_speedup`); `over_full` in test accuracy, a run counting
-    with the mean over its retrainings; `of_random`, the search's share of the speed that random
-    subsets of its size have; and more, see `_run`.
+    Speedups (`…_speedup`) are over full data; `over_full` is in test accuracy, a run counting with
+    the mean over its retrainings; `of_random` is the share of random subsets' speed.
     """
     frame = pd.DataFrame([_run(result) for result in results])
     if frame.empty:
@@ -168,19 +166,16 @@ def comparison(results: Iterable[Result]) -> Table:
 
 def _cells(part: pd.DataFrame) -> dict[str, str]:
     def of(name: str, digits: int, unit: str = "", factor: float = 1.0) -> str:
-        return number(Estimate.of(part[name]), digits, unit, factor)
-
-    def known(name: str) -> Estimate | None:
-        return Estimate.of(part[name].dropna())
+        return number(part[name], digits, unit, factor)
 
     def speedup(name: str) -> str:
-        whole, compiled = known(f"{name}_speedup"), known(f"{name}_compiled_speedup")
+        whole, compiled = (part[f"{name}{which}_speedup"].dropna() for which in ("", "_compiled"))
         # Of the bracketed figure only the mean, to keep the column narrow.
-        without = UNKNOWN if compiled is None else f"{compiled.mean:,.1f}×"
-        return UNKNOWN if whole is None else f"{number(whole, 1, '×')} ({without})"
+        without = f"{compiled.mean():,.1f}×" if len(compiled) else UNKNOWN
+        return f"{number(whole, 1, '×')} ({without})" if len(whole) else UNKNOWN
 
     estimated = any(energy["is_estimate"] for energy in part["energy"] if energy)
-    joules = Estimate.of(part["joules"])
+    joules = of("joules", 0, " (est.)" if estimated else "")
     return {
         "fraction": percent(part["fraction"].iloc[0]),
         "trials": _trials(part),
@@ -188,17 +183,17 @@ def _cells(part: pd.DataFrame) -> dict[str, str]:
         "seeds": str(len(part)),
         "best validation accuracy": of("validation_accuracy", 2, "%", 100),
         "test accuracy": of("test_accuracy", 2, "%", 100),
-        "over full data (points)": points(known("over_full")),
+        "over full data (points)": points(part["over_full"]),
         "search (s)": of("search", 1),
         "search without compilation (s)": of("search_compiled", 1),
         "retraining (s)": of("retraining", 1),
         "end to end (s)": of("end_to_end", 1),
         "search speedup": speedup("search"),
         "end-to-end speedup": speedup("end_to_end"),
-        "search, of random's speed": number(known("of_random"), 0, "%", 100),
+        "search, of random's speed": number(part["of_random"].dropna(), 0, "%", 100),
         "search spent selecting": of("selecting_share", 1, "%", 100),
-        "memory (GB)": number(known("memory"), 2, factor=1e-9),
-        "energy (J)": number(joules, 0) + " (est.)" * bool(joules and estimated),
+        "memory (GB)": number(part["memory"].dropna(), 2, factor=1e-9),
+        "energy (J)": joules,
     }
 
 
@@ -247,12 +242,12 @@ def ledger_table(results: Iterable[Result]) -> Table:
 def differences(results: Iterable[Result]) -> Table:
     """Test accuracy after retraining, search by search, against full data and random subsets.
 
-    Searches of several result directories may be taken together, since accuracies, unlike
-    seconds, do not depend on the machine but by chance. They are paired by the seed of the search.
+    Results of several directories may be taken together, since accuracies, unlike seconds, depend
+    on the machine by chance only. They are paired by the seed of the search.
 
     Raises:
-      ValueError: where results are of several studies, or two of the same strategy and seed; where
-        none is of full data; where a retraining has no test accuracy.
+      ValueError: for results of several studies or without full data, two of the same strategy and
+        seed, or a retraining without a test accuracy.
     """
     frame = pd.concat([part for _, part in groups(results)])
     for bad, what in (
@@ -273,7 +268,7 @@ def differences(results: Iterable[Result]) -> Table:
             if other in by_seed and other != label
         }
         sds = [100 * statistics.stdev(each) for each in part["test_accuracies"] if len(each) > 1]
-        means = {name: points(Estimate.of(each), "") for name, each in over.items()}
+        means = {name: points(each, "") for name, each in over.items()}
         rows.append(
             {
                 "searched on": label,

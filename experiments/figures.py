@@ -1,4 +1,4 @@
-"""The paper's figures and the anytime curves, drawn from result files, as PNG and as SVG.
+"""Speedups, anytime curves and costs, drawn from result files, as PNG and as SVG.
 
 Only Matplotlib's figure objects are used: no pyplot state, backend or style of the caller changes
 or matters. The same results give the same bytes.
@@ -50,31 +50,6 @@ _STYLE = {
     "svg.hashsalt": "jdss",  # otherwise the identifiers in an SVG are random
 }
 Pair = tuple[Path, Path]
-
-
-def accuracy_against_time(results: Iterable[Result], path: Path) -> Pair:
-    """Test accuracy after retraining on the full data against the time from end to end.
-
-    Raises:
-      ValueError: without results that hold an accuracy and times, or with several studies.
-    """
-    found = groups(results)
-    known = pd.concat([part for _, part in found]).dropna(subset=["test_accuracy", "end_to_end"])
-    if known.empty:
-        raise ValueError("results must hold a test accuracy and times to be drawn, got none")
-    looks = _looks(found)
-    with figure(path) as (drawn, axes):
-        for label, part in known.groupby("label", sort=False):
-            accuracy, seconds = 100 * part["test_accuracy"], part["end_to_end"]
-            bars = {"xerr": seconds.std(), "yerr": accuracy.std()} if len(part) > 1 else {}
-            look = {"linestyle": "none", "markersize": 9, "capsize": 3, **looks[label]}
-            axes.errorbar(seconds.mean(), accuracy.mean(), **bars, **look, label=label)
-        log_axis(axes, "x", (1, 2, 5))
-        axes.set_xlabel("seconds from end to end, search and retraining")
-        axes.set_ylabel("test accuracy after retraining (%)")
-        _title(axes, known, "Accuracy against time", "means and standard deviations")
-        legend(drawn)
-    return written(path)
 
 
 def speedups(results: Iterable[Result], path: Path) -> Pair:

@@ -20,10 +20,8 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-from experiments.benchmarks.training import JDSS
 from experiments.results import RESULTS, environment
 
-MINUTES = 9.0
 TESTS = (
     "tests/test_accelerators.py",
     "tests/test_many_devices.py",
@@ -34,28 +32,23 @@ STRATEGIES = ("full", "uniform", "grad_match", "craig", "glister")
 
 def pieces(scale: str, out: Path) -> dict[str, list[str]]:
     """The commands, by name: what `python -m` is given."""
-    small = scale == "smoke"
+    smoke = scale == "smoke"
+    benchmarks = "experiments.benchmarks"
+    size = ["--scale", "tiny" if smoke else "full"]
+    cases = ["--repeats", "1", "--only", "lenet-forward"] if smoke else []
+    sides = [] if find_spec("torch") else ["--sides", "jdss"]  # which is for comparison
     found = {
         "tests": ["pytest", "-q", *TESTS],
-        "selection": [
-            "experiments.benchmarks.selection",
-            *["--scale", "tiny" if small else "full"],
-            *["--out", str(out / "benchmarks" / "selection.json")],
-        ],
-        "training": [
-            "experiments.benchmarks.training",
-            *(["--repeats", "1", "--only", "trial"] if small else []),
-            *([] if find_spec("torch") else ["--sides", *JDSS]),  # which is for comparison
-            *["--out", str(out / "benchmarks" / "training.json")],
-        ],
+        "selection": [f"{benchmarks}.selection", *size],
+        "training": [f"{benchmarks}.training", *cases, *sides],
     }
+    for name in ("selection", "training"):
+        found[name] += ["--out", str(out / "benchmarks" / f"{name}.json")]
     for recipe in ("cifar10", "cifar100"):
-        for strategy in STRATEGIES if not small else ("uniform",):
-            found[f"{recipe}-{strategy}"] = [
-                f"experiments.{recipe}",
-                *["--scale", scale, "--strategies", strategy],
-                *["--out", str(out / f"{recipe}-{scale}")],
-            ]
+        for strategy in ("uniform",) if smoke else STRATEGIES:
+            what = ["--scale", scale, "--strategies", strategy]
+            where = ["--out", str(out / f"{recipe}-{scale}")]
+            found[f"{recipe}-{strategy}"] = [f"experiments.{recipe}", *what, *where]
     return found
 
 
@@ -71,12 +64,12 @@ def run(name: str, command: list[str], out: Path, minutes: float) -> bool:
         try:
             status: int | None = process.wait(60 * minutes)
         except subprocess.TimeoutExpired:
+            status = None
             process.send_signal(signal.SIGINT)  # a search ends with its trials kept
             try:
                 process.wait(30)
             except subprocess.TimeoutExpired:
                 process.kill()
-            status = None
     words = {0: "finished", None: "to be continued"}.get(status, f"failed with status {status}")
     print(f"{name}: {words} after {time.monotonic() - started:.0f} s", flush=True)
     if status == 0:
@@ -86,26 +79,21 @@ def run(name: str, command: list[str], out: Path, minutes: float) -> bool:
 
 def pack(out: Path) -> Path:
     """All result files of a run in one, labelled by the hardware that they were made on."""
-    files = {
-        str(path.relative_to(out)): json.loads(path.read_text())
-        for path in sorted(out.rglob("*.json"))
-        if path.name != "packed.json"
-    }
-    text = json.dumps({**environment(), "files": files}, indent=1)
-    (out / "packed.json").write_text(text + "\n", encoding="utf-8")
-    return out / "packed.json"
+    packed = out / "packed.json"
+    paths = sorted(path for path in out.rglob("*.json") if path != packed)
+    files = {str(path.relative_to(out)): json.loads(path.read_text()) for path in paths}
+    packed.write_text(json.dumps({**environment(), "files": files}, indent=1) + "\n", "utf-8")
+    return packed
 
 
 def unpack(packed: Path, into: Path = RESULTS) -> list[Path]:
     """The files of a pack, below a directory that is named after the device."""
     content = json.loads(packed.read_text())
     device = content["hardware"]["devices"][0]["kind"].lower().replace(" ", "-")
-    written = []
-    for name, result in content["files"].items():
-        path = into / device / name
+    written = [into / device / name for name in content["files"]]
+    for path, result in zip(written, content["files"].values(), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        written.append(path)
     return written
 
 
@@ -115,7 +103,7 @@ def main() -> None:
     parser.add_argument("--data-dir", help="of tensorflow_datasets; default: TFDS_DATA_DIR")
     parser.add_argument("--out", type=Path, help="default: runs/gpu-SCALE")
     parser.add_argument("--only", nargs="+", help="pieces by name; default: all", metavar="PIECE")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="at most, for each piece")
+    parser.add_argument("--minutes", type=float, default=9.0, help="at most, for each piece")
     parser.add_argument("--unpack", type=Path, metavar="FILE", help="only this: results to files")
     options = parser.parse_args()
     if options.unpack:

@@ -9,11 +9,11 @@ downloaded.
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -50,79 +50,29 @@ def enlarged(
     return np.asarray(found.round(), np.uint8)[..., None], labels[source]
 
 
-def search(
-    name: str, train: Any, validation: Any, test: Any, trials: int, seed: int
-) -> jdss.TuneResult:
-    """One search. Its sampler draws at random by the seed alone: the same for all of them."""
-    selection, pruner = SEARCHES[name]
-    return jdss.tune(
-        jdss.models.LeNet(num_classes=10),
-        train,
-        selection=selection,
-        trials=trials,
-        validation=validation,
-        test=test,
-        search=jdss.Search(
-            space=jdss.default_space(epochs=(6, 8), batch_sizes=(64,)),
-            sampler="random",
-            pruner=pruner,
-        ),
-        seed=seed,
-    )
-
-
-def seconds(result: jdss.TuneResult) -> float:
-    """Of the search alone, without compilation, which the first search pays for all."""
-    return sum(
-        spent
-        for trial in result.trials
-        for line, spent in trial["ledger"]["seconds"].items()
-        if line != "compiling"
-    )
-
-
-def chosen(result: jdss.TuneResult) -> int:
-    """The place of the winner among the configurations."""
+def found_by(result: jdss.TuneResult) -> dict[str, float]:
+    """A search's seconds without compilation, which the first search pays for all; its winner."""
+    ledgers = pd.DataFrame([trial["ledger"]["seconds"] for trial in result.trials])
     values = [trial["hyperparameters"] for trial in result.trials]
-    return values.index(result.best_hyperparameters)
+    assert result.retraining is not None
+    return {
+        "seconds": float(ledgers.drop(columns="compiling").sum().sum()),
+        "configuration": values.index(result.best_hyperparameters),
+        "accuracy": 100 * (result.retraining.test_accuracy or 0.0),
+    }
 
 
-def draw(found: dict[str, jdss.TuneResult], path: Path) -> None:
+def draw(found: pd.DataFrame, path: Path) -> None:
     """Seconds from zero, and test accuracy on an axis that begins where guessing is."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    names = list(found)
-    left.barh(names, [seconds(result) for result in found.values()], color="#1f4e79")
-    left.set_xlabel("seconds of the search, without compilation")
-    left.set_xlim(0, 1.15 * max(map(seconds, found.values())))
-    right.barh(names, [100 * accuracy(result) for result in found.values()], color="#bcd7ea")
-    right.set_xlim(0, 100)
-    right.set_xlabel("test accuracy after retraining (%)")
-    for axes, values in ((left, seconds), (right, lambda result: 100 * accuracy(result))):
-        for place, result in enumerate(found.values()):
-            axes.annotate(
-                f" {values(result):.1f}",
-                (values(result), place),
-                va="center",
-                ha="left" if axes is left else "right",
-            )
+    for axes, name in ((left, "seconds"), (right, "accuracy")):
+        found[name].plot.barh(ax=axes, color="#1f4e79")
+        axes.bar_label(axes.containers[0], fmt="{:.1f}", label_type="center", color="white")
+    left.set(xlabel="seconds of the search, without compilation", ylabel="")
+    right.set(xlabel="test accuracy after retraining (%)", xlim=(0, 100))
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_png(str(path))
-
-
-def accuracy(result: jdss.TuneResult) -> float:
-    assert result.retraining is not None
-    return result.retraining.test_accuracy or 0.0
-
-
-def closing_line(found: dict[str, jdss.TuneResult]) -> str:
-    """What the cheapest search found, beside what full data found."""
-    ours, theirs = found["GRAD-MATCH 5%, ASHA"], found["full data"]
-    times = seconds(theirs) / seconds(ours)
-    scores = f"{accuracy(ours):.1%} and {accuracy(theirs):.1%} on the test set"
-    same = chosen(ours) == chosen(theirs)
-    what = "the same configuration" if same else "another configuration"
-    return f"GRAD-MATCH with ASHA found {what} {times:.0f} times faster ({scores})."
 
 
 def main() -> None:
@@ -142,16 +92,35 @@ def main() -> None:
         for (part, size), key in zip(parts, keys[:2], strict=True)
     )
     test = enlarged(digits.test_images, digits.test_labels, len(digits.test_labels), keys[2])
-    found = {}
-    for name in SEARCHES:
-        found[name] = search(name, train, validation, test, arguments.trials, arguments.seed)
-        result = found[name]
+    space = jdss.default_space(epochs=(6, 8), batch_sizes=(64,))
+    found = pd.DataFrame()
+    for name, (selection, pruner) in SEARCHES.items():
+        result = jdss.tune(
+            jdss.models.LeNet(num_classes=10),
+            train,
+            selection=selection,
+            trials=arguments.trials,
+            validation=validation,
+            test=test,
+            # The sampler draws at random by the seed alone: the same for all of them.
+            search=jdss.Search(space=space, sampler="random", pruner=pruner),
+            seed=arguments.seed,
+        )
+        one = found_by(result)
+        found = pd.concat([found, pd.DataFrame([one], index=[name])])
         print(
-            f"{name:>21}: {seconds(result):6.1f} s, configuration {chosen(result):2}, "
-            f"{accuracy(result):.1%} on the test set after retraining"
+            f"{name:>21}: {one['seconds']:6.1f} s, configuration {one['configuration']:2.0f}, "
+            f"{one['accuracy']:.1f}% on the test set after retraining"
         )
     draw(found, arguments.out / "quickstart.png")
-    print(f"\n{closing_line(found)}\nThe figure is in {arguments.out / 'quickstart.png'}.")
+    ours, theirs = found.iloc[0], found.iloc[-1]
+    same = "the same" if ours["configuration"] == theirs["configuration"] else "another"
+    print(
+        f"\nGRAD-MATCH with ASHA found {same} configuration "
+        f"{theirs['seconds'] / ours['seconds']:.0f} times faster ({ours['accuracy']:.1f}% and "
+        f"{theirs['accuracy']:.1f}% on the test set).\n"
+        f"The figure is in {arguments.out / 'quickstart.png'}."
+    )
 
 
 if __name__ == "__main__":

@@ -164,15 +164,11 @@ def accuracies(trials: Trials, of: str = "validation") -> np.ndarray:
 
 
 def compare(results: Sequence[Result]) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Every way against the mean of the two full trainings, and these against each other.
+    """Which configurations train, bool[n]; and every way against the mean of the full trainings.
 
-    Returns:
-      bool[n], which configurations train; and for each way that finished what full training did:
-      its `result`; `judge` and `scores`, float[n], the validation accuracies that it is judged by
-      and its own; `spearman` over all configurations, over those that `trains`, over the `best`
-      ones; what it is above others (`over_random`, `over_cut_short`); the `regret`, also on the
-      test set; the `rank` of the configuration that it would choose (1 is the best of all; of
-      ties, the mean); how much `cheaper` it was.
+    Of each way, but those that are not finished: the accuracies that it is judged by and its own
+    (`judge`, `scores`), rank correlations over all configurations (`spearman`), those that `trains`
+    and the `best`, what it is above others, the `regret` and `rank` of its choice.
 
     Raises:
       ValueError: without two full trainings of the same configurations.

@@ -3,21 +3,28 @@
 A table stands in the README, in `docs/results.md` or in `experiments/benchmarks/README.md` between
 `<!-- results: DIRECTORY -->` and `<!-- end of results -->`, DIRECTORY being one below
 `experiments/results`. Figures stand beside the result files that they are drawn from.
+`benchmarks/selection/SECTION/KEY` and `benchmarks/training/KEY` are of the benchmarks' files;
 `differences-DIRECTORY+DIRECTORY` is what the retrainings of several directories came to,
 `brief-DIRECTORY` the lines of a table that say most. With `--check` nothing is written: it fails
 where a table of a page is not what the files say.
 """
 
 import argparse
+import json
 import re
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from experiments import comparison, cords_quality, figures, rank_fidelity, robustness, searches
 from experiments.results import RESULTS, read_results
 from experiments.tables import Table
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+PAGES = tuple(
+    ROOT / name for name in ("README.md", "docs/results.md", "experiments/benchmarks/README.md")
+)
 _TABLE = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 _BRIEF = ("trials", "test accuracy", "search (s)", "search speedup", "end-to-end speedup")
 _TABLES = {
@@ -35,6 +42,8 @@ def tables_in(text: str) -> list[str]:
 
 def table(directory: str) -> Table:
     """The table of a directory below `experiments/results`, of the kind that its name tells."""
+    if directory.startswith("benchmarks/"):
+        return benchmark(*directory.split("/")[1:])
     kind, _, rest = directory.partition("-")
     if kind == "differences":
         found = [result for name in rest.split("+") for result in read_results(RESULTS / name)]
@@ -45,6 +54,27 @@ def table(directory: str) -> Table:
         return Table(kept.reset_index(drop=True), whole.title, whole.notes)
     make = next(make for name, make in _TABLES.items() if directory.startswith(name))
     return make(read_results(RESULTS / directory))
+
+
+def benchmark(file: str, *keys: str) -> Table:
+    """What a benchmark's file holds: the rows of a section, or a row for each case."""
+    content = json.loads((RESULTS / "benchmarks" / f"{file}.json").read_text())
+    if file == "training":
+        found = {one["case"]: one[keys[0]] for one in content["trials"] if keys[0] in one}
+        frame = pd.DataFrame(found).T.rename_axis("case").reset_index()
+    else:
+        found = content["sections"][keys[0]][keys[1]]
+        floors = isinstance(found, dict)
+        frame = pd.DataFrame(found.items() if floors else found)
+        frame = frame.set_axis(["floor", "seconds"], axis=1) if floors else frame
+
+    def text(value: Any) -> str:
+        if isinstance(value, float):
+            return "" if pd.isna(value) else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+        return "" if value is None else str(value)
+
+    frame.columns = frame.columns.map(lambda name: str(name).replace("_", " "))
+    return Table(frame.map(text))
 
 
 def updated(text: str) -> str:

@@ -1,21 +1,16 @@
 """Subsets of bad data, and how often to choose them: `python -m experiments.robustness`.
 
 LeNet on MNIST with one configuration, the library's defaults, so that nothing but the subset
-differs; several seeds. What is compared is the model that is trained on the subset itself. Other
-trainings are had by `--epochs`, `--select-every` and `--learning-rate`: the authors of these
-methods train ten times as long as a trial of `experiments.mnist` does.
+differs; several seeds. What is compared is the model that is trained on the subset itself.
 
 - `clean`: the data as it is.
 - `label_noise`: a fifth of the training labels are replaced by another class at random.
 - `imbalance`: five of the ten classes keep a tenth of their training examples.
-  Ways that select class by class keep the training set's shares of places, whatever they choose.
 - `schedule`: clean data, other fractions, selection intervals R and warm starts κ.
 
 Validation and test sets stay as they are. GLISTER and GRAD-MATCH can be asked to choose for the
-validation set (`outer="validation"`) instead of the training set: then they have seen clean labels,
-which random subsets have not, and their validation accuracy is no fair score.
-
-`--report` makes the tables anew from the files.
+validation set: then they have seen clean labels, which random subsets have not, and their
+validation accuracy is no fair score. `--report` makes the tables anew from the files.
 """
 
 import argparse
@@ -32,7 +27,7 @@ import pandas as pd
 import jdss
 from experiments import trainings
 from experiments.results import Result, read_results
-from experiments.tables import UNKNOWN, Estimate, Table, percent, points
+from experiments.tables import UNKNOWN, Table, percent, points
 from experiments.trainings import FULL, Way, subsets
 from jdss.data.examples import Examples
 from jdss.training.problem import Problem, make_problem
@@ -107,13 +102,10 @@ CONDITIONS = {"clean": WAYS, "label_noise": WAYS, "imbalance": WAYS, "schedule":
 
 @dataclass(frozen=True)
 class Corrupted:
-    """A problem whose training examples were made worse.
+    """A problem whose training examples were made worse, and its test set.
 
-    Attributes:
-      problem: the problem.
-      test: the test set.
-      wrong: bool[n + m], for all examples of the problem, whether the label was replaced.
-      rare: bool[n + m], whether the example is of a class that was made rare.
+    `wrong` and `rare`, bool[n + m], tell of all its examples whether the label was replaced, and
+    whether the class was made rare.
     """
 
     problem: Problem
@@ -236,7 +228,7 @@ def table(results: Sequence[Result]) -> Table:
             "trained on": part["label"].iloc[0],
             "seeds": f"{len(accuracies)}" + (f" + {diverged} diverged" if diverged else ""),
             "test accuracy": mean + spread,
-            "over random (95% interval)": points(Estimate.of(pd.Series(over).dropna()), ""),
+            "over random (95% interval)": points(over, ""),
         }
         if share:
             row[share.replace("_", " ")] = f"{part['share'].mean():.1%}"

@@ -9,8 +9,8 @@ together. Devices are simulated; the gradients are those of LeNet on MNIST.
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +19,6 @@ import pandas as pd
 import jdss
 from experiments.results import environment
 from jdss.gradients import FactoredGradients
-
-GIB, TERA = 2**30, 1e12
 
 
 def costs(n: int, c: int, d: int, fraction: float) -> pd.DataFrame:
@@ -47,35 +45,24 @@ def costs(n: int, c: int, d: int, fraction: float) -> pd.DataFrame:
         "all n × p gradients": (4 * n * c * d, np.nan),
         "n × n similarities": (4 * n**2, np.nan),
     }
-    table = pd.DataFrame(rows, index=["GiB", "TFLOP"]).T
-    return table.assign(GiB=table["GiB"] / GIB, TFLOP=table["TFLOP"] / TERA)
+    return pd.DataFrame(rows, index=["GiB", "TFLOP"]).T / [2**30, 1e12]
 
 
-def gradients_of_mnist(images: int, data_dir: str | None) -> tuple[FactoredGradients, np.ndarray]:
-    """Last-layer gradients of some images, after two epochs of training on them."""
-    mnist = jdss.load_dataset("mnist", data_dir=data_dir).head(images)
-    fitted = jdss.fit(
-        jdss.models.LeNet(num_classes=10),
-        mnist,
-        selection="full",
-        hyperparameters={"epochs": 2},
-        progress=False,
-    )
-    examples = jdss.make_examples(mnist.images, mnist.labels)
-    gradients = jdss.compute_gradients(fitted.state, examples, np.arange(images))
-    return gradients, np.asarray(mnist.labels)
-
-
-def distances(rows: FactoredGradients, to: FactoredGradients) -> np.ndarray:
-    """‖g_i - g_j‖ for all rows i and all j of `to`, float64[n, k]."""
-    products = np.asarray(rows.inner_products(to), np.float64)
-    own, others = np.asarray(rows.squared_norms()), np.asarray(to.squared_norms())
-    return np.sqrt(np.maximum(own[:, None] + others - 2 * products, 0.0))
+def distances(rows: FactoredGradients, to: np.ndarray) -> np.ndarray:
+    """‖g_i - g_j‖ for all rows i and some of them j, float64[n, k]."""
+    others = rows.take(jnp.asarray(to))
+    products = np.asarray(rows.inner_products(others), np.float64)
+    squares = np.asarray(rows.squared_norms())[:, None] + np.asarray(others.squared_norms())
+    return np.sqrt(np.maximum(squares - 2 * products, 0.0))
 
 
 def cost_of(rows: FactoredGradients, chosen: np.ndarray) -> float:
     """CRAIG's objective: the sum of the distances to the nearest chosen gradient."""
-    return float(distances(rows, rows.take(jnp.asarray(chosen))).min(axis=1).sum())
+    return float(distances(rows, chosen).min(axis=1).sum())
+
+
+def greedy(rows: FactoredGradients, budget: int) -> np.ndarray:
+    return np.asarray(jdss.craig(rows, budget).indices)
 
 
 def in_two_rounds(rows: FactoredGradients, budget: int, parts: int, seed: int) -> np.ndarray:
@@ -85,37 +72,36 @@ def in_two_rounds(rows: FactoredGradients, budget: int, parts: int, seed: int) -
     """
     order = np.random.default_rng(seed).permutation(rows.num_examples)
     split = np.array_split(order, parts)
-    union = [part[chosen_of(rows.take(jnp.asarray(part)), budget)] for part in split]
-    together = np.concatenate(union)
-    to_union = distances(rows, rows.take(jnp.asarray(together)))
+    union = np.concatenate([part[greedy(rows.take(jnp.asarray(part)), budget)] for part in split])
+    to_union = distances(rows, union)
     nearest, chosen = np.full(len(to_union), to_union.max()), []
     for _ in range(budget):
-        gains = np.maximum(nearest[:, None] - to_union, 0.0).sum(axis=0)
-        chosen.append(int(gains.argmax()))
+        chosen.append(int(np.maximum(nearest[:, None] - to_union, 0.0).sum(axis=0).argmax()))
         nearest = np.minimum(nearest, to_union[:, chosen[-1]])
-    return together[chosen]
-
-
-def chosen_of(rows: FactoredGradients, budget: int) -> np.ndarray:
-    return np.asarray(jdss.craig(rows, budget).indices)
+    return union[chosen]
 
 
 def losses(
-    gradients: FactoredGradients, labels: np.ndarray, fraction: float, parts: list[int], seeds: int
+    gradients: FactoredGradients,
+    labels: np.ndarray,
+    fraction: float,
+    parts: Sequence[int],
+    seeds: int,
 ) -> pd.DataFrame:
     """How much larger the objective is than that of greedy on one device, per cent, by class."""
-    found: list[dict[str, Any]] = []
+    found = []
     for label in np.unique(labels):
         rows = gradients.take(jnp.asarray(np.flatnonzero(labels == label)))
         budget = max(round(fraction * rows.num_examples), 1)
-        whole = cost_of(rows, chosen_of(rows, budget))
-        random = cost_of(rows, np.random.default_rng(0).permutation(rows.num_examples)[:budget])
-        found.append({"parts": "random", "loss": 100 * (random / whole - 1)})
+        whole = cost_of(rows, greedy(rows, budget))
+        random = np.random.default_rng(0).permutation(rows.num_examples)[:budget]
+        found.append(("random", cost_of(rows, random) / whole))
         for number in parts:
             for seed in range(seeds):
                 own = cost_of(rows, in_two_rounds(rows, budget, number, seed))
-                found.append({"parts": str(number), "loss": 100 * (own / whole - 1)})
-    return pd.DataFrame(found).groupby("parts")["loss"].agg(["mean", "max"])
+                found.append((str(number), own / whole))
+    frame = pd.DataFrame(found, columns=["parts", "ratio"])
+    return 100 * (frame.groupby("parts")["ratio"].agg(["mean", "max"]) - 1)
 
 
 def main() -> None:
@@ -127,16 +113,18 @@ def main() -> None:
     million = costs(1_000_000, 1_000, 769, 0.05)
     print("A million examples, 1,000 classes, 768 features, 5%:")
     print(million.round(1).to_string())
-    gradients, labels = gradients_of_mnist(arguments.images, arguments.data_dir)
-    lost = losses(gradients, labels, 0.05, [2, 4, 8], seeds=3)
-    print(
-        f"\nTwo rounds, MNIST with {arguments.images:,} images, 5% of each class: % above greedy's"
-    )
+    mnist = jdss.load_dataset("mnist", data_dir=arguments.data_dir).head(arguments.images)
+    lenet, two = jdss.models.LeNet(num_classes=10), {"epochs": 2}
+    fitted = jdss.fit(lenet, mnist, selection="full", hyperparameters=two, progress=False)
+    examples = jdss.make_examples(mnist.images, mnist.labels)
+    gradients = jdss.compute_gradients(fitted.state, examples, np.arange(len(mnist.labels)))
+    lost = losses(gradients, np.asarray(mnist.labels), 0.05, [2, 4, 8], seeds=3)
+    print(f"\nTwo rounds, MNIST, {arguments.images:,} images, 5% of each class: % above greedy's")
     print(lost.round(2).to_string())
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     known = million.astype(object).where(million.notna(), None)
     tables = {"million": known.to_dict(), "two_rounds_percent": lost.to_dict()}
     content = {**environment(), "images": arguments.images, **tables}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 

@@ -8,7 +8,9 @@ be cut anywhere: searches go on at their trials, and what has a result file is n
 import argparse
 import itertools
 import json
-import resource
+import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +24,6 @@ from flax import linen as nn
 import jdss
 from experiments import comparison, energy, figures, trainings
 from experiments.compilations import count_compilations
-from experiments.processes import run_module
 from experiments.results import Result, as_read, environment, read_results, write_result
 from jdss import keep_programs
 from jdss.progress import progress_bar
@@ -35,15 +36,7 @@ PRUNERS = ("none", "asha", "hyperband")
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of the paper's experiment is run.
-
-    Attributes:
-      images: of the training set; None takes all.
-      epochs: the fewest and the most epochs.
-      batch_sizes: to choose from.
-      trials: a search.
-      width: of the network, where it can be had narrower; None is the paper's.
-    """
+    """How much of the paper's experiment is run; None is all images, and the paper's width."""
 
     images: int | None
     epochs: tuple[int, int]
@@ -51,53 +44,33 @@ class Scale:
     trials: int = 10
     width: int | None = None
 
-    def describe(self, name: str, images: int, of: int) -> dict[str, Any]:
-        """What result files say of it."""
-        parts = [f"{images:,} of {of:,} training images"]
-        parts += [f"{self.epochs[0]} to {self.epochs[1]} epochs"]
-        parts += [] if self.width is None else [f"width {self.width} instead of 64"]
-        reduced = self.images is not None or self.width is not None
-        return {"name": name, "reduced": reduced, "description": ", ".join(parts)}
-
 
 def strategies(every: int, warm_start: float) -> dict[str, jdss.Selection]:
     """Full data, random subsets in their cheapest form, and the paper's three methods."""
-    schedule: dict[str, Any] = {"every": every, "warm_start": warm_start}
     return {
         "full": jdss.Selection("full"),
         "uniform": jdss.Selection("uniform", every=1, warm_start=0.0),
-        "craig": jdss.Selection("craig", **schedule),
-        "glister": jdss.Selection("glister", **schedule),
-        "grad_match": jdss.Selection("grad_match", **schedule),
+        **{
+            name: jdss.Selection(name, every=every, warm_start=warm_start)
+            for name in ("craig", "glister", "grad_match")
+        },
     }
 
 
 @dataclass
 class Run:
-    """One search of a recipe.
-
-    Attributes:
-      strategy: its name.
-      pruner: "none", "asha" or "hyperband".
-      seed: of the search.
-      options: the command line.
-    """
+    """One search of a recipe: a strategy's name, a pruner, a seed, and the command line."""
 
     strategy: str
     pruner: str
     seed: int
     options: argparse.Namespace
-    _seconds: dict[str, float] = field(default_factory=dict)
-    _more: dict[str, Any] = field(default_factory=dict)
+    _known: dict[str, Any] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
-        return Path(self.options.out) / f"{self._name}.json"
-
-    @property
-    def _name(self) -> str:
         pruner = "" if self.pruner == "none" else f"-{self.pruner}"
-        return f"{self.strategy}{pruner}-seed{self.seed}"
+        return Path(self.options.out) / f"{self.strategy}{pruner}-seed{self.seed}.json"
 
     @property
     def study(self) -> dict[str, Any]:
@@ -111,48 +84,50 @@ class Run:
         """The data set, or its first images, at the search's expense."""
         start = time.perf_counter()
         data = jdss.load_dataset(self.options.recipe, data_dir=self.options.data_dir)
-        self._more["of"] = len(data.labels)
-        self._seconds["loading"] = time.perf_counter() - start
+        self._known |= {"of": len(data.labels), "loading": time.perf_counter() - start}
         return data.head(images)
 
     @contextmanager
     def measured(self) -> Iterator[None]:
         """Around the search: its programs, memory and energy."""
         resumed = self.path.with_suffix(".db").exists()
-        keep_programs(self.path.parent / "compiled" / self._name)
+        keep_programs(self.path.parent / "compiled" / self.path.stem)
         with energy.measured() as spent, count_compilations() as programs:
             yield
-        self._more |= {"programs": vars(programs), "energy": spent or None}
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        status = Path("/proc/self/status")
-        if status.exists():  # on Linux the other would hold what the parent process had, too
+        self._known |= {"energy": spent or None, "more": {"programs": vars(programs)}}
+        status = Path("/proc/self/status")  # of this process alone; only Linux has it
+        if status.exists() and not resumed:  # else it is not that of the whole search
             lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-            peak = int(lines["VmHWM"].split()[0])
-        if not resumed:  # else it is not that of the whole search
-            peak = peak if sys.platform == "darwin" else 1024 * peak
-            self._more["process_peak_memory_bytes"] = peak
+            peak = 1024 * int(lines["VmHWM"].split()[0])
+            self._known["more"]["process_peak_memory_bytes"] = peak
 
-    def write(
-        self, found: "jdss.TuneResult", data: jdss.Dataset, scale: Scale, model_name: str
-    ) -> None:
+    def write(self, found: "jdss.TuneResult", data: jdss.Dataset, scale: Scale, model: str) -> None:
         """Writes the result file."""
-        known = found.as_dict()
-        train, validation = found.search["examples"]
-        ledger = known["ledger"]
-        ledger["seconds"]["loading"] += self._seconds.get("loading", 0.0)
-        ledger["total_seconds"] += self._seconds.get("loading", 0.0)
-        ledger["energy"] = self._more.pop("energy", None)
-        images = len(data.labels)
-        described = scale.describe(self.options.scale, images, self._more.pop("of", images))
+        content = found.as_dict()
+        (train, validation), ledger = found.search["examples"], content["ledger"]
+        ledger["seconds"]["loading"] += self._known["loading"]
+        ledger["total_seconds"] += self._known["loading"]
+        ledger["energy"] = self._known["energy"]
+        description = (
+            f"{len(data.labels):,} of {self._known['of']:,} training images, {scale.epochs[0]} to "
+            f"{scale.epochs[1]} epochs"
+        )
+        if scale.width is not None:
+            description += f", width {scale.width} instead of 64"
+        reduced = scale.images is not None or scale.width is not None
         sizes = {"train": train, "validation": validation, "test": len(data.test_labels)}
         write_result(
             self.path,
-            known,
+            content,
             seeds={"search": self.seed},
-            scale=described,
+            scale={
+                "name": self.options.scale,
+                "reduced": reduced,
+                "description": description,
+            },
             dataset={"name": data.name, **sizes},
-            model=model_name,
-            **self._more,
+            model=model,
+            **self._known["more"],
         )
 
     def retrain_again(self, model: Any, data: jdss.Dataset, augmentation: str = "none") -> None:
@@ -172,7 +147,7 @@ class Run:
         problem = make_problem(data, augmentation=augmentation)
         test = trainings.test_examples(problem, data)
         where = as_read(trainings.origin(environment()))
-        with progress_bar(len(left), f"{self._name}, retraining again") as bar:
+        with progress_bar(len(left), f"{self.path.stem}, retraining again") as bar:
             for seed in left:
                 one = _of_another_search(self.path.parent, result, {**where, "seed": seed})
                 if one is None:
@@ -185,17 +160,16 @@ class Run:
                 bar.advance(len(done))
 
 
-def _of_another_search(
-    out: Path, result: Result, wanted: Mapping[str, Any]
-) -> dict[str, Any] | None:
+def _of_another_search(out: Path, result: Result, wanted: Result) -> dict[str, Any] | None:
     """The retraining of that seed, commit and hardware, where another search here has it."""
-    for other in read_results(out):
-        same = all(other[name] == result[name] for name in ("model", "scale", "dataset"))
-        if same and other["best"]["hyperparameters"] == result["best"]["hyperparameters"]:
-            for one in other.get("retrainings", ()):
-                if all(one.get(name) == value for name, value in wanted.items()):
-                    return dict(one)
-    return None
+    alike = [
+        other
+        for other in read_results(out)
+        if all(other[name] == result[name] for name in ("model", "scale", "dataset"))
+        and other["best"]["hyperparameters"] == result["best"]["hyperparameters"]
+    ]
+    known = (one for other in alike for one in other.get("retrainings", ()))
+    return next((one for one in known if wanted.items() <= one.items()), None)
 
 
 def main(
@@ -208,13 +182,9 @@ def main(
 ) -> None:
     """Reads the command line and makes every search that has no result file yet.
 
-    Args:
-      recipe: the data set's name, which is also that of the module in `experiments`.
-      description: the module's.
-      scales: by name.
-      known: the strategies, by name.
-      search: makes one search and writes its file, unless it is there, and retrains its winner.
-      argv: the arguments; None means the command line's.
+    `recipe` is the data set's name and that of the module in `experiments`, `known` are the
+    strategies. `search` makes one search and writes its file, unless it is there, and retrains its
+    winner.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
@@ -240,7 +210,10 @@ def main(
             one = ["--strategies", strategy, "--pruners", pruner, "--seeds", str(seed), "--here"]
             run_module(f"experiments.{recipe}", [*argv, *one])
     if not options.here:
-        report(options.out)
+        results = read_results(options.out)
+        print(comparison.comparison(results).markdown())
+        print(comparison.ledger_table(results).markdown())
+        print(*draw(results, options.out), sep="\n")
 
 
 def finished(run: Run, selection: jdss.Selection, scale: Scale) -> bool:
@@ -272,21 +245,43 @@ def finished(run: Run, selection: jdss.Selection, scale: Scale) -> bool:
     return len(result.get("retrainings", ())) + 1 >= run.options.retrainings
 
 
-def report(out: Path) -> None:
-    """Prints the tables and draws the figures, from the result files in a directory alone."""
-    results = read_results(out)
-    print(comparison.comparison(results).markdown())
-    print(comparison.ledger_table(results).markdown())
-    for path in draw(results, out):
-        print(path)
-
-
 def draw(results: Sequence[Result], out: Path) -> list[Path]:
-    """The anytime curves, and where there is full data to compare with, the paper's figures."""
-    drawn = [*figures.anytime(results, out / "anytime")]
+    """The anytime curves, and where there is full data to compare with, the speedups."""
     names = {result["strategy"]["name"] for result in results}
-    if "full" in names:
-        drawn += figures.accuracy_against_time(results, out / "accuracy_against_time")
+    drawn = [*figures.anytime(results, out / "anytime")]
     if "full" in names and len(names) > 1:
         drawn += figures.speedups(results, out / "speedups")
     return drawn
+
+
+def run_module(module: str, arguments: Sequence[str]) -> None:
+    """Runs `python -m module` to its end, with this process's output.
+
+    Ctrl-C and SIGTERM end it before they end this process, so that no search goes on unseen. To be
+    called in the main thread.
+
+    Raises:
+      SystemExit: with its exit status, if that is not 0; after a signal with 128 and its number.
+    """
+    root = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    told: list[int] = []
+    started: list[subprocess.Popen[bytes]] = []
+
+    def end(number: int, frame: object) -> None:  # raises nothing: a process may be starting
+        told.append(number)
+        for process in started:
+            process.terminate()
+
+    previous = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        command = [sys.executable, "-m", module, *arguments]
+        started.append(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}))
+        if told:
+            started[0].terminate()
+        status = started[0].wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if told or status:
+        raise SystemExit(128 + told[0] if told else status if status > 0 else 128 - status)

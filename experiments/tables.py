@@ -1,4 +1,4 @@
-"""What all tables are made of: estimates of means, and frames of texts that become Markdown."""
+"""What all tables are made of: means of independent values, and texts that become Markdown."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,49 +11,33 @@ from scipy import stats
 UNKNOWN = "–"
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over independent values, and their sample standard deviation (None for one)."""
+def number(values: Iterable[float | None], digits: int, unit: str = "", factor: float = 1.0) -> str:
+    """The mean and the sample standard deviation; unknown where a value is, or there are none.
 
-    mean: float
-    sd: float | None = None
-    count: int = 1
-
-    @classmethod
-    def of(cls, values: Iterable[float | None]) -> "Estimate | None":
-        """None where a value is unknown, or there are none."""
-        known = pd.Series(list(values), dtype=float)
-        if not len(known) or known.isna().any():
-            return None
-        sd = float(known.std()) if len(known) > 1 else None
-        return cls(float(known.mean()), sd, len(known))
-
-    @property
-    def interval(self) -> float | None:
-        """Half the width of the 95% interval of the mean (Student's t); None for one value."""
-        if self.sd is None:
-            return None
-        return float(stats.t.ppf(0.975, self.count - 1)) * self.sd / math.sqrt(self.count)
-
-
-def number(estimate: Estimate | None, digits: int, unit: str = "", factor: float = 1.0) -> str:
-    """The mean and the standard deviation: number(Estimate(0.5, 0.01, 3), 1, "%", 100) is
-    "50.0 ± 1.0%".
+    Example:
+      >>> number([0.49, 0.5, 0.51], 1, "%", factor=100)
+      '50.0 ± 1.0%'
     """
-    if estimate is None:
+    known = pd.Series(list(values), dtype=float)
+    if not len(known) or known.isna().any():
         return UNKNOWN
-    sd = "" if estimate.sd is None else f" ± {factor * estimate.sd:,.{digits}f}"
-    return f"{factor * estimate.mean:,.{digits}f}{sd}{unit}"
+    sd = f" ± {factor * known.std():,.{digits}f}" if len(known) > 1 else ""
+    return f"{factor * known.mean():,.{digits}f}{sd}{unit}"
 
 
-def points(difference: Estimate | None, unknown: str = UNKNOWN) -> str:
-    """A difference of fractions in percentage points, with the 95% interval of its mean."""
-    if difference is None:
+def points(differences: Iterable[float], unknown: str = UNKNOWN) -> str:
+    """The mean of differences of fractions, in percentage points, with its 95% interval.
+
+    The interval is Student's; what is NaN is left out.
+    """
+    known = pd.Series(list(differences), dtype=float).dropna()
+    if not len(known):
         return unknown
-    mean, reach = 100 * difference.mean, difference.interval
-    if reach is None:
+    mean, count = 100 * known.mean(), len(known)
+    if count == 1:
         return f"{mean:+.2f}"
-    return f"{mean:+.2f} ({mean - 100 * reach:+.2f} to {mean + 100 * reach:+.2f})"
+    reach = 100 * stats.t.ppf(0.975, count - 1) * known.std() / math.sqrt(count)
+    return f"{mean:+.2f} ({mean - reach:+.2f} to {mean + reach:+.2f})"
 
 
 def percent(share: float) -> str:

@@ -158,20 +158,10 @@ def run(
     settings: Mapping[str, Any],
     describe: Describe = lambda found: {},
 ) -> dict[str, Any]:
-    """Does the trainings of a plan that its file does not hold yet, and writes each into it.
+    """Does the trainings of a plan, (hyper-parameters, seed), that its file does not hold yet.
 
-    Args:
-      path: of the result file.
-      problem: what is trained on.
-      test: the test set, for the record: nothing is chosen by it.
-      model: the network.
-      way: how it is trained.
-      plan: hyper-parameters and seed of each training.
-      settings: what result files say beside: scale, dataset and seeds.
-      describe: see `train_once`.
-
-    Returns:
-      The result, as in the file.
+    Each is written into the file as it ends. `settings` are what files say beside: scale, dataset
+    and seeds. Returns the result, as in the file.
 
     Raises:
       ValueError: where the file holds trainings of other settings.

@@ -1,7 +1,5 @@
 """Training on CORDS's subsets beside ours: the table, and CORDS's side where it is installed."""
 
-import itertools
-
 import numpy as np
 import pytest
 
@@ -35,13 +33,6 @@ def test_differences_are_ours_less_theirs_paired_by_seed():
     assert row["CORDS in our loop"] == "–"
     assert row["seconds: CORDS"] == "5.0"
     assert row["ours selecting (s)"] == "2.0"
-
-
-def test_even_batches_visit_every_place_once():
-    pytest.importorskip("torch")
-    batches = list(cords_quality.EvenBatches(900, 128))
-    assert {len(batch) for batch in batches} == {112, 113}
-    assert sorted(itertools.chain(*batches)) == list(range(900))
 
 
 @pytest.mark.parametrize("our_loop", [False, True])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.processes import run_module
+from experiments.searches import run_module
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,7 +37,7 @@ def _living(text):
 def test_a_signal_ends_what_was_started_too_even_if_it_is_only_starting(number, delay, tmp_path):
     mark = str(tmp_path)
     program = (
-        "import os; from experiments.processes import run_module as r; print(flush=True);"
+        "import os; from experiments.searches import run_module as r; print(flush=True);"
         "r('http.server', ['0', '--directory', os.environ['MARK']])"
     )
     with subprocess.Popen(

@@ -5,10 +5,13 @@ need it are left out. `pip install -e '.[peers]'` installs all but CORDS, which 
 of much that it does not need here: `pip install --no-deps cords==0.0.4` beside the extra.
 """
 
+import heapq
 import importlib
 import importlib.util
+import logging
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any
@@ -17,7 +20,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import jdss
+from jdss.training.forward import compute_last_layer
+from jdss.training.problem import Problem
+
 PACKAGES = ("apricot-select", "submodlib-py", "scikit-learn", "scipy", "cords", "torch", "numba")
+CORDS_SOLVERS = (
+    "OrthogonalMP_REG",
+    "OrthogonalMP_REG_Parallel",
+    "OrthogonalMP_REG_Parallel_V1",
+    "OrthogonalMP_REG_NNLS",
+)
+"""The first is that of a CPU."""
 
 
 class MissingPeerError(RuntimeError):
@@ -26,13 +40,8 @@ class MissingPeerError(RuntimeError):
 
 def versions() -> dict[str, str | None]:
     """The peers' versions; None for one not installed."""
-    found: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+    known = {one.metadata["Name"]: one.version for one in metadata.distributions()}
+    return {package: known.get(package) for package in PACKAGES}
 
 
 def import_peer(module: str, install: str) -> Any:
@@ -40,6 +49,27 @@ def import_peer(module: str, install: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingPeerError(f"`pip install {install}` for {module}: {error}") from error
+
+
+def cords_module(name: str) -> Any:
+    """A module of `cords.selectionstrategies`, without what its package imports beside it.
+
+    That needs torchvision, and its solvers make NumPy raise on underflow, in the whole process.
+    """
+    install = "--no-deps cords==0.0.4"
+    import_peer("torch", "torch")
+    spec = importlib.util.find_spec("cords")
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingPeerError(f"`pip install {install}`: No module named 'cords'")
+    package = "cords.selectionstrategies.SL"
+    bare = types.ModuleType(package)
+    bare.__path__ = [f"{spec.submodule_search_locations[0]}/selectionstrategies/SL"]
+    sys.modules.setdefault(package, bare)
+    handling = np.geterr()
+    try:
+        return import_peer(f"cords.selectionstrategies.{name}", install)
+    finally:
+        np.seterr(**handling)
 
 
 # Facility location: similarity float32[n, n], symmetric and non-negative -> indices ------------
@@ -51,29 +81,15 @@ def submodlib_lazy(similarity: np.ndarray, budget: int) -> Callable[[], list[int
     function = module.FacilityLocationFunction(
         n=len(similarity), mode="dense", separate_rep=False, sijs=similarity
     )
-
-    def run() -> list[int]:
-        chosen = function.maximize(
-            budget=budget,
-            optimizer="LazyGreedy",
-            stopIfZeroGain=False,
-            stopIfNegativeGain=False,
-            show_progress=False,
-        )
-        return [j for j, _ in chosen]
-
-    return run
+    never = {"stopIfZeroGain": False, "stopIfNegativeGain": False, "show_progress": False}
+    return lambda: [j for j, _ in function.maximize(budget=budget, optimizer="LazyGreedy", **never)]
 
 
 def apricot_lazy(similarity: np.ndarray, budget: int) -> Callable[[], np.ndarray]:
     """Its lazy greedy, compiled by Numba."""
-    module = import_peer("apricot", "apricot-select")
-
-    def run() -> np.ndarray:
-        selection = module.FacilityLocationSelection(budget, metric="precomputed", optimizer="lazy")
-        return selection.fit(similarity).ranking
-
-    return run
+    make = import_peer("apricot", "apricot-select").FacilityLocationSelection
+    how = {"metric": "precomputed", "optimizer": "lazy"}
+    return lambda: make(budget, **how).fit(similarity).ranking
 
 
 def plain_greedy(similarity: jax.Array, budget: int) -> Callable[[], jax.Array]:
@@ -81,30 +97,27 @@ def plain_greedy(similarity: jax.Array, budget: int) -> Callable[[], jax.Array]:
 
     @jax.jit
     def run(similarity: jax.Array) -> jax.Array:
-        def choose(place: int, state: tuple) -> tuple:
-            best, taken, indices = state
+        def choose(state: tuple, _: None) -> tuple:
+            best, taken = state
             gains = jnp.maximum(similarity - best, 0).sum(axis=1)
-            winner = jnp.argmax(jnp.where(taken, -1.0, gains)).astype(jnp.int32)
-            best = jnp.maximum(best, similarity[winner])
-            return best, taken.at[winner].set(True), indices.at[place].set(winner)
+            winner = jnp.argmax(jnp.where(taken, -1.0, gains))
+            state = jnp.maximum(best, similarity[winner]), taken.at[winner].set(True)
+            return state, winner
 
-        n = len(similarity)
-        start = jnp.zeros(n), jnp.zeros(n, bool), jnp.zeros(budget, jnp.int32)
-        return jax.lax.fori_loop(0, budget, choose, start)[2]
+        start = jnp.zeros(len(similarity)), jnp.zeros(len(similarity), bool)
+        return jax.lax.scan(choose, start, length=budget)[1]
 
     return lambda: run(similarity)
 
 
 def exact_greedy(similarity: np.ndarray, budget: int) -> list[int]:
     """Lazy greedy with a queue, every gain in float64: the oracle of the objective."""
-    import heapq
-
     best = np.zeros(len(similarity))
     queue = [(-float(row.sum(dtype=np.float64)), j, 0) for j, row in enumerate(similarity)]
     heapq.heapify(queue)
     chosen: list[int] = []
     while len(chosen) < budget:
-        gain, j, age = heapq.heappop(queue)
+        _, j, age = heapq.heappop(queue)
         if age == len(chosen):
             chosen.append(j)
             best = np.maximum(best, similarity[j])
@@ -125,24 +138,21 @@ def nnls_pursuit(rows: np.ndarray, target: np.ndarray, budget: int) -> Callable[
     nnls = import_peer("scipy.optimize", "scipy").nnls
 
     def run() -> np.ndarray:
-        support: list[int] = []
-        residual, weights = target, np.zeros(0)
+        weights = np.zeros(len(rows))
         # Rows leave, so there are more steps than places.
         for _ in range(8 * budget):
-            correlations = rows @ residual
+            support = np.flatnonzero(weights)
+            correlations = rows @ (target - weights[support] @ rows[support])
             correlations[support] = -np.inf
             best = int(np.argmax(correlations))
             if len(support) == budget or correlations[best] <= 0:
                 break
-            tried = np.array([*support, best])
-            refitted, _ = nnls(rows[tried].T, target, maxiter=50 * budget)
-            support, weights = tried[refitted > 0].tolist(), refitted[refitted > 0]
-            residual = target - weights @ rows[support]
-            if best not in support:  # No progress: it would be chosen again.
+            tried = np.append(support, best)
+            weights = np.zeros(len(rows))
+            weights[tried], _ = nnls(rows[tried].T, target, maxiter=50 * budget)
+            if weights[best] == 0:  # no progress: it would be chosen again
                 break
-        result = np.zeros(len(rows))
-        result[support] = weights
-        return result
+        return weights
 
     return run
 
@@ -165,32 +175,102 @@ def cords_omp(
     return lambda: function(atoms, goal, nnz=budget, positive=True, lam=0).numpy()
 
 
-CORDS_SOLVERS = {
-    "OrthogonalMP_REG": "cords OrthogonalMP_REG (its CPU solver)",
-    "OrthogonalMP_REG_Parallel": "cords OrthogonalMP_REG_Parallel",
-    "OrthogonalMP_REG_Parallel_V1": "cords OrthogonalMP_REG_Parallel_V1",
-    "OrthogonalMP_REG_NNLS": "cords OrthogonalMP_REG_NNLS",
-}
+# CORDS's own strategies, on a twin of the network in PyTorch ------------------------------------
 
 
-def cords_module(name: str) -> Any:
-    """A module of `cords.selectionstrategies`, without what its package imports beside it.
+def torch_lenet(classes: int = 10) -> Any:
+    """LeNet as a `torch.nn.Module` of CORDS's protocol."""
+    torch = import_peer("torch", "torch")
+    nn = torch.nn
 
-    The package of its strategies imports one that needs torchvision, and its solvers make NumPy
-    raise on underflow, in the whole process: neither is wanted here.
+    class LeNet(nn.Module):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Sequential(
+                *(nn.Conv2d(1, 6, 5, padding=2), nn.MaxPool2d(2), nn.ReLU()),
+                *(nn.Conv2d(6, 16, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten()),
+                *(nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU()),
+            )
+            self.last = nn.Linear(84, classes)
+
+        def forward(self, images: Any, last: bool = False, freeze: bool = False) -> Any:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not freeze):
+                hidden = self.features(images)
+            return (self.last(hidden), hidden) if last else self.last(hidden)
+
+        def get_embedding_dim(self) -> int:
+            return 84
+
+    return LeNet()
+
+
+def twin(problem: Problem, state: jdss.TrainState) -> Any:
+    """LeNet in PyTorch with the weights of one in Flax, checked to have the same logits."""
+    torch = import_peer("torch", "torch")
+    model = torch_lenet(problem.num_classes or 10)
+    layers = [layer for layer in (*model.features, model.last) if hasattr(layer, "weight")]
+    for name, layer in zip(sorted(state.params), layers, strict=True):  # Conv_0, …, Dense_2
+        kernel, bias = (np.array(state.params[name][part]) for part in ("kernel", "bias"))
+        if name == "Dense_0":  # it reads channels last in Flax, and first here
+            kernel = kernel.reshape(5, 5, 16, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
+        axes = (3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)
+        layer.weight.data = torch.tensor(kernel.transpose(axes).copy())
+        layer.bias.data = torch.tensor(bias)
+    some = problem.validation[:64]
+    with torch.no_grad():
+        logits = model(tensors(problem.examples, some)[0]).numpy()
+    ours = compute_last_layer(state, problem.examples, some).logits
+    np.testing.assert_allclose(logits, ours, rtol=1e-3, atol=1e-3)
+    return model
+
+
+def tensors(examples: Any, indices: np.ndarray) -> tuple[Any, Any]:
+    """Some examples as PyTorch has them: images normalised, channels first, and labels."""
+    torch = import_peer("torch", "torch")
+    images = np.asarray(examples.normalization(examples.inputs[indices]))
+    labels = np.asarray(examples.labels[indices], np.int64)
+    return torch.tensor(images.transpose(0, 3, 1, 2).copy()), torch.tensor(labels)
+
+
+def cords_strategy(
+    name: str,
+    problem: Problem,
+    state: jdss.TrainState,
+    *,
+    outer: str = "validation",
+    label: int | None = None,
+    device: str = "cpu",
+    **options: Any,
+) -> Any:
+    """One of CORDS's strategies over the twin of a network; `options` are its own.
+
+    Its second loader reads the `outer` examples. With a `label` it chooses from one class. On the
+    device "cpu" its GRAD-MATCH has a solver of its own; on any other name, such as "cpu:0" for the
+    same device, it has that of a GPU.
     """
-    install = "--no-deps cords==0.0.4"
-    import_peer("torch", "torch")
-    spec = importlib.util.find_spec("cords")
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingPeerError(f"`pip install {install}`: No module named 'cords'")
-    package = "cords.selectionstrategies.SL"
-    if package not in sys.modules:
-        bare = types.ModuleType(package)
-        bare.__path__ = [f"{spec.submodule_search_locations[0]}/selectionstrategies/SL"]
-        sys.modules[package] = bare
-    handling = np.geterr()
-    try:
-        return import_peer(f"cords.selectionstrategies.{name}", install)
-    finally:
-        np.seterr(**handling)
+    torch = import_peer("torch", "torch")
+    file = name.replace("_", "")
+    module = cords_module(f"SL.{file}strategy")
+    make = getattr(module, {"grad_match": "GradMatch"}.get(name, name.upper()) + "Strategy")
+
+    def loader(indices: np.ndarray) -> Any:  # in batches as in training
+        data = torch.utils.data.TensorDataset(*tensors(problem.examples, indices))
+        return torch.utils.data.DataLoader(data, batch_size=128, shuffle=False)
+
+    train = problem.train
+    if label is not None:
+        train = train[problem.labels_of(train) == label]
+    # It asks for pinned memory, which only matters with a GPU.
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    logger = logging.getLogger("cords")
+    logger.setLevel(logging.ERROR)
+    return make(
+        loader(train),
+        loader(problem.train if outer == "training" else problem.validation),
+        twin(problem, state),
+        torch.nn.CrossEntropyLoss(reduction="none"),
+        device=device,
+        num_classes=problem.num_classes,
+        logger=logger,
+        **options,
+    )

@@ -1,176 +1,233 @@
-"""How fast training is, beside PyTorch and beside its own budget.
-
-`python -m experiments.benchmarks.training [--only CASE …]`. Every case is written into the result
-file as soon as it is done; `experiments.benchmarks.report` makes the tables.
+"""Training beside PyTorch: `python -m experiments.benchmarks.training [--only CASE …]`.
 
 - `lenet-32`, `lenet-128`: training steps, images a second.
 - `lenet-forward`: a forward pass over 54,000 images, which bounds every selection round.
 - `resnet18-16`, `resnet18-64`: training steps of batch 64, at two widths.
-- `trial`: one LeNet trial on 5% of MNIST with GRAD-MATCH against training on all of it, by line.
-- `trial-half`: the same, each selection from a random half of the examples.
+
+A side is built in a process of its own, so that PyTorch's threads and XLA's never meet, and each
+can have the devices and threads it wants. Images are random: what a step costs does not depend on
+them. Both sides hold uint8 images in memory, gather a shuffled batch, normalise it, and do a whole
+step: forward, backward, and SGD with momentum. Every case is written into the result file as soon
+as it is done; `experiments.report` makes the table of README.md.
 """
 
 import argparse
 import json
+import multiprocessing
+import os
+import statistics
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks import report
-from experiments.benchmarks.measuring import load_average
-from experiments.results import REQUIRED_KEYS, environment, write_result
+import jax
+import numpy as np
 
-GOALS = {
-    "lenet-32": 1.0,
-    "lenet-128": 1.0,
-    "lenet-forward": 1.0,
-    "resnet18-16": 0.6,
-    "resnet18-64": 0.6,
+import jdss
+from experiments.benchmarks.peers import torch_lenet
+from experiments.benchmarks.timing import load_average
+from experiments.results import REQUIRED_KEYS, RESULTS, environment, write_result
+
+SIDES: dict[str, dict[str, Any]] = {
+    "jdss": {},
+    "jdss, a device a core": {"devices": True},
+    "torch": {},
+    "torch, 1 thread": {"threads": 1},
+    "torch, channels last": {"channels_last": True},
 }
-JDSS = ("jdss", "jdss, a device a core")
-TORCH = ("torch", "torch, 1 thread")
-SIDES = {
-    "lenet-32": (*JDSS, "jdss, a dispatch a step", *TORCH),
-    "lenet-128": (*JDSS, "jdss, a dispatch a step", *TORCH),
-    "lenet-forward": (*JDSS, *TORCH),
-    "resnet18-16": (*JDSS, "torch", "torch, channels last"),
-    "resnet18-64": (*JDSS, "torch", "torch, channels last"),
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed: `steps` training steps, or, with none, one forward pass over all images."""
+
+    images: int
+    shape: tuple[int, int, int]
+    batch_size: int
+    steps: int = 0
+    width: int | None = None  # of a ResNet-18; None is LeNet
+    goal: float = 1.0  # of the better PyTorch's rate
+
+
+CASES = {
+    "lenet-32": Case(54_000, (28, 28, 1), 32, steps=200),
+    "lenet-128": Case(54_000, (28, 28, 1), 128, steps=80),
+    "lenet-forward": Case(54_000, (28, 28, 1), 512),
+    "resnet18-16": Case(2_000, (32, 32, 3), 64, steps=3, width=16, goal=0.6),
+    "resnet18-64": Case(2_000, (32, 32, 3), 64, steps=1, width=64, goal=0.6),
 }
-TRIAL_EPOCHS, FRACTION, SELECT_EVERY, WARM_START = 20, 0.05, 10, 0.5
-PROCESSOR_TIME = "-processor-time"  # what a trial's case is called by, timed with that option
-TRIALS = {"trial": 1.0, "trial-half": 0.5}  # and the share of the candidates
 
 
-def against_torch(case: str, sides_wanted: list[str] | None, repeats: int) -> dict[str, Any]:
-    """Images a second of every side, and the better jdss over the better PyTorch."""
-    from experiments.benchmarks.training_peers import CASES, in_turns
+def images_of(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (case.images, *case.shape), dtype=np.uint8)
+    return images, generator.integers(0, 10, case.images)
 
-    wanted = [side for side in SIDES[case] if sides_wanted is None or side in sides_wanted]
-    sides = in_turns(case, wanted, repeats=repeats)
-    rates = {side: CASES[case].work / result["median"] for side, result in sides.items()}
-    best = max(rate for side, rate in rates.items() if side.startswith("torch"))
-    ratios = {side: rate / best for side, rate in rates.items() if side.startswith("jdss")}
-    by_cpu = {side: CASES[case].work / min(result["cpu_seconds"]) for side, result in sides.items()}
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def jdss_side(case: Case, *, devices: bool = False) -> Callable[[], None]:
+    """`jdss.train_on_subset`, or the forward pass of a selection round."""
+    if devices:
+        jax.config.update("jax_num_cpu_devices", cores())
+    data, size = jdss.make_examples(*images_of(case)), case.images
+    subset = jdss.Subset(jax.numpy.arange(size), jax.numpy.ones(size), jax.numpy.int32(size))
+    model = jdss.models.ResNet18(10, width=case.width) if case.width else jdss.models.LeNet(10)
+    state = jdss.init_state(model, data.inputs, jax.random.key(0))
+    hyper = jdss.hyperparameters(learning_rate=0.01, batch_size=case.batch_size)
+
+    def train() -> None:
+        nonlocal state
+        steps = {"num_steps": case.steps}
+        state, found = jdss.train_on_subset(state, data, subset, hyper, jax.random.key(1), **steps)
+        assert np.isfinite(float(found.loss))
+
+    def forward() -> None:
+        chunk = {"chunk_size": case.batch_size}
+        jax.block_until_ready(jdss.compute_gradients(state, data, np.arange(size), **chunk))
+
+    return train if case.steps else forward
+
+
+def torch_side(
+    case: Case, *, threads: int | None = None, channels_last: bool = False
+) -> Callable[[], None]:
+    """The same in PyTorch."""
+    import torch
+
+    torch.set_num_threads(threads or cores())
+    torch.manual_seed(0)
+    images, labels = images_of(case)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    stored = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(memory_format=layout)
+    targets = torch.from_numpy(labels)
+    model = torch_resnet18(case.width) if case.width else torch_lenet()
+    model = model.to(memory_format=layout)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+    def batch(indices: Any) -> Any:
+        return (stored[indices].float() / 255 - 0.5) / 0.25
+
+    def train() -> None:
+        order = torch.randperm(case.images)
+        for step in range(case.steps):
+            indices = order[step * case.batch_size :][: case.batch_size]
+            loss = torch.nn.functional.cross_entropy(model(batch(indices)), targets[indices])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert np.isfinite(loss.item())
+
+    def forward() -> None:
+        model.eval()
+        with torch.inference_mode():
+            starts = range(0, case.images, case.batch_size)
+            torch.cat([model(batch(slice(start, start + case.batch_size))) for start in starts])
+
+    return train if case.steps else forward
+
+
+def torch_resnet18(width: int) -> Any:
+    """For 32 × 32 images, as `jdss.models.ResNet18`."""
+    from torch import nn
+
+    def conv(inputs: int, outputs: int, size: int, stride: int) -> list[Any]:
+        layer = nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
+        return [layer, nn.BatchNorm2d(outputs)]
+
+    class Block(nn.Module):
+        def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+            super().__init__()
+            same = stride == 1 and inputs == outputs
+            self.shortcut = nn.Sequential(*([] if same else conv(inputs, outputs, 1, stride)))
+            first, second = conv(inputs, outputs, 3, stride), conv(outputs, outputs, 3, 1)
+            self.body = nn.Sequential(*first, nn.ReLU(), *second)
+
+        def forward(self, x: Any) -> Any:
+            return (self.body(x) + self.shortcut(x)).relu()
+
+    widths = [width * 2 ** (place // 2) for place in range(8)]
+    blocks = [
+        Block(inputs, outputs, 1 if inputs == outputs else 2)
+        for inputs, outputs in zip([width, *widths], widths, strict=False)
+    ]
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8 * width, 10)
+    return nn.Sequential(*conv(3, width, 3, 1), nn.ReLU(), *blocks, *head)
+
+
+@cache
+def build(case: str, side: str) -> Callable[[], None]:
+    make: Any = jdss_side if side.startswith("jdss") else torch_side
+    return make(CASES[case], **SIDES[side])
+
+
+def timed(case: str, side: str) -> tuple[float, float]:
+    """Seconds and processor seconds of one run, in a process that builds its side once."""
+    run = build(case, side)
+    start, cpu = time.perf_counter(), time.process_time()
+    run()
+    return time.perf_counter() - start, time.process_time() - cpu
+
+
+def against_torch(name: str, sides: Sequence[str], repeats: int) -> dict[str, Any]:
+    """Images a second of every side, and of those of jdss over the better PyTorch.
+
+    Sides run in turns, so that what else the machine does falls on all alike; the first run of
+    each, in which it compiles, is not counted.
+    """
+    case, found = CASES[name], {}
+    with ExitStack() as stack:
+        context = multiprocessing.get_context("spawn")
+        pools = {side: stack.enter_context(ProcessPoolExecutor(1, context)) for side in sides}
+        runs = [
+            {side: pool.submit(timed, name, side).result() for side, pool in pools.items()}
+            for _ in range(repeats + 1)
+        ]
+    for side in sides:
+        seconds, cpu_seconds = map(list, zip(*(run[side] for run in runs[1:]), strict=True))
+        median = statistics.median(seconds)
+        found[side] = {"seconds": seconds, "median": median, "cpu_seconds": cpu_seconds}
+        found[side]["first"] = runs[0][side][0]
+    work = case.steps * case.batch_size or case.images
+    rates = {side: work / one["median"] for side, one in found.items()}
+    best = max((rates[side] for side in rates if side.startswith("torch")), default=None)
+    ours = {side: rate for side, rate in rates.items() if side.startswith("jdss")}
     return {
         "images_per_second": rates,
-        "images_per_cpu_second": by_cpu,
-        "ratio_to_the_faster_torch": ratios,
-        "goal": GOALS[case],
-        "sides": sides,
-    }
-
-
-def trial(repeats: int, candidates: float = 1.0) -> dict[str, Any]:
-    """The ledger of one trial, compiled beforehand, and that of full training."""
-    import jax
-    import numpy as np
-
-    import jdss
-    from experiments import trainings
-    from jdss.ledger import Ledger
-    from jdss.training.fit import training_on
-    from jdss.training.problem import make_problem
-    from jdss.training.trial import run as run_to_the_end
-    from jdss.training.trial import train
-
-    mnist = jdss.load_dataset("mnist")
-    problem = make_problem(mnist, validation=0.1, seed=0)
-    model = jdss.models.LeNet(10)
-
-    every = {"every": SELECT_EVERY, "warm_start": WARM_START, "candidates": candidates}
-    subsets = trainings.subsets("grad_match", "", FRACTION, **every)
-
-    def run(way: trainings.Way, epochs: int) -> dict[str, Any]:
-        hyper = jdss.hyperparameters(epochs=epochs, batch_size=128)
-        ledger, start = Ledger(), time.perf_counter()
-        with ledger.measure("other"):
-            training = training_on(problem, way.schedule)
-            found = run_to_the_end(train(training, model, hyper, jax.random.key(0), ledger=ledger))
-        return {
-            "seconds": time.perf_counter() - start,
-            "ledger": ledger.seconds,
-            "accuracy": found.validation_accuracy,
-        }
-
-    compiling = run(subsets, 2)["ledger"]["compiling"]
-    run(trainings.FULL, 1)
-    trials, epochs = [], []
-    for _ in range(repeats):  # in turns
-        trials.append(run(subsets, TRIAL_EPOCHS))
-        epochs.append(run(trainings.FULL, 1))
-    # Full training is its epochs and one validation, measured one epoch at a time.
-    training = float(np.median([one["ledger"]["training"] for one in epochs]))
-    evaluating = float(np.median([one["ledger"]["evaluating"] for one in epochs]))
-    full = TRIAL_EPOCHS * training + evaluating
-    seconds = float(np.median([one["seconds"] for one in trials]))
-    lines = {
-        line: float(np.median([one["ledger"][line] for one in trials])) / training
-        for line in trials[0]["ledger"]
-    }
-    own = lines["training"] + lines["warm_start"]
-    return {
-        "seconds_of_a_full_epoch": training,
-        "seconds_of_full_training": full,
-        "seconds_of_a_trial": seconds,
-        "compiling_once_seconds": compiling,
-        "speedup": full / seconds,
-        "clock": "wall" if time.perf_counter is not time.process_time else "processor",
-        "candidates": candidates,
-        "goal": 12,
-        "ideal": 1 / FRACTION,
-        "epoch_equivalents": lines,
-        "budget_in_epoch_equivalents": {
-            "warm_start": WARM_START * TRIAL_EPOCHS * FRACTION,
-            "training": (1 - WARM_START) * TRIAL_EPOCHS * FRACTION,
-            "gradients": 0.33,
-            "solving": 0.1,
-            "evaluating": 0.04,
-            "other": 0.1,
-        },
-        "not_training_fraction": 1 - own / sum(lines.values()),
-        "accuracy": trials[-1]["accuracy"],
-        "trials": trials,
-        "epochs": epochs,
+        "ratio_to_the_faster_torch": {side: best and rate / best for side, rate in ours.items()},
+        "goal": case.goal,
+        "sides": found,
     }
 
 
 def write(path: Path, case: str, result: dict[str, Any]) -> None:
     """Adds a case to the result file; each carries the run that it comes from."""
     cases = json.loads(path.read_text())["trials"] if path.exists() else []
-    cases = [one for one in cases if one["case"] != case]
-    # A machine that is shared is said to be: `cores` used by a process that waits tell it, too.
-    loads = load_average()
-    load = loads[0] if loads else None
-    cases.append({"case": case, "load_average": load, **environment(), **result})
+    # A machine that is shared is said to be.
+    about = {"case": case, "load_average": next(iter(load_average()), None)}
+    cases = [one for one in cases if one["case"] != case] + [{**about, **environment(), **result}]
     record = {**dict.fromkeys(REQUIRED_KEYS), **environment(), "dataset": {}, "ledger": {}}
     write_result(path, {**record, "trials": sorted(cases, key=lambda one: one["case"])})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = (*SIDES, *TRIALS)
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="CASE")
-    parser.add_argument(
-        "--sides", nargs="+", help="of training_peers.SIDES; default: all", metavar="SIDE"
-    )
+    parser.add_argument("--only", nargs="+", choices=CASES, default=CASES, metavar="CASE")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, metavar="SIDE")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--processor-time",
-        action="store_true",
-        help="time trials by the process's processor seconds, on one core of a busy machine",
-    )
-    parser.add_argument("--out", type=Path, default=report.OUT / "training.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "benchmarks" / "training.json")
     arguments = parser.parse_args()
-    if arguments.processor_time:
-        time.perf_counter = time.process_time  # the ledger's, too
     for case in arguments.only:
-        if case in TRIALS:
-            result = trial(arguments.repeats, TRIALS[case])
-            case += PROCESSOR_TIME if arguments.processor_time else ""  # noqa: PLW2901
-        else:
-            result = against_torch(case, arguments.sides, arguments.repeats)
+        result = against_torch(case, list(arguments.sides), arguments.repeats)
         write(arguments.out, case, result)
-        print(report.training(json.loads(arguments.out.read_text())))
+        print(case, result["images_per_second"])
 
 
 if __name__ == "__main__":
