@@ -27,18 +27,8 @@ RESULTS = Path(__file__).parent / "results"
 
 Result = Mapping[str, Any]
 
-REQUIRED_KEYS = (
-    "command",
-    "commit",
-    "versions",
-    "hardware",
-    "seeds",
-    "scale",
-    "dataset",
-    "strategy",
-    "trials",
-    "ledger",
-)
+_WHERE = ("command", "commit", "versions", "hardware")
+REQUIRED_KEYS = (*_WHERE, "seeds", "scale", "dataset", "strategy", "trials", "ledger")
 """What every result file has."""
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "optuna", "numpy", "codecarbon")
@@ -57,11 +47,8 @@ def write_result(path: str | os.PathLike[str], result: Any, **more: Any) -> None
     Floats are kept to nine significant digits, which tell any two float32 values apart. Absolute
     paths inside texts are cut down to their last component.
 
-    Args:
-      path: of the file; its directories are created.
-      result: a `jdss.TuneResult`, or a mapping. NumPy and JAX values are taken as well.
-      more: what else the file holds, by name. With `result` and where it was made (command,
-        commit, versions and hardware, if the result does not say) it has all `REQUIRED_KEYS`.
+    `result` is a `jdss.TuneResult` or a mapping; `more` is what else the file holds. With where it
+    was made (if the result does not say) it has all `REQUIRED_KEYS`.
 
     Raises:
       ValueError: where keys are missing, or a number is NaN or infinite (it is named; a failed
@@ -111,13 +98,9 @@ def plain(value: Any, where: str = "") -> Any:
 def environment() -> dict[str, Any]:
     """Where a run happens.
 
-    Returns:
-      `command`: as one would type it in the checkout.
-      `commit`: of the checkout that holds this package, with "-dirty" where tracked files other
-        than results differ from it; None outside a checkout.
-      `versions`: of Python and the packages that shape a result; None for one not installed.
-      `hardware`: of the machine: platform, cpu, cores (available to this process), memory_bytes,
-        jax_backend, and devices (kind and count).
+    The `command` as one would type it in the checkout; its `commit`, with "-dirty" where tracked
+    files other than results differ, None outside a checkout; `versions`, None for what is not
+    installed; `hardware`.
     """
     has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
     kinds = [device.device_kind for device in jax.local_devices()]
@@ -139,44 +122,37 @@ def environment() -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Of Python and the packages that shape a result."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
+    installed = {one.metadata["Name"]: one.version for one in metadata.distributions()}
+    found = {package: installed.get(package) for package in _PACKAGES}
     # Of the code that runs, which a checkout may hold without having it installed.
-    return {**found, "jdss": jdss.__version__}
+    return {"python": platform.python_version(), **found, "jdss": jdss.__version__}
 
 
 def command(argv: Sequence[str]) -> str:
-    """A command line, as in `sys.orig_argv`, without this machine's paths and passwords."""
+    """The command line of a process (`sys.orig_argv`), without local paths and passwords."""
     return shlex.join(["python", *(_portable(hide_passwords(word)) for word in argv[1:])])
 
 
 def _portable(argument: str) -> str:
     option, equals, value = argument.rpartition("=")
-    if not _is_absolute(value):
-        return without_paths(argument)
-    try:
-        value = Path(value).relative_to(Path.cwd()).as_posix()
-    except ValueError:
-        value = _last_component(value)
-    return f"{option}{equals}{value}"
+    if value.startswith("/") and Path(value).is_relative_to(Path.cwd()):
+        return f"{option}{equals}{Path(value).relative_to(Path.cwd())}"
+    return f"{option}{equals}{without_paths(value)}"
 
 
 def without_paths(text: str) -> str:
-    """Cuts absolute paths down to ".../" and their last component."""
-    whole = _last_component(text) if _is_absolute(text) else text
-    return _ABSOLUTE_PATH.sub(lambda match: _last_component(match.group()), whole)
+    """Cuts absolute paths down to ".../" and their last component.
 
+    Example:
+      >>> without_paths("read from /home/someone/tfds today")
+      'read from .../tfds today'
+    """
 
-def _is_absolute(text: str) -> bool:
-    return text.startswith(("/", "\\\\")) or re.match(r"[A-Za-z]:[\\/]", text) is not None
+    def last(path: str) -> str:
+        return ".../" + re.split(r"[\\/]", path.rstrip("/\\"))[-1]
 
-
-def _last_component(path: str) -> str:
-    return ".../" + re.split(r"[\\/]", path.rstrip("/\\"))[-1]
+    whole = text.startswith("/") or re.match(r"[A-Za-z]:[\\/]", text)  # a path may hold spaces
+    return last(text) if whole else _ABSOLUTE_PATH.sub(lambda match: last(match[0]), text)
 
 
 def commit(checkout: Path) -> str | None:
@@ -204,18 +180,14 @@ def commit(checkout: Path) -> str | None:
 
 
 def _cpu() -> str | None:
-    try:
-        first, _, _ = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")
-        parts = (line.partition(":") for line in first.splitlines())
-        fields = {name.strip(): value.strip() for name, _, value in parts}
-        if name := fields.get("model name"):
-            # A virtual machine may call processors of several generations by the same name.
-            known = [key for key in ("cpu family", "model", "stepping") if key in fields]
-            numbers = ", ".join(f"{key} {fields[key]}" for key in known)
-            return f"{name} ({numbers})" if numbers else name
-    except OSError:  # not Linux
-        pass
-    return platform.processor() or platform.machine() or None
+    """Its name, and its family, model and stepping: several may be called the same."""
+    path = Path("/proc/cpuinfo")
+    first = path.read_text(encoding="utf-8").split("\n\n")[0] if path.exists() else ""
+    fields = dict(re.findall(r"^(.*?)\s*: (.*)$", first, re.MULTILINE))
+    known = [key for key in ("cpu family", "model", "stepping") if key in fields]
+    numbers = ", ".join(f"{key} {fields[key]}" for key in known)
+    name = fields.get("model name")
+    return f"{name} ({numbers})" if name and numbers else name or platform.processor() or None
 
 
 def read_results(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
