@@ -11,7 +11,6 @@ import optuna
 from optuna.trial import TrialState
 
 import jdss
-from jdss.tuning.places import PLACE, finished_trials
 from tests.conftest import Perceptron, make_blobs
 from tests.searching import tune, values
 
@@ -50,7 +49,6 @@ def run_and_kill(url, *, trials, workers, kills, seed, seconds):
     )
     killer.join(timeout=1)
     assert len(killed) == kills
-    assert [t.user_attrs[PLACE] for t in finished_trials(shared.study)] == list(range(trials))
     assert [t.state for t in shared.study.trials] == [TrialState.COMPLETE] * trials
     alone = tune(Perceptron(), make_blobs(), selection=Slow(0), study_name="alone", **options)
     assert values(shared) == values(alone)

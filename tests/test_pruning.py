@@ -6,8 +6,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 import jdss
-from jdss.tuning.places import INTERRUPTED
-from jdss.tuning.pruners import make_pruner, rungs
+from jdss.training.trial import Rung
+from jdss.tuning.driver import Driver
+from jdss.tuning.objective import Died, Outcome
+from jdss.tuning.sampling import make_pruner, rungs
+from jdss.tuning.study import Lease, SearchStudy
 from tests import searching
 
 SPACE = {
@@ -69,11 +72,10 @@ def test_asha_keeps_what_successive_halving_keeps(pruned):
 
 
 def test_pruned_trials_are_finished_and_their_ledger_is_complete(pruned):
-    assert len(pruned.trials) == 7
     for trial in pruned.trials:
         assert trial["ledger"]["seconds"]["evaluating"] > 0
         assert trial["failure"] is None
-    assert all(INTERRUPTED not in trial.user_attrs for trial in pruned.study.trials)
+    assert len(pruned.study.trials) == 7
 
 
 def test_the_winner_is_a_trial_that_was_completed(pruned):
@@ -128,17 +130,34 @@ def test_a_search_without_a_completed_trial_says_so(perceptron, blobs):
         tune(perceptron, blobs, trials=2, pruner=All(), selection="uniform")
 
 
-def test_an_interrupted_trial_does_not_compete_with_its_own_retry():
-    pruner = make_pruner(jdss.Search(pruner="asha", reduction_factor=2), SPACE)
-    study = optuna.create_study(direction="maximize", pruner=pruner)
-    cut = study.ask()
-    cut.report(0.9, 1)
-    assert not cut.should_prune()
-    cut.set_user_attr(INTERRUPTED, "killed")
-    study.tell(cut, state=TrialState.FAIL)
-    retry = study.ask()
-    retry.report(0.8, 1)  # worse than the 0.9 that no longer counts
-    assert not retry.should_prune()
+@pytest.mark.parametrize("pruner", ["asha", "hyperband"])
+def test_a_trial_that_is_cut_off_competes_once(perceptron, blobs, pruner):
+    """It is the same trial when it is run again, with the scores that it had at its rungs."""
+    calls = []
+
+    def select(gradients, budget, **options):
+        calls.append(budget)
+        if len(calls) == stop_at:
+            raise KeyboardInterrupt
+        return jdss.uniform(gradients, budget, key=options["key"])
+
+    storage = optuna.storages.InMemoryStorage()
+    options = {"selection": select, "pruner": pruner, "sampler": "random", "seed": 1}
+    options |= {"storage": storage, "study_name": "search", "warm_start": 0.0}
+    stop_at = 2  # after the rung at epoch 1
+    with pytest.raises(KeyboardInterrupt):
+        tune(perceptron, blobs, **options)
+    (cut,) = [t for t in storage.get_all_trials(0) if t.state == TrialState.WAITING]
+    assert cut.intermediate_values
+    assert cut.params
+    resumed = tune(perceptron, blobs, **options)
+    stop_at = None
+    options["storage"] = optuna.storages.InMemoryStorage()
+    whole = tune(perceptron, blobs, **options)
+    assert [(t["value"], t["state"], t["rungs"]) for t in resumed.trials] == [
+        (t["value"], t["state"], t["rungs"]) for t in whole.trials
+    ]
+    assert len(resumed.study.trials) == 7
 
 
 def test_hyperband_has_its_brackets_from_the_start():
@@ -181,9 +200,59 @@ def test_a_trial_that_goes_on_from_a_checkpoint_has_been_at_its_rungs(perceptron
     with pytest.raises(KeyboardInterrupt):
         search("cut", tmp_path / "saved")
     resumed = search("cut", tmp_path / "saved")
-    assert len(resumed.study.trials) == 2
+    assert len(resumed.study.trials) == 1
     ran = len(calls)
     whole = search("whole", None)
     assert len(calls) - ran == ran - 1 == 3  # the first selection was not made again
     assert noted(resumed) == noted(whole)
     assert len(noted(whole)) == 3  # at epochs 1, 3 and 9
+
+
+class Script:
+    """A pool of one worker that reports what it is told to."""
+
+    def __init__(self, *events):
+        self.events, self.answers, self.busy = list(events), [], False
+
+    def free(self):
+        return [] if self.busy else [0]
+
+    def start(self, slot, order):
+        self.busy = True
+        return {"pid": 1}
+
+    def answer(self, slot, stop):
+        self.answers.append(stop)
+
+    def next_event(self):
+        event = self.events.pop(0)
+        self.busy = isinstance(event, Rung)
+        return 0, event
+
+
+def test_a_worker_that_dies_at_a_rung_leaves_nothing_to_the_next_trial(perceptron, blobs):
+    """One that was to be pruned is pruned; the others are run again, and not reported twice."""
+
+    class Below(optuna.pruners.BasePruner):
+        def prune(self, study, trial):
+            return trial.intermediate_values[trial.last_step] < 0.5
+
+    storage = optuna.storages.InMemoryStorage()
+    optuna.create_study(storage=storage, study_name="s", direction="maximize")
+    study = SearchStudy("s", storage)
+    study.pruner = Below()
+    run = jdss.objective(perceptron, blobs, space=SPACE, selection="uniform")
+    random = optuna.samplers.RandomSampler(0)
+    driver = Driver(study, Lease(study), run, jdss.Search(), 3, lambda number: random, None)
+    pool = Script(
+        *(Rung(1, 0.1), Died()),
+        *(Rung(1, 0.8), Died(), Rung(1, 0.8), Rung(3, 0.9), Outcome(score=0.9, accuracy=0.9)),
+        *(Rung(1, 0.7), Outcome(score=0.6, accuracy=0.6)),
+    )
+    with pytest.warns(RuntimeWarning, match="died in trial 1; .* trained again"):
+        driver.run(pool, lambda: None)
+    assert pool.answers == [True, False, False, False, False]
+    states = [TrialState.PRUNED, TrialState.COMPLETE, TrialState.COMPLETE]
+    assert [trial.state for trial in study.trials] == states
+    assert study.trials[1].intermediate_values == {1: 0.8, 3: 0.9}
+    assert study.trials[1].user_attrs["jdss:deaths"] == 1

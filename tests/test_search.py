@@ -9,7 +9,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 import jdss
-from jdss.tuning.samplers import Grid, Sobol, make_sampler, value_at
+from jdss.tuning.sampling import make_samplers
 from jdss.tuning.space import stored_value, suggest
 from tests.searching import drawn
 from tests.searching import tune as tune_and_retrain
@@ -22,13 +22,12 @@ def tune(model, data, **options):
 def search(sampler, space, trials, *, storage=None, name="study", seed=0):
     """A search over a cheap function instead of a training, with a fresh sampler."""
     study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
-    study.sampler = make_sampler(sampler, seed=seed, n_startup_trials=2, space=space)
-
-    def objective(trial):
+    samplers = make_samplers(sampler, seed=seed, n_startup_trials=2, space=space)
+    for _ in range(trials):
+        study.sampler = samplers(len(study.trials))
+        trial = study.ask()
         values = suggest(trial, space)
-        return sum(value for value in values.values() if not isinstance(value, str))
-
-    study.optimize(objective, n_trials=trials)
+        study.tell(trial, sum(value for value in values.values() if not isinstance(value, str)))
     return [trial.params for trial in study.trials]
 
 
@@ -106,8 +105,7 @@ def test_grid_points_are_those_of_a_hand_written_grid():
         "few": IntDistribution(1, 2),
         "one": IntDistribution(7, 7),
     }
-    points = Grid(space, 0)
-    found = [points.point(place) for place in range(points.size)]
+    found = search("grid", space, 162)
     expected = [
         (lr, m, s, n, few, 7)
         for lr in (0.01, 0.1, 1.0)
@@ -116,45 +114,31 @@ def test_grid_points_are_those_of_a_hand_written_grid():
         for n in (10, 15, 20)
         for few in (1, 2)
     ]
-    rounded = sorted(tuple(round(v, 9) for v in point.values()) for point in found)
+    rounded = sorted(tuple(round(point[name], 9) for name in space) for point in found)
     assert rounded == sorted(expected)
-    assert Grid(space, 1).point(0) != points.point(0) or Grid(space, 2).point(0) != points.point(0)
+    assert search("grid", space, 3, seed=1) != found[:3]
 
 
 def test_sobol_points_fill_every_cell_of_a_net():
     """Of 2^m points of Sobol's sequence, one lies in each interval of length 2^-m."""
     space = {"a": FloatDistribution(0.0, 1.0), "b": FloatDistribution(1.0, 16.0, log=True)}
-    points = Sobol(space, 5)
-    found = [points.point(place) for place in range(16)]
+    found = search("qmc", space, 16, seed=5)
     assert sorted(int(point["a"] * 16) for point in found) == list(range(16))
     assert sorted(int(math.log2(point["b"]) * 4) for point in found) == list(range(16))
-
-
-@pytest.mark.parametrize(
-    ("distribution", "expected"),
-    [
-        (IntDistribution(1, 4), [1, 2, 3, 4]),
-        (IntDistribution(2, 8, step=2), [2, 4, 6, 8]),
-        (CategoricalDistribution(("a", "b", "c", "d")), ["a", "b", "c", "d"]),
-    ],
-)
-def test_shares_go_evenly_to_the_values(distribution, expected):
-    got = [value_at(distribution, (place + 0.5) / 100) for place in range(100)]
-    assert [got.count(value) for value in expected] == [25] * 4
-    assert value_at(distribution, 0.0) == expected[0]
-    assert value_at(distribution, 1.0) == expected[-1]
 
 
 def test_trials_that_run_at_once_are_drawn_apart():
     """Constant liar: a trial that is running counts as a bad one."""
     space = {"x": FloatDistribution(0, 1)}
-    study = optuna.create_study(
-        sampler=make_sampler("tpe", seed=1, n_startup_trials=1, space=space)
-    )
-    for _ in range(12):
+    samplers = make_samplers("tpe", seed=1, n_startup_trials=1, space=space)
+    study, asked = optuna.create_study(), []
+    for number in range(18):
+        study.sampler = samplers(number)
         trial = study.ask(space)
-        study.tell(trial, (trial.params["x"] - 0.5) ** 2)
-    asked = [study.ask(space).params["x"] for _ in range(6)]
+        if number < 12:
+            study.tell(trial, (trial.params["x"] - 0.5) ** 2)
+        else:
+            asked.append(trial.params["x"])
     assert len(set(asked)) == 6
     assert np.std(asked) > 0.05
 

@@ -7,11 +7,9 @@ import tempfile
 import optuna
 import pytest
 from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
-from optuna.trial import TrialState
 
-from jdss.tuning.places import INTERRUPTED, PLACE, RETRIED, finished_trials, place_of
 from jdss.tuning.storage import StorageError, explained, open_storage
-from jdss.tuning.study import SearchStudy, check_same_search, requeue_left_behind
+from jdss.tuning.study import SearchStudy, finished_trials, open_study, release_running
 from tests.postgresql import postgresql  # noqa: F401
 
 
@@ -61,45 +59,30 @@ def test_bad_arguments_are_refused_by_name(storage, error, message):
         open_storage(storage)
 
 
-def test_what_a_dead_driver_left_is_run_again_in_its_place(url):
+def test_what_a_dead_driver_left_is_run_again_with_what_it_had(url):
     study = new_study(open_storage(url))
-    for place in range(3):
+    for number in range(3):
         trial = study.ask()
         trial.suggest_float("x", 0, 1)
-        trial.set_user_attr(PLACE, place)
-        if place == 0:
+        trial.report(0.5, 1)
+        if number == 0:
             study.tell(trial, 1.0)
-    popped = study.ask()  # and killed before its place was written
-    popped.suggest_float("x", 0, 1)
+    study.ask()  # and killed before anything was drawn
     study.enqueue_trial({"x": 0.5})  # by a user, who has to wait for what was before
+    before = study.trials
     study = new_study(open_storage(url))
-    requeue_left_behind(study, None)
-    requeue_left_behind(study, None)  # nothing is put there twice
-    again = [study.ask() for _ in range(4)]
-    for trial in again:
+    release_running(study)
+    assert [trial.number for trial in finished_trials(study)] == [0]
+    release_running(study)  # nothing more happens
+    for number in range(1, 5):
+        trial = study.ask()
+        assert trial.number == number
         trial.suggest_float("x", 0, 1)
         study.tell(trial, 1.0)
-    trials = study.trials
-    cut = {trial.user_attrs[PLACE]: trial for trial in trials if INTERRUPTED in trial.user_attrs}
-    assert sorted(cut) == [1, 2, 3]
-    assert {trial.state for trial in cut.values()} == {TrialState.FAIL}
-    retried = {t.user_attrs[PLACE]: t for t in trials if RETRIED in t.user_attrs}
-    for place, trial in retried.items():
-        assert trial.params == cut[place].params
-        assert trial.user_attrs[RETRIED] == cut[place].number
-    assert len(trials) == 8
-    enqueued = [t for t in finished_trials(study) if PLACE not in t.user_attrs]
-    assert [trial.params["x"] for trial in enqueued] == [0.5]
-
-
-def test_places_are_the_lowest_that_are_free():
-    study = new_study(InMemoryStorage())
-    first, second = study.ask(), study.ask()
-    assert place_of(study, first) == 1  # the second, which carries none either, holds 0
-    first.set_user_attr(PLACE, 0)
-    assert place_of(study, second) == 1
-    study.enqueue_trial({}, user_attrs={PLACE: 1})
-    assert place_of(study, second) == 2
+    assert [trial.params for trial in study.trials[:3]] == [trial.params for trial in before[:3]]
+    assert study.trials[2].intermediate_values == {1: 0.5}
+    assert study.trials[4].params["x"] == 0.5
+    assert len(finished_trials(study)) == len(study.trials) == 5
 
 
 # What goes wrong ---------------------------------------------------------------------------------
@@ -198,11 +181,12 @@ def test_a_journal_that_holds_something_else_is_one_sentence(tmp_path):
 
 
 def test_another_search_is_refused_naming_what_differs():
-    study = new_study(InMemoryStorage())
-    check_same_search(study, {"seed": 0})
-    check_same_search(study, {"seed": 0})
-    with pytest.raises(ValueError, match="seed was 0 and is 1"):
-        check_same_search(study, {"seed": 1})
+    storage = InMemoryStorage()
+    search = {"seed": 0, "sampler": "random", "direction": "maximize", "space": {"x": None}}
+    open_study(storage, "one", search, 3)
+    open_study(storage, "one", search, 4)
+    with pytest.raises(ValueError, match=r"seed was 0 and is 1; space.x was None and is 'absent'"):
+        open_study(storage, "one", {**search, "seed": 1, "space": {"y": 2}}, 3)
 
 
 def test_a_mistyped_database_is_refused_without_its_password():

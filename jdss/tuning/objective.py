@@ -1,33 +1,33 @@
-"""A trial of the search: train a model on adaptively selected subsets, score it on validation."""
+"""A trial of a search: a model trained on adaptively selected subsets, scored on validation."""
 
+import inspect
+import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 import optuna
 from flax import linen as nn
+from flax import nnx
 
 from jdss import _checks
 from jdss.config import Search, Selection, Task
 from jdss.ledger import Ledger
+from jdss.models.calling import check_model
+from jdss.models.nnx_model import makes_nnx
 from jdss.subset import Select
+from jdss.training.divergence import TrainingDivergedError
 from jdss.training.fit import make_training
-from jdss.training.hyperparameters import DEFAULTS
+from jdss.training.hyperparameters import DEFAULTS, NAMES, hyperparameters
+from jdss.training.memory import OutOfMemoryError, is_out_of_memory, shortage
 from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
 from jdss.training.problem import Data, Examined
-from jdss.training.trial import Rung, Training
-from jdss.tuning.attempt import (
-    Attempt,
-    ModelFactory,
-    Order,
-    Outcome,
-    as_model_or_factory,
-    check_architecture,
-)
-from jdss.tuning.places import FAILURE
-from jdss.tuning.pruners import rungs
+from jdss.training.trial import Rung, Training, train
+from jdss.training.trial_checkpoint import TrialCheckpoint
+from jdss.tuning.sampling import rungs
 from jdss.tuning.space import (
     HYPERPARAMETERS,
     Space,
@@ -36,9 +36,39 @@ from jdss.tuning.space import (
     stored_value,
     suggest,
 )
-from jdss.tuning.study import LEDGER, SELECTIONS
+from jdss.tuning.study import FAILURE, LEDGER, SELECTIONS
+
+ModelFactory = Callable[..., nn.Module]
 
 _TASK = Task()
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be trained."""
+
+    number: int  # of the trial, which with the search's seed decides on everything random
+    values: Mapping[str, Any]  # the hyper-parameters by name
+    rungs: Sequence[int] = ()  # epochs after which the trial reports
+    checkpoint: Mapping[str, Any] | None = None  # what a `TrialCheckpoint` is made of
+
+
+@dataclass
+class Outcome:
+    """How a trial ended: with a score, with an error or, where it was stopped, with neither."""
+
+    ledger: Ledger = field(default_factory=Ledger)
+    selections: list[dict[str, Any]] = field(default_factory=list)
+    score: float | None = None
+    accuracy: float | None = None
+    error: Exception | None = None
+
+
+class Died:
+    """What becomes of a trial whose worker died."""
+
+
+Attempt = Generator[Rung | Outcome, bool | None, None]
 
 
 @dataclass(frozen=True)
@@ -51,13 +81,7 @@ class Objective:
 
     Attributes:
       training: the data, on the devices, and how models are trained on it.
-      model: the module, or a function from architectural hyper-parameters to one.
-      space: the search space.
-      seed: with a trial's number, decides on everything random in the trial.
-      first_rung: r, the epoch at which trials first report to the study's pruner.
-      reduction_factor: η: each rung is η times the one before.
-
-    Made by `jdss.objective`.
+      model, space, seed, first_rung, reduction_factor: as `jdss.objective` takes them.
     """
 
     training: Training
@@ -79,27 +103,30 @@ class Objective:
         study = getattr(trial, "study", None)  # fixed and frozen trials have none
         if study is not None:
             self._check_directions(study)
-        values = suggest(trial, self.space)
-        note_values(trial, values)
-        prunes = study is not None and not isinstance(study.pruner, optuna.pruners.NopPruner)
-        reports = self.rungs(values) if prunes else ()
-        order = Order(trial.number, values, reports)
-        attempt = Attempt(self.training, self.model, self.seed, order)
-        while isinstance(event := attempt.advance(), Rung):
+        order = self.order(trial, study)
+        events = attempt(self, order)
+        event = next(events)
+        while isinstance(event, Rung):
             trial.report(event.score, event.epoch)
-            if trial.should_prune():
-                note_outcome(trial, attempt.stop())
-                raise optuna.TrialPruned(f"pruned after {event.epoch} epochs")
+            event = events.send(trial.should_prune())
         note_outcome(trial, event)
         if event.error is not None:
             raise event.error
-        assert event.score is not None
+        if event.score is None:
+            raise optuna.TrialPruned("pruned at a rung")
         return event.score
 
-    def rungs(self, values: Mapping[str, Any]) -> tuple[int, ...]:
-        """The epochs at which a trial reports."""
+    def order(self, trial: Any, study: optuna.Study | None) -> Order:
+        """What a trial is to train: draws its hyper-parameters, and notes them."""
+        values = suggest(trial, self.space)
+        noted = {name: stored_value(value) for name, value in values.items()}
+        trial.set_user_attr(HYPERPARAMETERS, noted)
+        if study is None or isinstance(study.pruner, optuna.pruners.NopPruner):
+            return Order(trial.number, values)
         epochs = int(values.get("epochs", DEFAULTS["epochs"]))
-        return rungs(epochs, first_rung=self.first_rung, reduction_factor=self.reduction_factor)
+        factor = self.reduction_factor
+        found = rungs(epochs, first_rung=self.first_rung, reduction_factor=factor)
+        return Order(trial.number, values, found)
 
     def _check_directions(self, study: optuna.Study) -> None:
         wanted = self.training.metric.direction
@@ -110,6 +137,57 @@ class Objective:
                 f"{self.training.metric.name!r}; it has {', '.join(map(repr, got))}: "
                 f"optuna.create_study(direction={wanted!r})"
             )
+
+
+def attempt(objective: Objective, order: Order, **watching: Any) -> Attempt:
+    """Trains one trial: yields its rungs, is sent whether to stop there, and yields its outcome.
+
+    A bug in the model, or the selection, is raised; the checkpoint stays. `watching` is `on_epoch`
+    and `ahead` of `train`.
+    """
+    training, outcome = objective.training, Outcome()
+    checkpoint = None if order.checkpoint is None else TrialCheckpoint(**order.checkpoint)
+    found: tuple[float | None, float | None] = None, None
+
+    def steps() -> Generator[Rung]:
+        nonlocal found
+        result = yield from train(
+            training,
+            build_model(objective.model, order.values),
+            training_hyperparameters(order.values, training.optimizers),
+            trial_key(objective.seed, order.number),
+            ledger=outcome.ledger,
+            rungs=order.rungs,
+            selections=outcome.selections,
+            checkpoint=checkpoint,
+            **watching,
+        )
+        found = result.validation_score, result.validation_accuracy
+
+    running = steps()
+    try:
+        while True:
+            with outcome.ledger.measure("other"):
+                rung = next(running, None)
+            score = found[0] if rung is None else rung.score
+            if score is None or not math.isfinite(score):  # Optuna takes no other
+                raise TrainingDivergedError(f"the metric {training.metric.name!r} became {score}")
+            if rung is None:
+                outcome.score, outcome.accuracy = found
+                break
+            if (yield rung):
+                break
+    except TrainingDivergedError as error:
+        outcome.error = TrainingDivergedError(*error.args)  # without all that its frames hold
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        outcome.error = OutOfMemoryError(f"the trial ran out of memory: {shortage(error)}")
+    running.close()
+    if checkpoint is not None:
+        outcome.ledger.add(checkpoint.past)
+        checkpoint.remove()
+    yield outcome
 
 
 def objective(
@@ -127,22 +205,15 @@ def objective(
 ) -> Objective:
     """An objective for a study of your own: the score on validation after training on subsets.
 
-    A study's pruner is asked at rungs only (see `jdss.tuning.pruners`); a study that is created
-    without one has Optuna's median pruner.
+    A study's pruner is asked at rungs only; a study that is created without one has Optuna's median
+    pruner.
 
     Args:
       model: a Flax module; or a function `model(**architecture)` of those hyper-parameters of
         the space that are not training's own.
-      data: a `Dataset` or the name of one, (inputs, labels), or examples that are indexed by
-        `len(data)` and `data[i]`; see docs/own_data.md.
-      selection: a name, a function of the selection protocol, or a `jdss.Selection`.
-      fraction: the share of the training examples in a subset, in (0, 1].
-      task: loss, metric, optimizers and augmentation, where they are not the usual ones.
-      space: as in `jdss.Search`.
-      validation: the fraction held out to score trials, or (inputs, labels).
+      data, selection, fraction, task, validation: as in `jdss.tune`.
+      space, first_rung, reduction_factor: as in `jdss.Search`.
       seed: decides on everything random, together with each trial's number.
-      first_rung: the epoch at which trials first report to the study's pruner.
-      reduction_factor: how many times later than the one before the next rung is.
 
     Returns:
       A callable for `study.optimize`; accuracy is to be maximised, loss to be minimised.
@@ -171,50 +242,38 @@ def objective(
 
 
 def check_problem(model: Any, space: Any, task: Task, validation: Any, seed: Any) -> Space:
-    """Checks what data is not needed for, and returns the search space.
-
-    Raises:
-      TypeError, ValueError: naming the argument.
-    """
-    checked = space_of(model, space, task.optimizers or OPTIMIZERS)
+    """Checks what data is not needed for, and returns the search space."""
+    optimizers = task.optimizers or OPTIMIZERS
+    given = default_space(optimizers=optimizers) if space is None else space
+    checked = check_space(given, optimizers)
+    if isinstance(checked, Mapping):
+        check_architecture(model, checked)
     if validation is None:
         raise TypeError("validation must be a fraction or (inputs, labels): it scores the trials")
     _checks.check_seed(seed)
     return checked
 
 
-def space_of(model: Any, space: Space | None, optimizers: Mapping[str, OptimizerFactory]) -> Space:
-    """The search space, checked together with the model that it is for.
-
-    Raises:
-      TypeError, ValueError: see `check_space` and `check_architecture`.
-    """
-    space = check_space(
-        default_space(optimizers=optimizers) if space is None else space, optimizers
-    )
-    if isinstance(space, Mapping):
-        check_architecture(model, space)
-    return space
-
-
-def checkpoint_path(directory: Any, study_name: str, place: int | str) -> Path:
-    """The file of a trial's checkpoints, which a retry at its place shares."""
-    return Path(directory) / re.sub(r"[^\w.-]", "_", f"{study_name}-{place}.npz")
-
-
-# What a trial is told and notes ------------------------------------------------------------------
-
-
-def note_values(trial: Any, values: Mapping[str, Any]) -> None:
-    """Notes a trial's hyper-parameters, as a storage holds them."""
-    noted = {name: stored_value(value) for name, value in values.items()}
-    trial.set_user_attr(HYPERPARAMETERS, noted)
+def checkpoint_path(directory: Any, study_name: str, number: int | str) -> Path:
+    """The file of a trial's checkpoints."""
+    return Path(directory) / re.sub(r"[^\w.-]", "_", f"{study_name}-{number}.npz")
 
 
 def note_outcome(trial: Any, outcome: Outcome) -> None:
-    """Notes how a trial went, before its state is set."""
-    noted = {LEDGER: outcome.ledger.as_dict(), **watched(outcome.ledger, outcome.selections)}
+    """Notes how a trial went, before its state is set.
+
+    Some numbers have a user attribute each, so that optuna-dashboard shows them as columns.
+    """
+    seconds = outcome.ledger.seconds
+    noted: dict[str, Any] = {LEDGER: outcome.ledger.as_dict()}
+    noted |= {f"jdss:seconds:{k}": round(v, 3) for k, v in seconds.items() if v >= 0.0005}
     if outcome.selections:
+        total, last = outcome.ledger.total_seconds, outcome.selections[-1]
+        selecting = seconds["gradients"] + seconds["solving"]
+        noted["jdss:selecting_share"] = round(selecting / total, 4) if total else 0.0
+        noted["jdss:selected"] = last["selected"]
+        if last["relative_residual"] is not None:
+            noted["jdss:relative_residual"] = round(last["relative_residual"], 6)
         noted[SELECTIONS] = outcome.selections
     if outcome.score is not None:
         noted["jdss:validation_accuracy"] = outcome.accuracy
@@ -224,15 +283,64 @@ def note_outcome(trial: Any, outcome: Outcome) -> None:
         trial.set_user_attr(name, value)
 
 
-def watched(ledger: Ledger, selections: list[dict[str, Any]]) -> dict[str, Any]:
-    """Numbers, one a user attribute, so that optuna-dashboard shows them as columns."""
-    seconds = {line: spent for line, spent in ledger.seconds.items() if spent >= 0.0005}
-    shown = {f"jdss:seconds:{line}": round(spent, 3) for line, spent in seconds.items()}
-    if selections:
-        total = ledger.total_seconds
-        selecting = ledger.seconds["gradients"] + ledger.seconds["solving"]
-        shown["jdss:selecting_share"] = round(selecting / total, 4) if total else 0.0
-        shown["jdss:selected"] = selections[-1]["selected"]
-        if selections[-1]["relative_residual"] is not None:
-            shown["jdss:relative_residual"] = round(selections[-1]["relative_residual"], 6)
-    return shown
+def trial_key(seed: int, number: int) -> jax.Array:
+    """The PRNG key of a trial."""
+    return jax.random.fold_in(jax.random.key(seed), number)
+
+
+# The model of a trial ----------------------------------------------------------------------------
+
+
+def as_model_or_factory(model: Any) -> nn.Module | ModelFactory:
+    """A module, one of NNX or a function of `rngs` to one as of linen; or a function as it is."""
+    if isinstance(model, nn.Module):
+        check_model(model)
+        return model
+    is_nnx = isinstance(model, nnx.Module) or makes_nnx(model)
+    return check_model(model) if is_nnx or not callable(model) else model
+
+
+def check_architecture(model: nn.Module | ModelFactory, names: Iterable[str]) -> tuple[str, ...]:
+    """The hyper-parameters that are not training's own, if they are the model's.
+
+    Raises:
+      ValueError: where the model is a module, which has none, or a function that does not take
+        them.
+    """
+    own = tuple(name for name in names if name not in NAMES)
+    if isinstance(model, nn.Module):
+        if own:
+            raise ValueError(
+                f"space must have hyper-parameters of training ({', '.join(NAMES)}), got "
+                f"{', '.join(map(repr, own))}; for those of the architecture, give model as a "
+                "function of them"
+            )
+        return own
+    try:
+        signature = inspect.signature(model, follow_wrapped=False)
+    except ValueError:  # of a callable that has none
+        return own
+    try:
+        signature.bind(**dict.fromkeys(own))
+    except TypeError as error:
+        raise ValueError(
+            "model must take the hyper-parameters of the space that are not training's own, "
+            f"{', '.join(map(repr, own)) or 'here none'}; it takes {signature} ({error})"
+        ) from None
+    return own
+
+
+def build_model(model: nn.Module | ModelFactory, values: Mapping[str, Any]) -> nn.Module:
+    """The module of a trial: as given, or made of the architectural hyper-parameters."""
+    own = check_architecture(model, values)
+    if isinstance(model, nn.Module):
+        return check_model(model)
+    return check_model(model(**{name: values[name] for name in own}))
+
+
+def training_hyperparameters(
+    values: Mapping[str, Any], optimizers: Mapping[str, OptimizerFactory]
+) -> Any:
+    """Training's own share of a trial's hyper-parameters, checked."""
+    own = {name: value for name, value in values.items() if name in NAMES}
+    return hyperparameters(own, optimizers=tuple(optimizers))

@@ -63,6 +63,8 @@ class TuneResult:
         console.print(table)
         return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
 
+    __str__ = summary
+
     def predict(self, raw: Any, *, batch_size: int = 512) -> np.ndarray:
         """What the labels of inputs are, by the retrained model (see `TrainedModel.predict`).
 
@@ -73,39 +75,34 @@ class TuneResult:
             raise ValueError("the winner was not retrained: tune(…, retrain=True) does it")
         return self.retraining.predict(raw, batch_size=batch_size)
 
-    def __str__(self) -> str:
-        return self.summary()
-
     def as_dict(self) -> dict[str, Any]:
         """What result files hold of it: trials, retraining and the ledger, in JSON's types."""
         best = {name: stored_value(value) for name, value in self.best_hyperparameters.items()}
         # A trial whose worker died has none.
         ledgers = [trial["ledger"]["seconds"] for trial in self.trials if trial["ledger"]]
-        search_seconds = sum(sum(ledger.values()) for ledger in ledgers)
-        compiling = sum(ledger["compiling"] for ledger in ledgers)
-        ledger = {
-            "seconds": dict(self.ledger.seconds),
-            "total_seconds": self.ledger.total_seconds,
-            "search_seconds": search_seconds,
-            "search_compiling_seconds": compiling,
+        seconds: dict[str, Any] = {
+            "search_seconds": sum(sum(ledger.values()) for ledger in ledgers),
+            "search_compiling_seconds": sum(ledger["compiling"] for ledger in ledgers),
             "retraining_seconds": None,
             "retraining_compiling_seconds": None,
         }
         retraining = None
         if self.retraining is not None:
-            ledger["retraining_seconds"] = self.retraining.ledger.total_seconds
-            ledger["retraining_compiling_seconds"] = self.retraining.ledger.seconds["compiling"]
+            spent = self.retraining.ledger
+            seconds["retraining_seconds"] = spent.total_seconds
+            seconds["retraining_compiling_seconds"] = spent.seconds["compiling"]
             retraining = {
                 "hyperparameters": best,
                 "test_accuracy": self.retraining.test_accuracy,
                 "test_score": self.retraining.test_score,
-                "ledger": self.retraining.ledger.as_dict(),
+                "ledger": spent.as_dict(),
             }
+        total = {"seconds": dict(self.ledger.seconds), "total_seconds": self.ledger.total_seconds}
         return {
             "strategy": self.search["strategy"],
             "search": {name: self.search[name] for name in self.search if name != "strategy"},
             "best": {"hyperparameters": best, "value": self.best_value},
             "trials": self.trials,
             "retraining": retraining,
-            "ledger": ledger,
+            "ledger": {**total, **seconds},
         }

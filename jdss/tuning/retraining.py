@@ -24,15 +24,20 @@ from jdss.training.schedule import make_schedule
 from jdss.training.state import TrainState
 from jdss.training.trial import run, train
 from jdss.training.trial_checkpoint import TrialCheckpoint
-from jdss.tuning.attempt import build_model, training_hyperparameters, trial_key
-from jdss.tuning.objective import Objective, checkpoint_path
+from jdss.tuning.objective import (
+    Objective,
+    build_model,
+    checkpoint_path,
+    training_hyperparameters,
+    trial_key,
+)
 from jdss.tuning.space import stored_value
 from jdss.tuning.study import SEARCH, SearchStudy
 
 RETRAINING = "jdss:retraining"
 """The study attribute with what came of retraining: it is not done twice."""
 
-_PLACE = 2**31 - 1  # its key is apart from every trial's
+_NUMBER = 2**31 - 1  # its key is apart from every trial's
 
 
 @dataclass(frozen=True)
@@ -43,14 +48,9 @@ class Retraining(TrainedResult):
     no normalization and no history. Where that call was told to save the model, it still predicts.
 
     Attributes:
-      state: the trained state; `state.variables` is what `model.apply` takes.
+      state, history, ledger, normalization, classes, inputs: as in `FitResult`.
       test_accuracy: as a fraction; None where there is no test set, or there are no classes.
-      history: as in `FitResult`.
-      ledger: where its seconds went.
       test_score: the search's metric on the test set; None where there is none.
-      normalization: what was done to every input: new ones go through it to `model.apply`.
-      classes: what the labels were, where they were no indices; see `predict`.
-      inputs: the shapes and types of one example's inputs.
       saved_to: where an earlier call saved the model; None where it did not.
 
     Made by `jdss.tune`.
@@ -85,10 +85,10 @@ def retrain_and_save(
     progress: bool,
 ) -> tuple[Retraining | None, str | None]:
     """The retrained model, and what went wrong: a warning, so that the search is not lost."""
-    retraining, failure = None, None
+    problem = objective.training.problem
     about = {
         "hyperparameters": {name: stored_value(value) for name, value in values.items()},
-        "test": _fingerprint(test, objective.training.problem),
+        "test": None if test is None else _everything(test, problem).fingerprint(),
     }
     if known := known_retraining(study, about, save_to):
         return known, None
@@ -97,9 +97,10 @@ def retrain_and_save(
         path = checkpoint_path(search.checkpoints, study.study_name, "retraining")
         identity = {"search": study.user_attrs.get(SEARCH), "retraining": about["hyperparameters"]}
         checkpoint = TrialCheckpoint(path, identity, search.checkpoint_every)
+    retraining, failure = None, None
     try:
         retraining = retrain(objective, values, test, checkpoint, progress=progress)
-        if save_to is not None and retraining.state is not None:
+        if save_to is not None:
             save_model(save_to, retraining)
     except TrainingDivergedError as error:
         failure = f"retraining on everything diverged: {error}"
@@ -114,51 +115,41 @@ def retrain_and_save(
     if failure is not None:
         warnings.warn(failure, RuntimeWarning, stacklevel=3)
     elif retraining is not None:
+        found = {
+            "test_accuracy": retraining.test_accuracy,
+            "test_score": retraining.test_score,
+            "ledger": retraining.ledger.as_dict(),
+            "saved_to": None if save_to is None else os.path.abspath(save_to),
+        }
         with suppress(Exception):  # then the next call does it again
-            study.set_user_attr(RETRAINING, {**about, **_kept(retraining, save_to)})
+            study.set_user_attr(RETRAINING, {**about, **found})
     if checkpoint is not None and (retraining is None or failure is None):
         checkpoint.remove()  # one that could not be saved is trained again from there
     return retraining, failure
 
 
-def _kept(retraining: Retraining, save_to: Any) -> dict[str, Any]:
-    return {
-        "test_accuracy": retraining.test_accuracy,
-        "test_score": retraining.test_score,
-        "ledger": retraining.ledger.as_dict(),
-        "saved_to": None if save_to is None else os.path.abspath(save_to),
-    }
-
-
 def known_retraining(
-    study: SearchStudy, about: Mapping[str, Any] | None, save_to: Any
+    study: SearchStudy, about: Mapping[str, Any], save_to: Any
 ) -> Retraining | None:
     """What an earlier call has found, if it is what this one asks for.
 
     Args:
       study: of the search.
-      about: hyper-parameters and test set; None looks at `save_to` only.
+      about: hyper-parameters and test set, as far as they are known yet.
       save_to: where the model is to be: one that is there already need not be trained.
     """
     kept = study.user_attrs.get(RETRAINING)
-    if not kept or (about and any(kept[name] != value for name, value in about.items())):
+    if not kept or any(kept[name] != value for name, value in about.items()):
         return None
+    saved_to = kept["saved_to"]
     if save_to is not None and not (
-        kept["saved_to"] == os.path.abspath(save_to) and os.path.exists(save_to)
+        saved_to == os.path.abspath(save_to) and os.path.exists(save_to)
     ):
         return None
     ledger = Ledger()
     ledger.add(kept["ledger"])
-    return Retraining(
-        None, kept["test_accuracy"], [], ledger, kept["test_score"], saved_to=kept["saved_to"]
-    )
-
-
-def _fingerprint(test: Any, problem: Problem) -> str | None:
-    if test is None:
-        return None
-    everyone = np.arange(len(test), dtype=np.int32)
-    return Problem(test, everyone, everyone[:0], problem.num_classes).fingerprint()
+    accuracy, score = kept["test_accuracy"], kept["test_score"]
+    return Retraining(None, accuracy, [], ledger, score, saved_to=saved_to)
 
 
 def retrain(
@@ -170,22 +161,19 @@ def retrain(
     progress: bool,
 ) -> Retraining:
     """Full training with the best hyper-parameters; only here is the test set looked at."""
-    training = objective.training
-    everything = replace(
-        training, problem=training.problem.on_everything(), schedule=make_schedule("full", 1.0)
-    )
+    training, ledger = objective.training, Ledger()
+    problem = training.problem.on_everything()
     hyper = training_hyperparameters(values, training.optimizers)
-    ledger = Ledger()
     with (
         progress_bar(int(hyper.epochs), "retraining", enabled=progress) as bar,
         ledger.measure("other"),
     ):
         result = run(
             train(
-                everything,
+                replace(training, problem=problem, schedule=make_schedule("full", 1.0)),
                 build_model(objective.model, values),
                 hyper,
-                trial_key(objective.seed, _PLACE),
+                trial_key(objective.seed, _NUMBER),
                 ledger=ledger,
                 on_epoch=lambda entry: bar.advance(entry["epoch"], loss=entry["loss"]),
                 checkpoint=checkpoint,
@@ -194,26 +182,13 @@ def retrain(
         accuracy, score = None, None
         if test is not None:
             with ledger.measure("evaluating"):
-                examples = replace(test, normalization=everything.problem.examples.normalization)
-                accuracy, score = measure(
-                    result.state,
-                    examples,
-                    np.arange(len(test)),
-                    training.metric,
-                    everything.problem,
-                )
+                examples = replace(test, normalization=problem.examples.normalization)
+                rows = np.arange(len(test))
+                accuracy, score = measure(result.state, examples, rows, training.metric, problem)
     if checkpoint is not None:
         ledger.add(checkpoint.past)
-    return Retraining(
-        result.state,
-        accuracy,
-        result.history,
-        ledger,
-        score,
-        result.normalization,
-        result.classes,
-        result.inputs,
-    )
+    about = result.normalization, result.classes, result.inputs
+    return Retraining(result.state, accuracy, result.history, ledger, score, *about)
 
 
 def check_test(test: Any, problem: Problem) -> Examples | HostExamples:
@@ -226,3 +201,8 @@ def check_test(test: Any, problem: Problem) -> Examples | HostExamples:
         _checks.check_labels(labels, num_examples=len(labels), num_classes=problem.num_classes)
     # Their own statistics are never used: `retrain` puts in those of all that was trained on.
     return store(rows, labels, place, statistics_of=np.zeros(1, int))
+
+
+def _everything(test: Any, problem: Problem) -> Problem:
+    everyone = np.arange(len(test), dtype=np.int32)
+    return Problem(test, everyone, everyone[:0], problem.num_classes)

@@ -22,6 +22,8 @@ from jdss.training.hyperparameters import (
     hyperparameters,
 )
 
+_KINDS = (FloatDistribution, IntDistribution, CategoricalDistribution)
+
 Space = Mapping[str, BaseDistribution] | Callable[[optuna.Trial], Mapping[str, Any]]
 
 HYPERPARAMETERS = "jdss:hyperparameters"
@@ -38,8 +40,7 @@ def default_space(
 
     The learning rate is drawn as a share, 0.01 to 1 on a logarithmic scale, of the largest at which
     its optimizer trains (`LARGEST_LEARNING_RATES`): 0.0005 to 0.05 for SGD and Nesterov, 0.00003 to
-    0.003 for Adam and AdamW. So one range offers none of them a rate at which it cannot train. What
-    the authors publish is `published_space`.
+    0.003 for Adam and AdamW.
 
     Args:
       epochs: the fewest and the most epochs.
@@ -94,12 +95,7 @@ SPACES: Mapping[str, Callable[[], dict[str, BaseDistribution]]] = {
 
 
 def check_space(space: Any, optimizers: Iterable[str]) -> Space:
-    """Checks that a search space is a mapping to distributions, or a function of a trial.
-
-    Raises:
-      TypeError, ValueError: where it is neither, is empty, holds something else, or could draw a
-        hyper-parameter that training refuses.
-    """
+    """Checks that a space is a function, or maps names to distributions that training takes."""
     if callable(space):
         return space
     optimizers = tuple(optimizers)
@@ -114,7 +110,7 @@ def check_space(space: Any, optimizers: Iterable[str]) -> Space:
     if not space:
         raise ValueError("space must have at least one hyper-parameter, got none")
     for name, distribution in space.items():
-        if not isinstance(distribution, BaseDistribution):
+        if not isinstance(distribution, _KINDS):
             raise TypeError(
                 f"space[{name!r}] must be an Optuna distribution, such as "
                 f"optuna.distributions.FloatDistribution(1e-3, 0.1, log=True); got {distribution!r}"
@@ -130,19 +126,20 @@ def check_space(space: Any, optimizers: Iterable[str]) -> Space:
                 "space must have an optimizer beside relative_learning_rate, which is a share of "
                 "that optimizer's largest rate"
             )
-        drawn = _extremes(space["optimizer"]) if "optimizer" in space else ()
-        for optimizer in drawn:
+        for optimizer in _extremes(space["optimizer"]) if "optimizer" in space else ():
             absolute_learning_rate({"relative_learning_rate": 1.0, "optimizer": optimizer})
     return space
 
 
-def check_enqueued(enqueue: Any, space: Space, optimizers: Iterable[str]) -> list[dict[str, Any]]:
-    """Checks hyper-parameters that are to be tried first, and returns them as they are stored.
+def _extremes(distribution: Any) -> tuple[Any, ...]:
+    """The choices, or the lowest and the highest value."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices
+    return distribution.low, distribution.high
 
-    Raises:
-      TypeError, ValueError: where they are no mappings, name what the space does not have, or have
-        a value that training, or a distribution, does not take.
-    """
+
+def check_enqueued(enqueue: Any, space: Space, optimizers: Iterable[str]) -> list[dict[str, Any]]:
+    """Checks hyper-parameters that are to be tried first, and returns them as they are stored."""
     if isinstance(enqueue, Mapping) or not isinstance(enqueue, Sequence):
         raise TypeError(f"enqueue must be a sequence of mappings, got {type(enqueue).__name__}")
     checked = []
@@ -162,8 +159,8 @@ def check_enqueued(enqueue: Any, space: Space, optimizers: Iterable[str]) -> lis
                     f"({', '.join(map(repr, space))}), got {name!r}"
                 )
             try:
-                values[name] = _stored_in(space[name], value)
-            except (TypeError, ValueError):
+                values[name] = _stored_in(space[name], _plain(value))
+            except (TypeError, ValueError, IndexError):
                 raise ValueError(
                     f"enqueue[{number}][{name!r}] must be in {space[name]}, got {value!r}"
                 ) from None
@@ -173,49 +170,27 @@ def check_enqueued(enqueue: Any, space: Space, optimizers: Iterable[str]) -> lis
 
 def _as_drawn(values: Mapping[str, Any], space: Space) -> dict[str, Any]:
     """A learning rate in its optimizer's units, where the space draws it so."""
-    known = values.get("optimizer") in LARGEST_LEARNING_RATES
-    if not known or not isinstance(space, Mapping) or "relative_learning_rate" not in space:
-        return dict(values)
-    rate = values.get("learning_rate")
-    if not isinstance(rate, (int, float, np.number)) or "relative_learning_rate" in values:
-        return dict(values)
-    relative = float(rate) / LARGEST_LEARNING_RATES[values["optimizer"]]
-    rest = {name: value for name, value in values.items() if name != "learning_rate"}
-    return {"relative_learning_rate": relative, **rest}
+    drawn, largest = dict(values), LARGEST_LEARNING_RATES.get(values.get("optimizer", ""))
+    is_drawn_so = isinstance(space, Mapping) and "relative_learning_rate" in space
+    if largest is None or not is_drawn_so or "relative_learning_rate" in values:
+        return drawn
+    if isinstance(values.get("learning_rate"), (int, float, np.number)):
+        drawn["relative_learning_rate"] = float(drawn.pop("learning_rate")) / largest
+    return drawn
 
 
-def _stored_in(distribution: BaseDistribution, value: Any) -> Any:
-    """The value as it is stored, if the distribution has it; ValueError otherwise."""
-    value = value.item() if isinstance(value, np.generic) else value
+def _stored_in(distribution: Any, value: Any) -> Any:
+    """The value as it is stored, if the distribution has it; an error otherwise."""
     if isinstance(distribution, CategoricalDistribution):
-        place = _place(distribution, value)
-        if place is None:
-            raise ValueError
-        return stored(distribution).choices[place]
-    assert isinstance(distribution, (FloatDistribution, IntDistribution))
+        kept = stored(distribution).choices
+        known = [*distribution.choices, *kept]  # a choice may be given as it is stored, too
+        same = [c is value or (type(c) is type(value) and c == value) for c in known]
+        return kept[same.index(True) % len(kept)]
     distribution.to_internal_repr(value)
     steps = 0.0 if distribution.step is None else (value - distribution.low) / distribution.step
     if not distribution.low <= value <= distribution.high or abs(steps - round(steps)) > 1e-8:
         raise ValueError
     return value
-
-
-def _place(distribution: CategoricalDistribution, value: Any) -> int | None:
-    """The index of a choice, given as such or as it is stored."""
-    for choices in (distribution.choices, stored(distribution).choices):
-        for place, choice in enumerate(choices):
-            if choice is value or (type(choice) is type(value) and choice == value):
-                return place
-    return None
-
-
-def _extremes(distribution: BaseDistribution) -> tuple[Any, ...]:
-    """The choices, or the lowest and the highest value."""
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices
-    if isinstance(distribution, (FloatDistribution, IntDistribution)):
-        return distribution.low, distribution.high
-    return ()
 
 
 # Choices that a storage does not hold ------------------------------------------------------------
@@ -228,8 +203,7 @@ def stored_value(value: Any) -> Any:
       >>> stored_value(np.int64(16)), stored_value((3, 4)), stored_value(len)
       (16, '(3, 4)', 'len')
     """
-    if isinstance(value, np.generic):
-        return stored_value(value.item())
+    value = _plain(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
@@ -240,18 +214,26 @@ def stored(distribution: Any) -> Any:
     """The distribution with choices as a storage holds them; others are as they are."""
     if not isinstance(distribution, CategoricalDistribution):
         return distribution
+    return CategoricalDistribution(_stored_choices(distribution.choices))
+
+
+def _stored_choices(choices: Sequence[Any]) -> list[Any]:
     found: list[Any] = []
-    for place, choice in enumerate(distribution.choices):
+    for place, choice in enumerate(choices):
         value = stored_value(choice)
         found.append(f"{value} #{place}" if value in found and value is not choice else value)
-    return CategoricalDistribution(found)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 class _Drawer:
-    """A trial, for a space that is a function: it may suggest choices of any kind.
+    """A trial that suggests choices of any kind.
 
-    They may also change from trial to trial, which Optuna refuses under one name: the first trial's
-    keep it, and others are drawn under a name of their own.
+    For a space that is a function they may change from trial to trial, which Optuna refuses under
+    one name: the first trial's keep it, and others are drawn under a name of their own.
     """
 
     def __init__(self, trial: Any) -> None:
@@ -262,18 +244,12 @@ class _Drawer:
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         if isinstance(self._trial, optuna.trial.FixedTrial):
-            return self._trial.suggest_categorical(name, choices)
-        drawn = stored(_categorical(choices))
+            return _plain(self._trial.suggest_categorical(name, choices))
+        kept = _stored_choices(choices)
+        drawn = CategoricalDistribution(kept)
         if drawn != _first_under(self._trial, name, drawn):
-            name = f"{name} of {', '.join(map(str, drawn.choices))}"
-        value = self._trial.suggest_categorical(name, drawn.choices)
-        return _plain(tuple(choices)[drawn.choices.index(value)])
-
-
-def _categorical(choices: Sequence[Any]) -> CategoricalDistribution:
-    distribution = CategoricalDistribution([None])
-    distribution.choices = tuple(choices)  # the constructor warns of what a storage cannot hold
-    return distribution
+            name = f"{name} of {', '.join(map(str, kept))}"
+        return _plain(choices[kept.index(self._trial.suggest_categorical(name, kept))])
 
 
 def _first_under(trial: Any, name: str, drawn: BaseDistribution) -> BaseDistribution | None:
@@ -286,16 +262,8 @@ def _first_under(trial: Any, name: str, drawn: BaseDistribution) -> BaseDistribu
     return next(found, drawn)
 
 
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
-
-
 def suggest(trial: Any, space: Space) -> dict[str, Any]:
-    """The trial's hyper-parameters, by name, with the learning rate itself.
-
-    Raises:
-      TypeError: where a space that is a function returns no mapping.
-    """
+    """The trial's hyper-parameters, by name, with the learning rate itself."""
     if not callable(space):
         drawn = {name: _suggest(trial, name, distribution) for name, distribution in space.items()}
         return absolute_learning_rate(drawn)
@@ -308,21 +276,13 @@ def suggest(trial: Any, space: Space) -> dict[str, Any]:
     return absolute_learning_rate({name: _plain(value) for name, value in values.items()})
 
 
-def _suggest(trial: Any, name: str, distribution: BaseDistribution) -> Any:
-    if isinstance(distribution, FloatDistribution):
-        return trial.suggest_float(
-            name, distribution.low, distribution.high, log=distribution.log, step=distribution.step
-        )
-    if isinstance(distribution, IntDistribution):
-        return trial.suggest_int(
-            name, distribution.low, distribution.high, log=distribution.log, step=distribution.step
-        )
-    if not isinstance(distribution, CategoricalDistribution):
-        raise TypeError(f"space[{name!r}] has an unknown kind of distribution: {distribution!r}")
-    if isinstance(trial, optuna.trial.FixedTrial):
-        return _plain(trial.suggest_categorical(name, distribution.choices))
-    drawn = stored(distribution).choices
-    return _plain(distribution.choices[drawn.index(trial.suggest_categorical(name, drawn))])
+def _suggest(trial: Any, name: str, distribution: Any) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return _Drawer(trial).suggest_categorical(name, distribution.choices)
+    is_float = isinstance(distribution, FloatDistribution)
+    draw = trial.suggest_float if is_float else trial.suggest_int
+    bounds = distribution.low, distribution.high
+    return draw(name, *bounds, log=distribution.log, step=distribution.step)
 
 
 def describe_space(space: Space) -> dict[str, Any]:

@@ -5,6 +5,7 @@ trials are kept, and the same call goes on when it is put right.
 """
 
 import errno
+import json
 import os
 import re
 import sqlite3
@@ -22,6 +23,7 @@ from jdss._secrets import hide_passwords
 _JOURNAL = "journal://"
 _KINDS = "'sqlite:///search.db', 'journal:///search.log' or 'postgresql://user@host/database'"
 _DRIVERS = {"postgresql": "'psycopg[binary]'", "mysql": "pymysql"}
+_CONNECTING = {"sqlite": {"timeout": 30}, "postgresql": {"connect_timeout": 10}}  # seconds
 
 
 class StorageError(RuntimeError):
@@ -100,10 +102,7 @@ def _open_database(url: str) -> RDBStorage:
     try:
         backend = sqlalchemy.make_url(url).get_backend_name()
         # A server that was restarted between two calls is connected to again.
-        options: dict[str, Any] = {"pool_pre_ping": True}
-        if backend in ("sqlite", "postgresql"):
-            name = "timeout" if backend == "sqlite" else "connect_timeout"
-            options["connect_args"] = {name: 30 if backend == "sqlite" else 10}
+        options = {"pool_pre_ping": True, "connect_args": _CONNECTING.get(backend, {})}
         return RDBStorage(url, engine_kwargs=options)
     except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError):
         raise ValueError(
@@ -120,42 +119,33 @@ def _open_database(url: str) -> RDBStorage:
 
 @contextmanager
 def explained(storage: Any) -> Iterator[None]:
-    """Says in one sentence what is wrong with a storage that is used inside, and with no other.
-
-    Raises:
-      StorageError: in place of the errors of databases, drivers and files.
-    """
+    """A `StorageError` of one sentence in place of what databases, drivers and files raise."""
     try:
         yield
-    except (OSError, ValueError, StorageInternalError) as error:
-        ours = isinstance(error, (OSError, StorageInternalError)) or _is_of_journal(error)
-        if not ours:
-            raise
-        raise _sentence(storage, error) from error
     except Exception as error:
-        if not type(error).__module__.startswith(("sqlalchemy.", "sqlite3", "psycopg")):
-            raise
-        if type(error).__name__ in ("ArgumentError", "NoSuchModuleError"):
+        kind = type(error)
+        if isinstance(error, ValueError):  # a line of a journal
+            known = kind is json.JSONDecodeError or "Invalid log format" in str(error)
+        else:
+            known = isinstance(
+                error, (OSError, StorageInternalError)
+            ) or kind.__module__.startswith(("sqlalchemy.", "sqlite3", "psycopg"))
+        if not known or kind.__name__ in ("ArgumentError", "NoSuchModuleError"):
             raise
         raise _sentence(storage, error) from error
-
-
-def _is_of_journal(error: ValueError) -> bool:
-    """Whether a line of a journal could not be read: JSON's error, or Optuna's own."""
-    return type(error).__name__ == "JSONDecodeError" or "Invalid log format" in str(error)
 
 
 def _sentence(storage: Any, error: BaseException) -> StorageError:
-    name = hide_passwords(os.fspath(storage)) if isinstance(storage, (str, os.PathLike)) else None
-    name = name or hide_passwords(str(getattr(storage, "url", type(storage).__name__)))
+    is_name = isinstance(storage, (str, os.PathLike))
+    name = os.fspath(storage) if is_name else getattr(storage, "url", type(storage).__name__)
     cause: BaseException = error  # the driver's own: Optuna and SQLAlchemy each wrap it
     while (inner := getattr(cause, "orig", None)) or (
         isinstance(cause, StorageInternalError) and (inner := cause.__cause__)
     ):
         cause = inner
     return StorageError(
-        f"the study's storage {name} cannot be used: {_reason(cause)}; finished trials are kept, "
-        "and the same call goes on when this is put right"
+        f"the study's storage {hide_passwords(str(name))} cannot be used: {_reason(cause)}; "
+        "finished trials are kept, and the same call goes on when this is put right"
     )
 
 

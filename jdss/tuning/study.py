@@ -1,4 +1,8 @@
-"""The study of a search: opened or resumed, held by one driver at a time, its best trial found."""
+"""The study of a search: opened or resumed, held by one driver at a time.
+
+A trial's number is its place in the search, and decides on all that is random in it. One that is
+cut off waits in the study, with its hyper-parameters and the scores at its rungs, to be run again.
+"""
 
 import json
 import os
@@ -6,50 +10,27 @@ import platform
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from jdss.tuning.places import (
-    FAILURE,
-    INTERRUPTED,
-    PLACE,
-    RETRIED,
-    finished_trials,
-    place_of,
-    was_cut_off,
-)
-from jdss.tuning.samplers import STARTUP_SAMPLERS, default_startup_trials
+from jdss.tuning.sampling import STARTUP_SAMPLERS, default_startup_trials
 from jdss.tuning.space import HYPERPARAMETERS
 from jdss.tuning.storage import StorageError
 
-SEARCH = "jdss:search"
-"""The study attribute that says what is searched, and how."""
-
-DRIVER = "jdss:driver"
-"""The study attribute that says which process runs the search: host, pid, since, seen."""
-
-WORKER = "jdss:worker"
-"""The user attribute of a trial that says which process trains it."""
-
-IN_MEMORY = "search"
-"""The name of a study in memory: Hyperband's brackets follow from a study's name."""
-
-LEDGER = "jdss:ledger"
-"""The user attribute of every trial that says where its seconds went."""
-
-SELECTIONS = "jdss:selections"
-"""The user attribute with the statistics of each of a trial's selections."""
+# Attributes of a study: what is searched, and how; which process runs it.
+SEARCH, DRIVER = "jdss:search", "jdss:driver"
+# Attributes of a trial: who trains it, how many processes died of it, why it failed, where its
+# seconds went, and the statistics of its selections.
+WORKER, DEATHS, FAILURE = "jdss:worker", "jdss:deaths", "jdss:failure"
+LEDGER, SELECTIONS = "jdss:ledger", "jdss:selections"
 
 MOST_DEATHS = 3
-"""How many workers a trial may take with it."""
-
-KILLED = "its process was killed"
-"""Why a trial was cut off that its driver trained itself, and died."""
+"""How many processes a trial may take with it."""
 
 _TAKE_OVER = "JDSS_TAKE_OVER"
 _LEASE = 120.0  # seconds after which a driver on another machine that was not seen is gone
@@ -80,8 +61,7 @@ class SearchInterrupted(KeyboardInterrupt):
       try:
           result = jdss.tune(model, data, trials=40)
       except jdss.SearchInterrupted as error:
-          finished, storage = error.study.trials, error.storage
-      result = jdss.tune(model, data, trials=40, storage=storage, study_name="search")  # goes on
+          result = jdss.tune(model, data, trials=40, storage=error.storage, study_name="search")
       ```
     """
 
@@ -91,97 +71,75 @@ class SearchInterrupted(KeyboardInterrupt):
         self.storage = storage
 
 
-def interrupted(study: "SearchStudy", trials: int) -> SearchInterrupted:
-    """What is raised after Ctrl-C."""
-    how = "the same call goes on"
-    if isinstance(study.storage, optuna.storages.InMemoryStorage):
-        name = study.study_name
-        how = f"tune(…, storage=error.storage, study_name={name!r}) goes on, error being this"
-    number = "?"
-    with suppress(Exception):  # of a storage that is away
-        number = str(len(finished_trials(study)))
-    text = f"the search was interrupted with {number} of {trials} trials finished: {how}"
-    return SearchInterrupted(text, study, study.storage)
-
-
 class SearchStudy(optuna.Study):
     """A study whose `stop` ends the search from a callback, as it ends `study.optimize`."""
 
-    searching = False
     stopped = False
 
     def __init__(self, name: str, storage: optuna.storages.BaseStorage) -> None:
-        super().__init__(name, storage, pruner=optuna.pruners.NopPruner())
-        self.storage = storage
+        self.storage = optuna.storages.get_storage(storage)
+        super().__init__(name, self.storage, pruner=optuna.pruners.NopPruner())
 
     def stop(self) -> None:
         """Lets the search begin no further trial."""
-        if self.searching:
-            self.stopped = True
-        else:
+        self.stopped = True
+        with suppress(RuntimeError):  # of Optuna, outside of `optimize`
             super().stop()
 
 
 def open_study(
-    storage: optuna.storages.BaseStorage,
-    study_name: str | None,
-    search: dict[str, Any],
-    trials: int,
+    storage: optuna.storages.BaseStorage, name: str, search: dict[str, Any], trials: int
 ) -> SearchStudy:
-    """The study, new or resumed; completes `search` and checks that it is what the study holds."""
-    name = IN_MEMORY if study_name is None else study_name
-    with suppress(optuna.exceptions.DuplicatedStudyError):
-        optuna.create_study(storage=storage, study_name=name, direction=search["direction"])
-    study = SearchStudy(name, storage)
-    if search["sampler"] in STARTUP_SAMPLERS and search["n_startup_trials"] is None:
-        # A search that is resumed keeps its own number, also when more trials are asked for.
-        known = study.user_attrs.get(SEARCH, {}).get("n_startup_trials")
-        search["n_startup_trials"] = known or default_startup_trials(trials)
-    check_same_search(study, search)
-    return study
-
-
-def check_same_search(study: optuna.Study, search: dict[str, Any]) -> None:
-    """Writes what is searched into a new study, and compares it with that of an old one.
+    """The study, new or resumed; completes `search` and checks that it is what the study holds.
 
     Raises:
       DifferentSearchError: where the study was made with another space, strategy or seed.
     """
-    search = without_addresses(search)
+    with suppress(optuna.exceptions.DuplicatedStudyError):
+        optuna.create_study(storage=storage, study_name=name, direction=search["direction"])
+    study = SearchStudy(name, storage)
     known = study.user_attrs.get(SEARCH)
+    if search["sampler"] in STARTUP_SAMPLERS and search["n_startup_trials"] is None:
+        # A search that is resumed keeps its own number, also when more trials are asked for.
+        kept = (known or {}).get("n_startup_trials")
+        search["n_startup_trials"] = kept or default_startup_trials(trials)
     if known is None:
         if study.get_trials(deepcopy=False) or len(study.directions) > 1:
             raise DifferentSearchError(
-                f"the study {study.study_name!r} holds trials that jdss.tune did not make: give "
-                "another study name"
+                f"the study {name!r} holds trials that jdss.tune did not make: give another study "
+                "name"
             )
         study.set_user_attr(SEARCH, search)
-        return
-    if differences := list(_differences(without_addresses(known), search)):
+    elif differences := _differences(without_addresses(known), search):
         raise DifferentSearchError(
-            f"the study {study.study_name!r} holds another search ({'; '.join(differences)}): "
-            "give another study name, or the same arguments"
+            f"the study {name!r} holds another search ({'; '.join(differences)}): give another "
+            "study name, or the same arguments"
         )
+    return study
 
 
-def _differences(known: Any, given: Any, name: str = "") -> Iterator[str]:
-    """What differs, each with its place: `space.epochs.attributes.high was 8 and is 16`.
+def _differences(known: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    """What differs, each with its place: `space.epochs.attributes.high was 8 and is 16`."""
+    before, now = _flat(known), _flat(given)
+    told = []
+    for name in sorted({*before, *now}):
+        # What a search of another version says nothing of is None; below that, None is a value.
+        absent = "absent" if "." in name else None
+        was, is_ = before.get(name, absent), now.get(name, absent)
+        if was != is_:
+            told.append(f"{name} was {was!r} and is {is_!r}")
+    return told
 
-    What a search of another version says nothing of is None; below that, None is a value.
-    """
-    if isinstance(known, dict) and isinstance(given, dict):
-        absent = "absent" if name else None
-        for key in sorted({*known, *given}):
-            place = f"{name}.{key}" if name else key
-            yield from _differences(known.get(key, absent), given.get(key, absent), place)
-    elif known != given:
-        yield f"{name} was {known!r} and is {given!r}"
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {name: value}
+    parts = [_flat(part, f"{name}.{key}" if name else key) for key, part in value.items()]
+    return {place: leaf for part in parts for place, leaf in part.items()}
 
 
 def without_addresses(search: dict[str, Any]) -> dict[str, Any]:
     """The description in JSON's types, without places in memory, which each process has anew.
-
-    Python writes them into the texts of functions, and so of a module that has one as an attribute.
 
     Example:
       >>> without_addresses({"model": "Net(act=<function relu at 0x7f3a5c0>)"})
@@ -201,34 +159,27 @@ class Lease:
     first, which stops.
     """
 
-    held: set[str] = set()  # noqa: RUF012 - those of this process, for calls in other threads
+    _held: ClassVar[set[str]] = set()  # in this process, for calls in other threads
 
     def __init__(self, study: optuna.Study) -> None:
-        """Takes the study.
-
-        Raises:
-          StudyInUseError: where another process holds it.
-        """
+        """Takes the study; raises `StudyInUseError` where another process holds it."""
         self._study = study
-        self._me = {**this_process(), "since": _now(), "token": uuid.uuid4().hex}
-        self.before = other = study.user_attrs.get(DRIVER)
-        if other and not _is_gone(other) and not os.environ.get(_TAKE_OVER):
-            raise _in_use(study, other)
+        self.before = study.user_attrs.get(DRIVER)
+        if self.before and _is_there(self.before) and not os.environ.get(_TAKE_OVER):
+            raise _in_use(study, self.before)
+        since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+        self._me = {**this_process(), "since": since, "token": uuid.uuid4().hex}
+        self._held.add(self._me["token"])
         self._write()
-        self.held.add(self._me["token"])
 
     def renew(self) -> None:
-        """Says that this process is there, if it is time to.
-
-        Raises:
-          StudyInUseError: where another process has taken the study over.
-        """
+        """Says that this process is there, if it is time to."""
         if time.time() - self._seen > _REFRESH:
             self.check()
             self._write()
 
     def check(self) -> None:
-        """Looks whether the study is still this process's."""
+        """Raises `StudyInUseError` where another process has taken the study over."""
         other = self._study.user_attrs.get(DRIVER)
         if other and other["token"] != self._me["token"]:
             raise _in_use(self._study, other)
@@ -239,10 +190,10 @@ class Lease:
 
     def release(self) -> None:
         """Lets go of the study, if it is still this process's."""
-        self.held.discard(self._me["token"])
+        self._held.discard(self._me["token"])
         with suppress(Exception):  # of a storage that is away; the process itself will be gone
-            if (self._study.user_attrs.get(DRIVER) or {}).get("token") == self._me["token"]:
-                self._study.set_user_attr(DRIVER, None)
+            self.check()
+            self._study.set_user_attr(DRIVER, None)
 
 
 def _in_use(study: optuna.Study, other: Mapping[str, Any]) -> StudyInUseError:
@@ -253,12 +204,12 @@ def _in_use(study: optuna.Study, other: Mapping[str, Any]) -> StudyInUseError:
     )
 
 
-def _is_gone(other: Mapping[str, Any]) -> bool:
+def _is_there(other: Mapping[str, Any]) -> bool:
     if other["host"] != _host():
-        return time.time() - float(other["seen"]) > _LEASE
+        return time.time() - float(other["seen"]) <= _LEASE
     if other["pid"] == os.getpid():
-        return other["token"] not in Lease.held
-    return _started(other["pid"]) != other["started"]
+        return other["token"] in Lease._held
+    return _started(other["pid"]) == other["started"]
 
 
 def this_process() -> dict[str, Any]:
@@ -269,118 +220,82 @@ def this_process() -> dict[str, Any]:
 @cache
 def _host() -> str:
     """The machine's name and, where there are such things, the container's process numbers."""
-    try:
+    with suppress(OSError):
         return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return platform.node()
+    return platform.node()
 
 
 def _started(pid: int) -> str | None:
-    """When a process was started; None where it is gone.
-
-    In the kernel's ticks, for process numbers are given again; where these are not told, "there".
-    """
+    """When a process was started, in the kernel's ticks; None where it is gone, or a zombie."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
+        return None if fields[0] == b"Z" else fields[19].decode()
     except OSError:
         if os.path.exists("/proc/self/stat"):
             return None
-        try:
+    try:  # macOS does not tell when
+        with suppress(PermissionError):
             os.kill(pid, 0)
-        except ProcessLookupError:
-            return None
-        except PermissionError:
-            pass
         return "there"
-    # A zombie, killed and not yet reaped by its parent, is as good as gone.
-    return None if fields[0] == b"Z" else fields[19].decode()
+    except ProcessLookupError:
+        return None
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S %z")
+# Trials ------------------------------------------------------------------------------------------
 
 
-# What was left behind ----------------------------------------------------------------------------
-
-
-def requeue_left_behind(study: SearchStudy, dead: Mapping[str, Any] | None) -> None:
-    """Enqueues what was cut off, each in its place; what runs without a driver is cut off now.
-
-    A trial whose process died three times while it trained it is recorded as failed: it would kill
-    this one, too.
-
-    Args:
-      study: which this process holds.
-      dead: the process that held it before, if it did not let go of it.
-    """
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    # One whose process died before it wrote its place down has the lowest that is free, and none
-    # is freed yet.
-    places = [place_of(study, trial) for trial in running]
-    for place, trial in zip(places, running, strict=True):
-        worker = trial.user_attrs.get(WORKER) or {}
-        killed = dead is not None and worker.get("pid") == dead["pid"]
-        if killed and _deaths_at(study, place) >= MOST_DEATHS - 1:
-            _note(study, trial.number, **{PLACE: place, FAILURE: died(MOST_DEATHS)})
-        else:
-            reason = KILLED if killed else "its process is gone"
-            _note(study, trial.number, **{PLACE: place, INTERRUPTED: reason})
-        study.tell(trial.number, state=TrialState.FAIL)
+def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that count: complete, pruned, or failed for a reason of their own."""
     trials = study.get_trials(deepcopy=False)
-    held = {t.user_attrs.get(PLACE) for t in trials if not was_cut_off(t)}
-    latest = {t.user_attrs[PLACE]: t for t in trials if PLACE in t.user_attrs}
-    for place, trial in sorted(latest.items()):
-        if place not in held:
-            fixed = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-            study.enqueue_trial(fixed, user_attrs={PLACE: place, RETRIED: trial.number})
+    return [
+        trial
+        for trial in trials
+        if trial.state.is_finished() and (trial.state != TrialState.FAIL or failure_of(trial))
+    ]
 
 
-def cut_off_running(study: SearchStudy, reason: str) -> None:
-    """Ends the trials that this process runs, for a reason that is not theirs."""
+def failure_of(trial: FrozenTrial) -> str | None:
+    """Why a trial failed."""
+    return trial.user_attrs.get(FAILURE) if trial.state == TrialState.FAIL else None
+
+
+def release_running(study: SearchStudy, dead: Mapping[str, Any] | None = None) -> None:
+    """Lets all trials that are cut off wait; `dead` is a process that may have died of one."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        _note(study, trial.number, **{PLACE: place_of(study, trial), INTERRUPTED: reason})
-        study.tell(trial.number, state=TrialState.FAIL)
+        worker = trial.user_attrs.get(WORKER) or {}
+        release(study, trial, killed=dead is not None and worker.get("pid") == dead["pid"])
 
 
-def _deaths_at(study: SearchStudy, place: int) -> int:
-    trials = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-    cut = [trial for trial in trials if trial.user_attrs.get(PLACE) == place]
-    return sum(trial.user_attrs.get(INTERRUPTED) == KILLED for trial in cut)
+def release(study: SearchStudy, trial: FrozenTrial, *, killed: bool) -> bool:
+    """Lets a trial wait to be run again, and returns whether it does.
 
-
-def died(times: int) -> str:
-    """The reason of a trial that is given up."""
-    return f"its worker died {times} times without saying why, as it does when memory runs out"
-
-
-def _note(study: SearchStudy, number: int, **attributes: Any) -> None:
-    """Writes user attributes of a trial that another process has begun."""
+    One whose process died `MOST_DEATHS` times has failed instead: it would kill the next, too.
+    """
     storage = study.storage
     study_id = storage.get_study_id_from_name(study.study_name)
-    trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
-    for name, value in attributes.items():
-        storage.set_trial_user_attr(trial_id, name, value)
-
-
-# The result --------------------------------------------------------------------------------------
+    trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+    deaths = trial.user_attrs.get(DEATHS, 0) + killed
+    if deaths < MOST_DEATHS:
+        storage.set_trial_user_attr(trial_id, DEATHS, deaths)
+        storage.set_trial_state_values(trial_id, TrialState.WAITING)
+        return True
+    reason = f"its worker died {deaths} times without saying why, as it does when memory runs out"
+    storage.set_trial_user_attr(trial_id, FAILURE, reason)
+    study.tell(trial.number, state=TrialState.FAIL)
+    return False
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial:
-    """The best of the trials that were completed; those that were pruned do not count.
-
-    Raises:
-      SearchFailedError: where no trial was completed.
-    """
-    trials = study.get_trials(deepcopy=False)
+    """The best of the trials that were completed; those that were pruned do not count."""
+    trials = finished_trials(study)
     if any(trial.state == TrialState.COMPLETE for trial in trials):
         return study.best_trial
-    failures = [trial.user_attrs[FAILURE] for trial in trials if FAILURE in trial.user_attrs]
-    pruned = sum(trial.state == TrialState.PRUNED for trial in trials)
+    failures = [failure for trial in trials if (failure := failure_of(trial))]
+    pruned = len(trials) - len(failures)
+    message = f"no trial of the search was completed ({len(failures)} failed, {pruned} pruned)"
     if failures and not pruned:
         message = f"all {len(failures)} trials of the search failed"
-    else:
-        message = f"no trial of the search was completed ({len(failures)} failed, {pruned} pruned)"
     if failures:
         message += f"; the last one because {failures[-1]}"
     raise SearchFailedError(message)
@@ -393,7 +308,7 @@ def describe_trial(trial: FrozenTrial) -> dict[str, Any]:
         "state": trial.state.name.lower() if trial.state != TrialState.FAIL else "failed",
         "value": trial.value,
         "hyperparameters": trial.user_attrs.get(HYPERPARAMETERS, trial.params),
-        "failure": trial.user_attrs.get(FAILURE),
+        "failure": failure_of(trial),
         "ledger": trial.user_attrs.get(LEDGER),
         "rungs": {str(epoch): score for epoch, score in trial.intermediate_values.items()},
         "selections": trial.user_attrs.get(SELECTIONS, []),

@@ -2,8 +2,9 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,7 +20,6 @@ from jdss.config import Search, Selection, Task, Workers, as_selection
 from jdss.data.datasets import Dataset, load_dataset
 from jdss.data.rows import Placed
 from jdss.ledger import Ledger, importing_seconds
-from jdss.losses import CROSS_ENTROPY
 from jdss.models.nnx_model import NnxModel
 from jdss.progress import progress_bar
 from jdss.subset import Select
@@ -31,35 +31,63 @@ from jdss.training.problem import Data, Examined
 from jdss.training.schedule import make_schedule
 from jdss.training.train_on_subset import STEP
 from jdss.training.trial import Training
-from jdss.tuning.attempt import Attempt, ModelFactory, as_model_or_factory
-from jdss.tuning.driver import Driver, OwnProcess, attainable, warn_if_subsets_cannot_pay
-from jdss.tuning.objective import Objective, check_problem
-from jdss.tuning.places import finished_trials
-from jdss.tuning.pruners import describe_pruner, make_pruner
-from jdss.tuning.quiet import one_cache_warning, quiet_optuna
+from jdss.tuning.driver import Driver, OwnProcess, Pool, warn_if_subsets_cannot_pay
+from jdss.tuning.objective import (
+    ModelFactory,
+    Objective,
+    as_model_or_factory,
+    attempt,
+    check_problem,
+)
 from jdss.tuning.result import TuneResult
 from jdss.tuning.retraining import check_test, known_retraining, retrain_and_save
-from jdss.tuning.samplers import STARTUP_SAMPLERS, ByPlace, make_sampler
+from jdss.tuning.sampling import STARTUP_SAMPLERS, describe_pruner, make_pruner, make_samplers
 from jdss.tuning.space import check_enqueued, describe_space, stored_value, values_of
 from jdss.tuning.storage import explained, open_storage
 from jdss.tuning.study import (
-    SEARCH,
     Lease,
+    SearchInterrupted,
     SearchStudy,
     best_trial,
     describe_trial,
-    interrupted,
+    finished_trials,
     open_study,
-    requeue_left_behind,
-    this_process,
+    release_running,
     without_addresses,
 )
-from jdss.tuning.workers import check_ray, make_job, ray_pool
+from jdss.tuning.workers import import_ray, ray_pool
+
+_IN_MEMORY = "search"
+"""The name of a study in memory: Hyperband's brackets follow from a study's name."""
 
 _TASK, _SEARCH = Task(), Search()
 
 
-@one_cache_warning()
+@contextmanager
+def _one_cache_warning() -> Iterator[None]:
+    """One sentence for all entries of JAX's compilation cache that cannot be read."""
+    told = False
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_once(message: Warning | str, *arguments: Any, **options: Any) -> None:
+            nonlocal told
+            if not str(message).startswith("Error reading persistent compilation cache entry"):
+                show(message, *arguments, **options)
+            elif not told:
+                told = True
+                text = (
+                    f"the compilation cache {jax.config.values['jax_compilation_cache_dir']} has "
+                    "entries that cannot be read: those programs are compiled again; remove the "
+                    "directory to have them cached anew"
+                )
+                show(RuntimeWarning(text), RuntimeWarning, *arguments[1:], **options)
+
+        warnings.showwarning = show_once
+        yield
+
+
+@_one_cache_warning()
 def tune(
     model: nn.Module | ModelFactory,
     data: Data,
@@ -81,11 +109,10 @@ def tune(
 ) -> TuneResult:
     """Searches for hyper-parameters on subsets, then retrains the best on everything.
 
-    With a `storage` and a `study_name` the search can be interrupted and resumed by the same call:
-    finished trials are kept, a trial that was cut off is run again with its hyper-parameters, and
-    with one worker the resumed search is the one that would have been without interruption. What
-    goes wrong after the search (retraining diverges, the model cannot be saved) is a warning and
-    `TuneResult.failure`: the search is not lost.
+    With a `storage` and a `study_name` an interrupted search goes on by the same call: finished
+    trials are kept, a trial that was cut off is run again with its hyper-parameters, and with one
+    worker the search is the one that would have been without interruption. What goes wrong after it
+    (retraining diverges, the model cannot be saved) is a warning and `TuneResult.failure`.
 
     Args:
       model: a Flax module; or a function `model(**architecture)` of those hyper-parameters of
@@ -112,17 +139,12 @@ def tune(
         saved it there does not train it again.
       progress: whether to show progress bars.
 
-    Returns:
-      A `TuneResult`.
-
     Raises:
       ValueError, TypeError: for bad arguments, naming them.
       SearchFailedError: where no trial was completed.
       SearchInterrupted: after Ctrl-C; the message says how to go on.
-      ModuleNotFoundError: where a sampler, or more than one worker, needs a package that is not
-        installed.
-      StorageError: where the storage cannot be reached, read or written, or another process runs
-        the search.
+      ModuleNotFoundError: where a sampler, or more than one worker, needs another package.
+      StorageError: where the storage fails, or another process runs the search.
       WorkerError: where workers cannot be started, or die again and again.
       FileExistsError: where `save_to` is there already; looked at first, not last.
       DifferentSearchError: where the study of that name holds another search.
@@ -145,36 +167,30 @@ def tune(
     model = as_model_or_factory(model)
     space = check_problem(model, search.space, task, validation, seed)
     enqueue = check_enqueued(search.enqueue, space, task.optimizers or OPTIMIZERS)
-    make_sampler(search.sampler, seed=seed, n_startup_trials=1, space=space)
+    make_samplers(search.sampler, seed=seed, n_startup_trials=1, space=space)
     if study_name is None and storage is not None:
         raise ValueError("study_name must be given with a storage: it is what a search resumes by")
     if crew.number > 1:
-        check_ray()
+        import_ray()
     opened = open_storage(storage)
-    _check_save_to(save_to, opened, study_name)
+    name = _IN_MEMORY if study_name is None else study_name
+    _check_save_to(save_to, opened, name)
 
     ledger = Ledger()
     ledger.seconds["importing"] = importing_seconds()
     with ledger.measure("loading"):
-        placed = data if isinstance(data, Placed) else Placed(data)
-        if isinstance(placed.data, str):
-            placed = replace(placed, data=load_dataset(placed.data))
-        if test is None and isinstance(placed.data, Dataset):
-            test = (placed.data.test_images, placed.data.test_labels)
-        training = make_training(
-            placed, selection, fraction, task, validation=validation, seed=seed
-        )
-        test_examples = None if test is None else check_test(test, training.problem)
+        training, test_examples = _load(data, test, selection, fraction, task, validation, seed)
         described = _describe(training, model, space, task, search, seed)
     objective = Objective(training, model, space, seed, search.first_rung, search.reduction_factor)
     with (
-        quiet_optuna() if progress else nullcontext(),
-        _held(opened, study_name, storage, described, trials) as (study, lease),
+        _quiet_optuna(enabled=progress),
+        _driving(opened, name, described, objective, search, trials, storage) as driver,
     ):
+        study = driver.study
         with explained(storage):
-            _prepare(study, lease, objective, search, enqueue)
-        driver = Driver(study, objective, search, trials, storage)
-        _run(driver, crew, lease, selection, fraction, task, progress=progress)
+            for values in enqueue:  # each once, however often a search is resumed
+                study.enqueue_trial(values, skip_if_exists=True)
+        _run(driver, crew, progress=progress)
         with explained(storage):
             best = best_trial(study)
             finished = [describe_trial(trial) for trial in finished_trials(study)]
@@ -196,119 +212,126 @@ def tune(
     )
 
 
+def _load(
+    data: Any,
+    test: Any,
+    selection: Selection,
+    fraction: float,
+    task: Task,
+    validation: Any,
+    seed: int,
+) -> tuple[Training, Any]:
+    """What the trials share, and the test set, if there is one."""
+    placed = data if isinstance(data, Placed) else Placed(data)
+    if isinstance(placed.data, str):
+        placed = replace(placed, data=load_dataset(placed.data))
+    if test is None and isinstance(placed.data, Dataset):
+        test = (placed.data.test_images, placed.data.test_labels)
+    training = make_training(placed, selection, fraction, task, validation=validation, seed=seed)
+    return training, None if test is None else check_test(test, training.problem)
+
+
 @contextmanager
-def _held(
+def _driving(
     opened: optuna.storages.BaseStorage,
-    study_name: str | None,
-    storage: Any,
+    name: str,
     described: dict[str, Any],
+    objective: Objective,
+    search: Search,
     trials: int,
-) -> Iterator[tuple[SearchStudy, Lease]]:
-    """The study, which no other process runs meanwhile."""
+    storage: Any,
+) -> Iterator[Driver]:
+    """The driver of a study that no other process runs meanwhile; what was cut off waits in it."""
     with explained(storage):
-        study = open_study(opened, study_name, described, trials)
+        study = open_study(opened, name, described, trials)
         lease = Lease(study)
     try:
-        yield study, lease
+        space, startup = objective.space, described["n_startup_trials"] or 1
+        made = make_samplers(
+            search.sampler, seed=objective.seed, n_startup_trials=startup, space=space
+        )
+        study.sampler, study.pruner = made(0), make_pruner(search, space)
+        with explained(storage):
+            release_running(study, lease.before)
+        yield Driver(study, lease, objective, search, trials, made, storage)
     except KeyboardInterrupt as error:
-        raise interrupted(study, trials) from error
+        how = "the same call goes on"
+        if isinstance(study.storage, optuna.storages.InMemoryStorage):
+            name = study.study_name
+            how = f"tune(…, storage=error.storage, study_name={name!r}) goes on, error being this"
+        number = "?"
+        with suppress(Exception):  # of a storage that is away
+            number = str(len(finished_trials(study)))
+        text = f"the search was interrupted with {number} of {trials} trials finished: {how}"
+        raise SearchInterrupted(text, study, study.storage) from error
     finally:
         lease.release()
 
 
-def _prepare(
-    study: SearchStudy,
-    lease: Lease,
-    objective: Objective,
-    search: Search,
-    enqueue: list[dict[str, Any]],
-) -> None:
-    """Gives the study its sampler and its pruner, and enqueues what is to be tried first."""
-    startup = study.user_attrs[SEARCH]["n_startup_trials"] or 1
-    study.sampler = make_sampler(
-        search.sampler, seed=objective.seed, n_startup_trials=startup, space=objective.space
-    )
-    if isinstance(study.sampler, ByPlace):
-        study.sampler.study = study
-    study.pruner = make_pruner(search, objective.space)
-    requeue_left_behind(study, lease.before)
-    for values in enqueue:  # each once, however often a search is resumed
-        study.enqueue_trial(values, skip_if_exists=True)
+@contextmanager
+def _quiet_optuna(*, enabled: bool) -> Iterator[None]:
+    """Optuna's line for every trial would tear the progress bars, which say the same."""
+    verbosity = optuna.logging.get_verbosity()
+    if enabled:
+        optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
 
 
-def _run(
-    driver: Driver,
-    workers: Workers,
-    lease: Lease,
-    selection: Selection,
-    fraction: float,
-    task: Task,
-    *,
-    progress: bool,
-) -> None:
+def _run(driver: Driver, workers: Workers, *, progress: bool) -> None:
     """Runs what is missing, with a bar for the trials and one for the epochs."""
-    study, objective = driver.study, driver.objective
-    total = attainable(study, driver.trials)
-    done = len(finished_trials(study))
+    study, objective, training = driver.study, driver.objective, driver.objective.training
+    with explained(driver.place):
+        done, total = len(finished_trials(study)), driver.attainable()
     if done >= total:
         if progress:
-            print(
-                f"all {done} trials of the study {study.study_name!r} are finished: "
-                "none is run again",
-                file=sys.stderr,
-            )
+            name = study.study_name
+            text = f"all {done} trials of the study {name!r} are finished: none is run again"
+            print(text, file=sys.stderr)
         return
-    training = objective.training
+    strategy = training.schedule.strategy
+    compared = not strategy.needs_gradients
+    better = max if training.metric.direction == "maximize" else min
     with ExitStack() as stack:
-        name = training.schedule.strategy.name
-        outer = stack.enter_context(progress_bar(total, name, enabled=progress))
-        compared = [not training.schedule.strategy.needs_gradients]
+        outer = stack.enter_context(progress_bar(total, strategy.name, enabled=progress))
 
         def show() -> None:
+            nonlocal compared
             trials = finished_trials(study)
-            values = [
-                t.value for t in trials if t.state == TrialState.COMPLETE and t.value is not None
-            ]
-            better = max if study.direction == optuna.study.StudyDirection.MAXIMIZE else min
+            values = [t.value or 0.0 for t in trials if t.state == TrialState.COMPLETE]
             outer.advance(len(trials), best=better(values, default=None))
-            if values and not compared[0]:
-                compared[0] = True
+            if values and not compared:
+                compared = True
                 warn_if_subsets_cannot_pay(trials, training)
 
         show()
-        pool: Any
+        pool: Pool
         if workers.number > 1:
-            problem, model = training.problem, objective.model
-            job = make_job(problem, model, selection, fraction, task, objective.seed)
-            pool = stack.enter_context(ray_pool(workers, job))
+            pool = stack.enter_context(ray_pool(workers, objective))
         else:
             inner = stack.enter_context(progress_bar(1, "trial", enabled=progress, position=1))
 
             def on_epoch(entry: Mapping[str, Any]) -> None:
                 done, epochs = entry["epoch"], entry["epochs"]
                 inner.advance(done, epochs, phase=entry["phase"], loss=entry["loss"])
-                with explained(study.storage):
-                    lease.renew()
+                with explained(driver.place):
+                    driver.lease.renew()
 
-            sizes = batch_sizes_of(objective.space)
-            ahead = stack.enter_context(closing(Ahead(sizes)))
-            attempt = partial(Attempt, training, objective.model, objective.seed)
-            make = partial(attempt, on_epoch=on_epoch, ahead=ahead)
-            pool = OwnProcess(make, this_process())
-        driver.run(pool, lease=lease, show=show)
+            ahead = stack.enter_context(closing(Ahead(batch_sizes_of(objective.space))))
+            pool = OwnProcess(partial(attempt, objective, on_epoch=on_epoch, ahead=ahead))
+        driver.run(pool, show)
 
 
-def _check_save_to(
-    save_to: Any, storage: optuna.storages.BaseStorage, study_name: str | None
-) -> None:
+def _check_save_to(save_to: Any, storage: optuna.storages.BaseStorage, name: str) -> None:
     """Refuses a place that is taken, but for the model of this very search."""
     if save_to is None or not os.path.exists(save_to):
         return
-    known = [study.study_name for study in optuna.get_all_study_summaries(storage)]
-    if study_name in known:
-        assert study_name is not None
-        if known_retraining(SearchStudy(study_name, storage), None, save_to):
-            return
+    if name in optuna.get_all_study_names(storage) and known_retraining(
+        SearchStudy(name, storage), {}, save_to
+    ):
+        return
     raise FileExistsError(f"save_to must not exist yet, but {os.fspath(save_to)} does")
 
 
@@ -317,35 +340,25 @@ def _describe(
 ) -> dict[str, Any]:
     """What is searched, and how, in JSON."""
     problem, sampler = training.problem, search.sampler
+    own = getattr(sampler, "__qualname__", None) or type(sampler).__name__
+    given = repr(model) if isinstance(model, nn.Module) else stored_value(model)
     return without_addresses(
         {
             "strategy": training.schedule.describe(),
-            "sampler": sampler if isinstance(sampler, str) else _name(sampler),
+            "sampler": sampler if isinstance(sampler, str) else own,
             "n_startup_trials": search.n_startup_trials if sampler in STARTUP_SAMPLERS else None,
-            "sampler_options": {},  # as searches from before there were none say it
             "pruner": describe_pruner(search),
             "metric": training.metric.name,
             "direction": training.metric.direction,
             "space": describe_space(space),
             "seed": seed,
-            "model": _name_of_model(model),
+            "model": model.class_name if isinstance(model, NnxModel) else given,
             "optimizers": list(training.optimizers),
             "augmentation": task.augmentation,
             "learning_rate_schedule": DEFAULTS["learning_rate_schedule"],
             "examples": [len(problem.train), len(problem.validation)],
             "fingerprint": problem.fingerprint(),
             "step": STEP,
-            # Studies from before there were other losses go on.
-            **({} if training.loss is CROSS_ENTROPY else {"loss": training.loss.name}),
+            "loss": training.loss.name,
         }
     )
-
-
-def _name_of_model(model: Any) -> Any:
-    if isinstance(model, NnxModel):
-        return model.class_name
-    return repr(model) if isinstance(model, nn.Module) else stored_value(model)
-
-
-def _name(sampler: Any) -> str:
-    return getattr(sampler, "__qualname__", None) or type(sampler).__name__

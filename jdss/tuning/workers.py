@@ -8,16 +8,19 @@ dies is replaced, and its trial is trained again.
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import jax
+
+from jdss import parallel
 from jdss.config import Workers
+from jdss.data.examples import Examples
 from jdss.training.trial import Rung
-from jdss.tuning.attempt import Order, Outcome
-from jdss.tuning.driver import Died
-from jdss.tuning.study import MOST_DEATHS, died, this_process
+from jdss.tuning.objective import Died, Objective, Order, Outcome, attempt
+from jdss.tuning.study import MOST_DEATHS, this_process
 
 _WAIT = 5.0  # seconds for which `next_event` waits
 _PATIENCE = 60.0  # seconds without any worker after which a warning says what is missing
@@ -37,45 +40,6 @@ class WorkerError(RuntimeError):
     """Workers cannot be started, or die again and again; the message says why."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """What all trials of a search share, as it is sent to workers: no device holds any of it.
-
-    Attributes:
-      problem: the examples as NumPy arrays, and their split.
-      model, selection, fraction, task, seed: of the search.
-      configuration: JAX's.
-    """
-
-    problem: Any
-    model: Any
-    selection: Any
-    fraction: float
-    task: Any
-    seed: int
-    configuration: Mapping[str, Any]
-
-
-def make_job(
-    problem: Any, model: Any, selection: Any, fraction: float, task: Any, seed: int
-) -> Job:
-    """A `Job` of a problem that is on this process's devices, or on the host."""
-    import jax
-
-    from jdss.data.examples import Examples
-
-    if isinstance(problem.examples, Examples):
-        problem = _with_examples(problem, jax.device_get(problem.examples))
-    configuration = {name: getattr(jax.config, name) for name in _CONFIGURATION}
-    return Job(problem, model, selection, fraction, task, seed, configuration)
-
-
-def _with_examples(problem: Any, examples: Any) -> Any:
-    from dataclasses import replace
-
-    return replace(problem, examples=examples)
-
-
 class Trainer:
     """What runs in a worker."""
 
@@ -85,60 +49,64 @@ class Trainer:
 
         return ray.get_runtime_context().get_node_id(), sorted(_cores())
 
-    def load(self, job: Job, cores: Sequence[int]) -> Mapping[str, Any]:
+    def load(
+        self, objective: Objective, configuration: Mapping[str, Any], cores: Sequence[int]
+    ) -> Mapping[str, Any]:
         """Places the examples on the devices; returns this process."""
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, cores)  # by which XLA decides on its number of threads
-        import jax
-
-        from jdss import parallel
-        from jdss.data.examples import Examples
-        from jdss.training.fit import training_on
-        from jdss.training.schedule import make_schedule
-
-        for name, value in job.configuration.items():
+        for name, value in configuration.items():
             jax.config.update(name, value)
-        problem = job.problem
-        if isinstance(problem.examples, Examples):
-            problem = _with_examples(problem, parallel.replicate(problem.examples))
-        schedule = make_schedule(job.selection, job.fraction, num_classes=problem.num_classes)
-        self._training = training_on(problem, schedule, job.task)
-        self._job = job
+        self._objective = _with_examples(objective, parallel.replicate)
         return this_process()
 
     def start(self, order: Order) -> Rung | Outcome:
         """Begins a trial, and trains it up to its first rung."""
-        from jdss.tuning.attempt import Attempt
+        self._events = attempt(self._objective, order)
+        return next(self._events)
 
-        self._attempt = Attempt(self._training, self._job.model, self._job.seed, order)
-        return self._attempt.advance()
+    def answer(self, stop: bool) -> Rung | Outcome:
+        """Trains the trial up to its next rung, or to its end; or ends it here."""
+        return self._events.send(stop)
 
-    def advance(self) -> Rung | Outcome:
-        """Trains the trial up to the next rung, or to its end."""
-        return self._attempt.advance()
 
-    def stop(self) -> Outcome:
-        """Ends the trial at its rung."""
-        return self._attempt.stop()
+def _with_examples(objective: Objective, place: Callable[[Examples], Examples]) -> Objective:
+    """The objective with its examples elsewhere; those on the host stay there."""
+    training = objective.training
+    if not isinstance(training.problem.examples, Examples):
+        return objective
+    problem = replace(training.problem, examples=place(training.problem.examples))
+    return replace(objective, training=replace(training, problem=problem))
+
+
+@dataclass
+class _Slot:
+    """A worker, or one that is to be."""
+
+    actor: Any
+    pending: Any
+    state: str = "starting"  # then "loading", "free" or "busy"
+    process: Mapping[str, Any] = field(default_factory=dict)
+    node: str = ""
+    cores: Sequence[int] = ()
 
 
 class RayPool:
-    """A pool of workers."""
+    """A pool of workers (`jdss.tuning.driver.Pool`)."""
 
-    def __init__(self, workers: Workers, job: Job) -> None:
-        self._ray = _import_ray()
-        self._resources = _share(self._ray, workers)
-        self._job = self._ray.put(job)
+    def __init__(self, ray: Any, workers: Workers, objective: Objective) -> None:
+        self._ray = ray
+        self._resources = _share(ray, workers)
+        # Once for all workers, and on no device of this process; they need not know the space.
+        on_no_device = _with_examples(objective, jax.device_get)
+        self._objective = ray.put(replace(on_no_device, space={}))
         self._cores: Counter[tuple[str, int]] = Counter()  # workers on each core of each node
-        self._slots = [_Slot() for _ in range(workers.number)]
-        self._deaths: Counter[int] = Counter()  # by the trial's place
         self._deaths_without_trial = 0
         self._waited = 0.0
-        for slot in self._slots:
-            self._begin(slot)
+        self._slots = [self._new_slot() for _ in range(workers.number)]
 
-    def _begin(self, slot: "_Slot") -> None:
-        """Asks Ray for a worker in a slot; it may take a while, or wait for a node."""
+    def _new_slot(self) -> _Slot:
+        """Asks Ray for a worker; it may take a while, or wait for a node."""
         flags = os.environ.get("XLA_FLAGS", "").split()
         variables = {
             "XLA_FLAGS": " ".join(f for f in flags if "host_platform_device_count" not in f),
@@ -147,28 +115,21 @@ class RayPool:
         }
         if not self._resources["num_gpus"] and "JAX_PLATFORMS" in os.environ:
             variables["JAX_PLATFORMS"] = os.environ["JAX_PLATFORMS"]
-        actor = self._ray.remote(Trainer)
-        options = {**self._resources, "max_restarts": 0, "max_task_retries": 0}
-        slot.actor = actor.options(**options, runtime_env={"env_vars": variables}).remote()
-        slot.state, slot.order, slot.cores = "starting", None, []
-        slot.pending = slot.actor.where.remote()
+        options = {"max_restarts": 0, "max_task_retries": 0, "runtime_env": {"env_vars": variables}}
+        actor = self._ray.remote(Trainer).options(**self._resources, **options).remote()
+        return _Slot(actor, actor.where.remote())
 
     def free(self) -> Sequence[int]:
         return [number for number, slot in enumerate(self._slots) if slot.state == "free"]
 
     def start(self, number: int, order: Order) -> Mapping[str, Any]:
         slot = self._slots[number]
-        slot.state, slot.order = "busy", order
-        slot.pending = slot.actor.start.remote(order)
+        slot.state, slot.pending = "busy", slot.actor.start.remote(order)
         return slot.process
 
-    def advance(self, number: int) -> None:
+    def answer(self, number: int, stop: bool) -> None:
         slot = self._slots[number]
-        slot.pending = slot.actor.advance.remote()
-
-    def stop(self, number: int) -> None:
-        slot = self._slots[number]
-        slot.pending = slot.actor.stop.remote()
+        slot.pending = slot.actor.answer.remote(stop)
 
     def next_event(self) -> tuple[int, Rung | Outcome | Died] | None:
         """What a worker reports.
@@ -188,19 +149,23 @@ class RayPool:
         try:
             result = self._ray.get(ready[0])
         except self._ray.exceptions.RayTaskError as error:
-            raise _own(error, slot) from None
+            cause = error.cause if isinstance(error.cause, BaseException) else error
+            cause.add_note(f"in a worker, process {slot.process.get('pid')}:\n{error}")
+            raise cause from None
         except self._ray.exceptions.RayError as error:
             return self._replace(number, error)
-        if slot.state == "starting":
-            slot.node, slot.cores = result[0], self._choose_cores(*result)
-            slot.state, slot.pending = "loading", slot.actor.load.remote(self._job, slot.cores)
-        elif slot.state == "loading":
-            slot.state, slot.process, self._waited = "free", result, 0.0
-        else:
-            if isinstance(result, Outcome):
-                slot.state = "free"
-                self._deaths_without_trial = 0
-            return number, result
+        match slot.state:
+            case "starting":
+                slot.node, slot.cores = result[0], self._choose_cores(*result)
+                given = {name: getattr(jax.config, name) for name in _CONFIGURATION}
+                slot.pending = slot.actor.load.remote(self._objective, given, slot.cores)
+                slot.state = "loading"
+            case "loading":
+                slot.state, slot.process, self._waited = "free", result, 0.0
+            case "busy":
+                if isinstance(result, Outcome):
+                    slot.state, self._deaths_without_trial = "free", 0
+                return number, result
         return None
 
     def _choose_cores(self, node: str, cores: Sequence[int]) -> list[int]:
@@ -211,25 +176,17 @@ class RayPool:
         return sorted(chosen)
 
     def _replace(self, number: int, error: Exception) -> tuple[int, Died] | None:
+        """Puts another worker into the slot of one that died."""
         slot = self._slots[number]
-        order, self._cores = slot.order, self._cores - Counter((slot.node, c) for c in slot.cores)
-        busy = slot.state == "busy"
-        self._begin(slot)
-        if not busy or order is None:
-            self._deaths_without_trial += 1
-            if self._deaths_without_trial > MOST_DEATHS * len(self._slots):
-                reason = " ".join(str(error).split())
-                raise WorkerError(f"workers die before they have a trial: {reason}") from error
-            return None
-        self._deaths[order.place] += 1
-        failed = self._deaths[order.place] >= MOST_DEATHS
-        warnings.warn(
-            f"worker {number} died in the trial at place {order.place} of the search; another "
-            f"takes its place, and the trial {'is given up' if failed else 'is trained again'}",
-            RuntimeWarning,
-            stacklevel=5,
-        )
-        return number, Died(died(MOST_DEATHS) if failed else None)
+        self._cores -= Counter((slot.node, core) for core in slot.cores)
+        self._slots[number] = self._new_slot()
+        if slot.state == "busy":
+            return number, Died()
+        self._deaths_without_trial += 1
+        if self._deaths_without_trial > MOST_DEATHS * len(self._slots):
+            reason = " ".join(str(error).split())
+            raise WorkerError(f"workers die before they have a trial: {reason}") from error
+        return None
 
     def _say_what_is_missing(self) -> None:
         if any(slot.state in ("free", "busy") for slot in self._slots):
@@ -249,34 +206,22 @@ class RayPool:
             self._ray.kill(slot.actor)
 
 
-class _Slot:
-    """A worker, or one that is to be."""
-
-    actor: Any = None
-    pending: Any = None
-    state = "starting"  # then "loading", "free" or "busy"
-    order: Order | None = None
-    process: Mapping[str, Any] = {}
-    node = ""
-    cores: Sequence[int] = ()
-
-
 @contextmanager
-def ray_pool(workers: Workers, job: Job) -> Iterator[RayPool]:
+def ray_pool(workers: Workers, objective: Objective) -> Iterator[RayPool]:
     """A pool of workers, with Ray started for it where there is none.
 
     Raises:
       ModuleNotFoundError: where Ray is not installed.
       WorkerError: where no cluster answers at the address.
     """
-    ray = _import_ray()
+    ray = import_ray()
     begun = not ray.is_initialized()
     if begun:
         with warnings.catch_warnings():  # JAX warns of forks; these become other programs at once
             warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
             _begin_ray(ray, workers)
     try:
-        pool = RayPool(workers, job)
+        pool = RayPool(ray, workers, objective)
         try:
             yield pool
         finally:
@@ -286,12 +231,8 @@ def ray_pool(workers: Workers, job: Job) -> Iterator[RayPool]:
             ray.shutdown()
 
 
-def check_ray() -> None:
-    """Raises ModuleNotFoundError where Ray is not installed."""
-    _import_ray()
-
-
-def _import_ray() -> Any:
+def import_ray() -> Any:
+    """Ray; or ModuleNotFoundError with what to install."""
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -302,9 +243,6 @@ def _import_ray() -> Any:
 
 
 def _begin_ray(ray: Any, workers: Workers) -> None:
-    import jax
-
-    quiet = {"include_dashboard": False, "logging_level": "ERROR"}
     address = workers.address or os.environ.get("RAY_ADDRESS")
     if address and address != "local":
         try:
@@ -314,10 +252,11 @@ def _begin_ray(ray: Any, workers: Workers) -> None:
         return
     for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
         os.environ.setdefault(name, "0")
-    cores = len(_cores())
-    cpus = max(cores, workers.number * max(int(workers.cpus or 1), 1))
-    gpus = jax.local_device_count() if jax.default_backend() == "gpu" else 0
-    ray.init("local", num_cpus=cpus, num_gpus=gpus, **quiet)
+    there = {
+        "num_cpus": max(len(_cores()), workers.number * max(int(workers.cpus or 1), 1)),
+        "num_gpus": jax.local_device_count() if jax.default_backend() == "gpu" else 0,
+    }
+    ray.init("local", **there, include_dashboard=False, logging_level="ERROR")
 
 
 def _share(ray: Any, workers: Workers) -> dict[str, float]:
@@ -326,22 +265,12 @@ def _share(ray: Any, workers: Workers) -> dict[str, float]:
     for name, asked in (("CPU", workers.cpus), ("GPU", workers.gpus)):
         equal = there.get(name, 0.0) / workers.number
         # Ray takes whole numbers above one; of a CPU that is shared, each has all its time slices.
-        share[f"num_{name.lower()}s"] = asked if asked is not None else _rounded(equal)
+        rounded = float(int(equal)) if equal >= 1 else int(equal * 100) / 100
+        share[f"num_{name.lower()}s"] = rounded if asked is None else asked
     return share
-
-
-def _rounded(share: float) -> float:
-    return float(int(share)) if share >= 1 else int(share * 100) / 100
 
 
 def _cores() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))  # macOS has no affinity; then the shares are not kept
-
-
-def _own(error: Any, slot: _Slot) -> BaseException:
-    """The user's own error, with a note on the worker in which it came up."""
-    cause: BaseException = error.cause if isinstance(error.cause, BaseException) else error
-    cause.add_note(f"in a worker, process {slot.process.get('pid')}:\n{error}")
-    return cause
