@@ -1,13 +1,12 @@
 """Workers: Ray actors that train trials, on this machine or on a cluster. They never see the study.
 
-Locally Ray is started and ended by the call. Each worker trains with the devices, or the cores,
-that it has for itself, and keeps the examples and the compiled programs between trials. One that
-dies is replaced, and its trial is trained again.
+Locally Ray is started and ended by the call. Each worker trains with the devices that it has for
+itself, or with as many threads as it has cores, and keeps the examples and the compiled programs
+between trials. One that dies is replaced, and its trial is trained again.
 """
 
 import os
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -43,18 +42,8 @@ class WorkerError(RuntimeError):
 class Trainer:
     """What runs in a worker."""
 
-    def where(self) -> tuple[str, list[int]]:
-        """The node, and its cores."""
-        import ray
-
-        return ray.get_runtime_context().get_node_id(), sorted(_cores())
-
-    def load(
-        self, objective: Objective, configuration: Mapping[str, Any], cores: Sequence[int]
-    ) -> Mapping[str, Any]:
+    def load(self, objective: Objective, configuration: Mapping[str, Any]) -> Mapping[str, Any]:
         """Places the examples on the devices; returns this process."""
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, cores)  # by which XLA decides on its number of threads
         for name, value in configuration.items():
             jax.config.update(name, value)
         self._objective = _with_examples(objective, parallel.replicate)
@@ -85,10 +74,8 @@ class _Slot:
 
     actor: Any
     pending: Any
-    state: str = "starting"  # then "loading", "free" or "busy"
+    state: str = "loading"  # then "free" or "busy"
     process: Mapping[str, Any] = field(default_factory=dict)
-    node: str = ""
-    cores: Sequence[int] = ()
 
 
 class RayPool:
@@ -100,7 +87,6 @@ class RayPool:
         # Once for all workers, and on no device of this process; they need not know the space.
         on_no_device = _with_examples(objective, jax.device_get)
         self._objective = ray.put(replace(on_no_device, space={}))
-        self._cores: Counter[tuple[str, int]] = Counter()  # workers on each core of each node
         self._deaths_without_trial = 0
         self._waited = 0.0
         self._slots = [self._new_slot() for _ in range(workers.number)]
@@ -111,13 +97,15 @@ class RayPool:
         variables = {
             "XLA_FLAGS": " ".join(f for f in flags if "host_platform_device_count" not in f),
             "JAX_NUM_CPU_DEVICES": "1",
+            "NPROC": str(max(int(self._resources["num_cpus"]), 1)),  # XLA's threads
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # shared with others and with the driver
         }
         if not self._resources["num_gpus"] and "JAX_PLATFORMS" in os.environ:
             variables["JAX_PLATFORMS"] = os.environ["JAX_PLATFORMS"]
         options = {"max_restarts": 0, "max_task_retries": 0, "runtime_env": {"env_vars": variables}}
         actor = self._ray.remote(Trainer).options(**self._resources, **options).remote()
-        return _Slot(actor, actor.where.remote())
+        configuration = {name: getattr(jax.config, name) for name in _CONFIGURATION}
+        return _Slot(actor, actor.load.remote(self._objective, configuration))
 
     def free(self) -> Sequence[int]:
         return [number for number, slot in enumerate(self._slots) if slot.state == "free"]
@@ -154,31 +142,16 @@ class RayPool:
             raise cause from None
         except self._ray.exceptions.RayError as error:
             return self._replace(number, error)
-        match slot.state:
-            case "starting":
-                slot.node, slot.cores = result[0], self._choose_cores(*result)
-                given = {name: getattr(jax.config, name) for name in _CONFIGURATION}
-                slot.pending = slot.actor.load.remote(self._objective, given, slot.cores)
-                slot.state = "loading"
-            case "loading":
-                slot.state, slot.process, self._waited = "free", result, 0.0
-            case "busy":
-                if isinstance(result, Outcome):
-                    slot.state, self._deaths_without_trial = "free", 0
-                return number, result
-        return None
-
-    def _choose_cores(self, node: str, cores: Sequence[int]) -> list[int]:
-        """A worker's share of its node's cores: those with the fewest workers on them."""
-        number = max(int(self._resources["num_cpus"]), 1)
-        chosen = sorted(cores, key=lambda core: (self._cores[node, core], core))[:number]
-        self._cores.update((node, core) for core in chosen)
-        return sorted(chosen)
+        if slot.state == "loading":
+            slot.state, slot.process, self._waited = "free", result, 0.0
+            return None
+        if isinstance(result, Outcome):
+            slot.state, self._deaths_without_trial = "free", 0
+        return number, result
 
     def _replace(self, number: int, error: Exception) -> tuple[int, Died] | None:
         """Puts another worker into the slot of one that died."""
         slot = self._slots[number]
-        self._cores -= Counter((slot.node, core) for core in slot.cores)
         self._slots[number] = self._new_slot()
         if slot.state == "busy":
             return number, Died()
@@ -252,8 +225,10 @@ def _begin_ray(ray: Any, workers: Workers) -> None:
         return
     for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
         os.environ.setdefault(name, "0")
+    has_affinity = hasattr(os, "sched_getaffinity")  # which macOS has not
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     there = {
-        "num_cpus": max(len(_cores()), workers.number * max(int(workers.cpus or 1), 1)),
+        "num_cpus": max(cores, workers.number * max(int(workers.cpus or 1), 1)),
         "num_gpus": jax.local_device_count() if jax.default_backend() == "gpu" else 0,
     }
     ray.init("local", **there, include_dashboard=False, logging_level="ERROR")
@@ -268,9 +243,3 @@ def _share(ray: Any, workers: Workers) -> dict[str, float]:
         rounded = float(int(equal)) if equal >= 1 else int(equal * 100) / 100
         share[f"num_{name.lower()}s"] = rounded if asked is None else asked
     return share
-
-
-def _cores() -> set[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))  # macOS has no affinity; then the shares are not kept
