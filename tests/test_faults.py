@@ -15,7 +15,6 @@ import numpy as np
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, IntDistribution
-from optuna.trial import TrialState
 
 import jdss
 from jdss.ledger import Ledger
@@ -290,7 +289,7 @@ def test_a_trial_goes_on_from_its_checkpoint_to_the_same_result(
     assert resumed_stretches == len(calls) - resumed_stretches - 5
     assert values(resumed) == values(whole)
     assert resumed.trials[0]["selections"] == whole.trials[0]["selections"]
-    assert resumed.study.trials[0].state == TrialState.FAIL
+    assert len(resumed.study.trials) == 1
     assert list((tmp_path / "saved").iterdir()) == []
 
 
