@@ -82,6 +82,8 @@ class Objective:
     Attributes:
       training: the data, on the devices, and how models are trained on it.
       model, space, seed, first_rung, reduction_factor: as `jdss.objective` takes them.
+
+    Made by `jdss.objective`.
     """
 
     training: Training
