@@ -98,21 +98,9 @@ def _open_study(storage: Any, study_name: str | None) -> optuna.Study:
     return study
 
 
-def _without_interrupted(study: optuna.Study) -> optuna.Study:
-    """The trials but for those that were cut off and run again, numbered anew as plots need it."""
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
-    counted = optuna.create_study(study_name=study.study_name, direction=study.direction)
-    optuna.logging.set_verbosity(verbosity)
-    trials = study.get_trials(deepcopy=False)
-    counted.add_trials(trial for trial in trials if "jdss:interrupted" not in trial.user_attrs)
-    return counted
-
-
-def _content(whole: optuna.Study) -> dict[str, Any]:
+def _content(study: optuna.Study) -> dict[str, Any]:
     """What the template shows."""
-    study = _without_interrupted(whole)
-    search = dict(whole.user_attrs.get("jdss:search", {}))
+    search = dict(study.user_attrs.get("jdss:search", {}))
     metric = str(search.pop("metric", "value"))
     trials = [_described(trial) for trial in study.get_trials(deepcopy=False)]
     states = [trial["state"] for trial in trials]
@@ -128,7 +116,7 @@ def _content(whole: optuna.Study) -> dict[str, Any]:
         "metric": metric,
         "states": Counter(states),
         "best": best(complete, key=lambda trial: trial["value"], default=None),
-        "retraining": whole.user_attrs.get("jdss:retraining"),
+        "retraining": study.user_attrs.get("jdss:retraining"),
         "figures": _drawn(_figures(study, metric, {trial["value"] for trial in complete})),
         "ledger": {line: seconds for line, seconds in spent.items() if seconds > 0},
         "trials": trials,
