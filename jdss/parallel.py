@@ -50,26 +50,28 @@ def parallel(
     """
 
     def call(*arguments: Any) -> Any:
-        return compiled_for(arguments)(*_placed(arguments))
+        placed = _placed(arguments)
+        return compiled_for(placed)(*placed)
 
-    def compiled_for(arguments: tuple[Any, ...]) -> Callable[..., Any]:
-        mapped = _pmapped(function, len(arguments), donate)
+    def compiled_for(placed: tuple[Any, ...]) -> Callable[..., Any]:
+        mapped = _pmapped(function, len(placed) - 1, donate)
         options = cpu_options(runs_often=True) if compile_fast else None
         # With options, which `pmap` does not take, a program is compiled and kept here.
-        if options is None or jax.process_count() > 1 or not _checks.is_concrete(arguments):
+        if options is None or jax.process_count() > 1 or not _checks.is_concrete(placed):
             return mapped
-        placed = _placed(arguments)
+        leaves, structure = jax.tree.flatten(placed)
         with _LOCK:
-            program = _program(function, donate, _signature(placed), _settings())
+            program = _program(function, donate, structure, *map(jax.typeof, leaves), *_settings())
         with program.lock:  # two threads that need one program compile it once
             if program.compiled is None:
                 program.compiled = mapped.lower(*placed).compile(compiler_options=options)
         return program.compiled
 
     def prepare(*arguments: Any) -> None:
-        program = compiled_for(arguments)
+        placed = _placed(arguments)
+        program = compiled_for(placed)
         if hasattr(program, "lower"):  # of `pmap`: then it is read from the cache on disk
-            program.lower(*_placed(arguments)).compile()
+            program.lower(*placed).compile()
 
     call.prepare = prepare  # type: ignore[attr-defined]
     return call
@@ -98,13 +100,6 @@ def forget_compiled() -> None:
     """`jax.clear_caches`, and what is compiled here: everything compiles anew."""
     jax.clear_caches()
     _program.cache_clear()
-
-
-def _signature(arguments: Any) -> Any:
-    """What a compiled program depends on: structure, shapes and types."""
-    leaves, structure = jax.tree.flatten(arguments)
-    types = [(leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves]
-    return structure, tuple(types)
 
 
 def _settings() -> tuple[Any, ...]:
