@@ -1,19 +1,15 @@
 """Per-example gradients as linear operators.
 
-The n × p matrix of per-example gradients is never needed by itself: selection only asks it for
-weighted sums of its rows, correlations of its rows with a target, inner products between rows,
-and norms. Three operators answer these questions:
+Selection asks the n × p matrix of per-example gradients only for weighted sums of its rows, their
+correlations with a target, inner products and norms. Three frozen pytrees answer without it:
 
-- `FactoredGradients`: row i is the outer product `errors[i] ⊗ inputs[i]`, which is the exact
-  gradient of a dense layer. It costs n (c + d) numbers instead of n c d.
-- `DenseGradients`: the rows themselves, as `vmap(grad)` makes them.
-- `SummedGradients`: each row is the sum of a group of consecutive rows of another operator
-  (the mini-batch atoms of GRAD-MATCH's per-batch version), again without densifying.
-
-All three are frozen pytrees, so they pass through `jit`, `vmap` and `pmap`.
+- `FactoredGradients`: row i is `errors[i] ⊗ inputs[i]`, the exact gradient of a dense layer, in
+  n (c + d) numbers instead of n c d.
+- `DenseGradients`: the rows themselves, as `vmap(grad)` makes them, or a random projection of each.
+- `SummedGradients`: row b is the sum of a group of consecutive rows of another operator, the
+  mini-batch atoms of GRAD-MATCH's per-batch version.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +23,9 @@ from jax.flatten_util import ravel_pytree
 from jdss import _checks
 
 # A GPU would round the factors of a product to ten bits if it was allowed to.
-_EXACT = jax.lax.Precision.HIGHEST
+EXACT = jax.lax.Precision.HIGHEST
+
+_SKETCHED_AT_ONCE = 1 << 26  # numbers of gradients before they are projected: 256 MiB of float32
 
 _Params = TypeVar("_Params")
 _Example = TypeVar("_Example")
@@ -35,42 +33,32 @@ _Example = TypeVar("_Example")
 
 @runtime_checkable
 class Gradients(Protocol):
-    """What a selection method may ask of the per-example gradients.
-
-    `n` is the number of rows and `target` stands for an array of the shape of one row:
-    `[p]` for dense gradients, `[c, d]` for factored ones.
-    """
+    """What a method may ask of n rows g_i, of shape [p] (dense gradients) or [c, d] (factored)."""
 
     @property
     def num_examples(self) -> int:
         """The number n of rows."""
-        ...
 
     def weighted_sum(self, weights: jax.Array) -> jax.Array:
         """`Σ_i weights[i] g_i`, of the shape of a row, for `weights` float32[n]."""
-        ...
 
     def correlate(self, target: jax.Array) -> jax.Array:
         """`⟨g_i, target⟩` for every row, float32[n]."""
-        ...
 
     def inner_products(self, other: Self) -> jax.Array:
         """`⟨g_i, h_j⟩` for the rows h of another operator of the same kind, float32[n, m]."""
-        ...
 
     def squared_norms(self) -> jax.Array:
         """`‖g_i‖²` for every row, float32[n]."""
-        ...
 
     def take(self, indices: jax.Array) -> Self:
         """The operator of the rows `indices` int32[m], in that order."""
-        ...
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DenseGradients:
-    """Per-example gradients stored as the rows of a matrix.
+    """Gradients stored as the rows of a matrix.
 
     Attributes:
       matrix: float32[n, p], row i is the gradient of example i.
@@ -88,13 +76,13 @@ class DenseGradients:
         return self.matrix.shape[0]
 
     def weighted_sum(self, weights: jax.Array) -> jax.Array:
-        return jnp.matmul(weights, self.matrix, precision=_EXACT)
+        return jnp.matmul(weights, self.matrix, precision=EXACT)
 
     def correlate(self, target: jax.Array) -> jax.Array:
-        return jnp.matmul(self.matrix, target, precision=_EXACT)
+        return jnp.matmul(self.matrix, target, precision=EXACT)
 
     def inner_products(self, other: "DenseGradients") -> jax.Array:
-        return jnp.matmul(self.matrix, other.matrix.T, precision=_EXACT)
+        return jnp.matmul(self.matrix, other.matrix.T, precision=EXACT)
 
     def squared_norms(self) -> jax.Array:
         return jnp.sum(self.matrix**2, axis=1)
@@ -106,10 +94,9 @@ class DenseGradients:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class FactoredGradients:
-    """Per-example gradients of a dense layer, kept as their two factors.
+    """Gradients `errors[i] ⊗ inputs[i]`, of shape [c, d], of a dense layer, kept as two factors.
 
-    Row i is `errors[i] ⊗ inputs[i]`, a matrix of shape [c, d]. Inner products factor as
-    `(e_i · e_j) (h_i · h_j)`, so a Gram block costs n² (c + d) operations instead of n² c d.
+    Inner products factor as `(e_i · e_j) (h_i · h_j)`.
 
     Attributes:
       errors: float32[n, c], the derivative of example i's loss by the layer's outputs.
@@ -130,16 +117,16 @@ class FactoredGradients:
         return self.errors.shape[0]
 
     def weighted_sum(self, weights: jax.Array) -> jax.Array:
-        return jnp.matmul((self.errors * weights[:, None]).T, self.inputs, precision=_EXACT)
+        return jnp.matmul((self.errors * weights[:, None]).T, self.inputs, precision=EXACT)
 
     def correlate(self, target: jax.Array) -> jax.Array:
         # In this order XLA's product on CPUs takes half the time of `inputs @ target.T`.
-        products = jnp.matmul(target, self.inputs.T, precision=_EXACT)
+        products = jnp.matmul(target, self.inputs.T, precision=EXACT)
         return jnp.sum(products * self.errors.T, axis=0)
 
     def inner_products(self, other: "FactoredGradients") -> jax.Array:
-        of_errors = jnp.matmul(self.errors, other.errors.T, precision=_EXACT)
-        return of_errors * jnp.matmul(self.inputs, other.inputs.T, precision=_EXACT)
+        of_errors = jnp.matmul(self.errors, other.errors.T, precision=EXACT)
+        return of_errors * jnp.matmul(self.inputs, other.inputs.T, precision=EXACT)
 
     def squared_norms(self) -> jax.Array:
         return jnp.sum(self.errors**2, axis=1) * jnp.sum(self.inputs**2, axis=1)
@@ -154,17 +141,7 @@ _Rows = TypeVar("_Rows", DenseGradients, FactoredGradients)
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SummedGradients:
-    """Sums over groups of `group_size` consecutive rows of another operator.
-
-    Row b is `Σ_i g_i` over the rows `b · group_size, …, (b + 1) · group_size - 1` of `rows`.
-    Made by `sum_consecutive`, which pads a short last group with rows of zeros.
-
-    Attributes:
-      rows: the operator whose rows are summed, with m · group_size rows.
-      group_size: the number of rows a sum has; static.
-
-    Made by `jdss.sum_consecutive`.
-    """
+    """Sums of `group_size` (static) consecutive `rows`. Made by `jdss.sum_consecutive`."""
 
     rows: DenseGradients | FactoredGradients
     group_size: int = field(metadata={"static": True})
@@ -181,15 +158,14 @@ class SummedGradients:
 
     def inner_products(self, other: "SummedGradients") -> jax.Array:
         # A group at a time: all rows by all rows would be group_size² times as many numbers.
-        def with_others(group: DenseGradients | FactoredGradients) -> jax.Array:
-            products = group.inner_products(other.rows)  # type: ignore[arg-type]
-            return other._sum_groups(products.sum(axis=0))
+        def with_others(group: Any) -> jax.Array:
+            return other._sum_groups(group.inner_products(other.rows).sum(axis=0))
 
         return jax.lax.map(with_others, self._grouped())
 
     def squared_norms(self) -> jax.Array:
-        def squared_norm(group: DenseGradients | FactoredGradients) -> jax.Array:
-            return jnp.sum(group.inner_products(group))  # type: ignore[arg-type]
+        def squared_norm(group: Any) -> jax.Array:
+            return jnp.sum(group.inner_products(group))
 
         return jax.lax.map(squared_norm, self._grouped())
 
@@ -209,16 +185,9 @@ class SummedGradients:
 
 
 def sum_consecutive(gradients: _Rows, group_size: int) -> SummedGradients:
-    """Sums of consecutive mini-batches of gradients, as an operator.
+    """The ceil(n / group_size) sums of mini-batches of n dense or factored gradients.
 
-    A short last batch is an atom like any other: it is padded with gradients of zero.
-
-    Args:
-      gradients: n rows, dense or factored.
-      group_size: the size of a mini-batch, at least 1.
-
-    Returns:
-      An operator with ceil(n / group_size) rows.
+    A short last mini-batch is an atom like any other.
 
     Raises:
       TypeError, ValueError: for a group size that is not an int of at least 1.
@@ -236,13 +205,15 @@ def sum_consecutive(gradients: _Rows, group_size: int) -> SummedGradients:
     return SummedGradients(rows, group_size)
 
 
+# Of the last layer ---------------------------------------------------------------------------
+
+
 def last_layer_gradients(
     logits: jax.Array, inputs: jax.Array, labels: jax.Array
 ) -> FactoredGradients:
     """Gradients of the softmax cross-entropy by the weights and bias of the last dense layer.
 
-    For example i the gradient is `(softmax(logits_i) - onehot_i) ⊗ [inputs_i, 1]`; it is exact,
-    and it is kept as these two factors.
+    That of example i is `(softmax(logits_i) - onehot_i) ⊗ [inputs_i, 1]`, exactly.
 
     Args:
       logits: float[n, c], outputs of the last dense layer.
@@ -250,20 +221,16 @@ def last_layer_gradients(
       labels: int[n], class indices in 0..c-1.
 
     Returns:
-      `FactoredGradients` with errors float32[n, c] and inputs float32[n, d]; the last column of
-      the inputs is the column of ones of the bias.
+      Errors float32[n, c] and inputs float32[n, d], whose last column is the ones of the bias.
 
     Raises:
-      TypeError: if the labels are not integers.
-      ValueError: if the shapes disagree, a label is outside 0..c-1, or a value is not finite.
+      TypeError, ValueError: if the labels are not integers in 0..c-1, shapes disagree, or a value
+        is not finite.
 
     Example:
-      >>> import jax.numpy as jnp
       >>> gradients = last_layer_gradients(jnp.zeros((2, 4)), jnp.ones((2, 3)), jnp.array([0, 3]))
-      >>> gradients.errors[1]
-      Array([ 0.25,  0.25,  0.25, -0.75], dtype=float32)
-      >>> gradients.inputs.shape
-      (2, 4)
+      >>> gradients.errors[1], gradients.inputs.shape
+      (Array([ 0.25,  0.25,  0.25, -0.75], dtype=float32), (2, 4))
     """
     logits, inputs = jnp.asarray(logits), jnp.asarray(inputs)
     _checks.check_ndim("logits", logits, 2, "[n, c]")
@@ -272,18 +239,13 @@ def last_layer_gradients(
     labels = _checks.check_labels(labels, num_examples=len(logits), num_classes=logits.shape[1])
     _checks.check_finite("logits", logits)
     _checks.check_finite("inputs", inputs)
-    return FactoredGradients(
-        errors=cross_entropy_errors(logits, labels), inputs=append_ones(inputs)
-    )
+    return FactoredGradients(cross_entropy_errors(logits, labels), append_ones(inputs))
 
 
 def cross_entropy_errors(
     logits: jax.Array, labels: jax.Array, label_smoothing: float | jax.Array = 0.0
 ) -> jax.Array:
-    """`softmax(logits_i) - target_i` float32[n, c], the cross-entropy derived by the logits.
-
-    The target is `(1 - label_smoothing) onehot_i + label_smoothing / c`.
-    """
+    """Cross-entropy derived by the logits: softmax - smoothed one-hot targets, float32[n, c]."""
     num_classes = logits.shape[1]
     onehot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
     target = onehot + label_smoothing * (1 / num_classes - onehot)
@@ -294,6 +256,9 @@ def append_ones(inputs: jax.Array) -> jax.Array:
     """[n, d - 1] to float32[n, d]: the layer's inputs with the constant input of its bias."""
     ones = jnp.ones((len(inputs), 1), jnp.float32)
     return jnp.concatenate([inputs.astype(jnp.float32), ones], axis=1)
+
+
+# Of all parameters ---------------------------------------------------------------------------
 
 
 def per_example_gradients(
@@ -309,20 +274,16 @@ def per_example_gradients(
       loss_fn: `loss_fn(params, example) -> scalar`, the loss of one example.
       params: a pytree of float arrays with p numbers in all.
       examples: a pytree of arrays whose leading axis is the n examples.
-      batch_size: how many examples are differentiated at once. None takes all of them; a
-        smaller number bounds the memory of the intermediate values (the result has n × p
-        numbers in either case).
+      batch_size: how many examples are differentiated at once, which bounds memory. None: all.
 
     Returns:
-      `DenseGradients` with a matrix float32[n, p], the columns in the order of
-      `jax.flatten_util.ravel_pytree(params)`.
+      A matrix float32[n, p], in the order of `jax.flatten_util.ravel_pytree(params)`.
 
     Raises:
-      ValueError: if the examples are empty or differ in length, or `batch_size` is below 1.
-      TypeError: if `batch_size` is not an int.
+      TypeError, ValueError: for examples that are empty or differ in length, or a `batch_size` that
+        is no int of at least 1.
 
     Example:
-      >>> import jax.numpy as jnp
       >>> loss = lambda w, example: 0.5 * (w @ example["x"] - example["y"]) ** 2
       >>> examples = {"x": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "y": jnp.array([1.0, 2.0])}
       >>> per_example_gradients(loss, jnp.zeros(2), examples).matrix
@@ -330,20 +291,112 @@ def per_example_gradients(
              [-6., -8.]], dtype=float32)
     """
     length = _checks.check_examples(examples)
-    if batch_size is not None:
-        batch_size = _checks.check_positive_int("batch_size", batch_size)
+    batch_size = _checks.check_positive_int(
+        "batch_size", length if batch_size is None else batch_size
+    )
+    return DenseGradients(_rows(loss_fn, params, examples, None, min(batch_size, length)))
 
-    chunk = length if batch_size is None else min(batch_size, length)
-    return DenseGradients(_rows(loss_fn, params, examples, chunk))
+
+def projected_gradients(
+    loss_fn: Callable[[_Params, _Example], jax.Array],
+    params: _Params,
+    examples: _Example,
+    key: jax.Array,
+    *,
+    dimension: int = 512,
+    batch_size: int | None = None,
+) -> DenseGradients:
+    """`per_example_gradients`, each projected at random (see `Sketch`) as soon as it is made.
+
+    Args:
+      loss_fn: `loss_fn(params, example) -> scalar`, the loss of one example.
+      params: a pytree of float arrays with p numbers in all.
+      examples: a pytree of arrays whose leading axis is the n examples.
+      key: a PRNG key: rows of two calls with one key can be compared.
+      dimension: q, the numbers kept of each gradient (all p where there are fewer). An inner
+        product is off by about `‖g‖‖h‖ / √q`: 4% of the norms at 512.
+      batch_size: how many gradients are held at once; None means as many as fit into 256 MiB.
+
+    Returns:
+      A matrix float32[n, q].
+
+    Raises:
+      TypeError, ValueError: as `per_example_gradients`, and for `dimension`.
+
+    Example:
+      >>> loss = lambda w, x: 0.5 * (w @ x - 1.0) ** 2
+      >>> projected_gradients(
+      ...     loss, jnp.zeros(40), jnp.ones((6, 40)), jax.random.key(1), dimension=8
+      ... ).matrix.shape
+      (6, 8)
+    """
+    length = _checks.check_examples(examples)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    sketch = make_sketch(key, size, dimension)
+    if batch_size is None:
+        batch_size = rows_at_once(size)
+    batch_size = _checks.check_positive_int("batch_size", batch_size)
+    return DenseGradients(_rows(loss_fn, params, examples, sketch, min(batch_size, length)))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sketch:
+    """A random linear map from p to q numbers that keeps inner products in expectation.
+
+    Each coordinate goes with a random sign into one of q buckets (Charikar, Chen and Farach-Colton,
+    2002; Weinberger et al., "Feature hashing for large scale multitask learning", 2009), here of
+    equal size:
+
+        (S g)_b = Σ_{j in b} σ_j g_j,    E⟨S g, S h⟩ = ⟨g, h⟩,    Var ≲ (‖g‖²‖h‖² + ⟨g, h⟩²) / q.
+
+    It costs one pass over a row, where a Gaussian matrix would cost q of them and hold p·q numbers.
+
+    Attributes:
+      order: int32[p], a permutation; bucket b holds the coordinates at its places b, b + q, ….
+      signs: int8[p], the sign of the coordinate at each of those places.
+      dimension: q; static.
+    """
+
+    order: jax.Array
+    signs: jax.Array
+    dimension: int = field(metadata={"static": True})
+
+    def __call__(self, rows: jax.Array) -> jax.Array:
+        """float32[b, p] to float32[b, q]."""
+        signed = rows[:, self.order] * self.signs
+        padded = jnp.pad(signed, ((0, 0), (0, -rows.shape[1] % self.dimension)))
+        return padded.reshape(len(rows), -1, self.dimension).sum(axis=1)
+
+
+def make_sketch(key: jax.Array, size: int, dimension: int) -> Sketch:
+    """A `Sketch` of vectors of `size` p to `dimension` q numbers, which is at most p."""
+    order_key, sign_key = jax.random.split(key)
+    return Sketch(
+        order=jax.random.permutation(order_key, size),
+        signs=jax.random.rademacher(sign_key, (size,), jnp.int8),
+        dimension=min(_checks.check_positive_int("dimension", dimension), size),
+    )
+
+
+def rows_at_once(num_parameters: int) -> int:
+    """How many gradients of so many parameters are held at once, before they are projected."""
+    return max(_SKETCHED_AT_ONCE // num_parameters, 1)
 
 
 @partial(jax.jit, static_argnames=("loss_fn", "chunk"))
-def _rows(loss_fn: Callable[..., jax.Array], params: Any, examples: Any, chunk: int) -> jax.Array:
-    def gradient(example: Any) -> jax.Array:
-        row: jax.Array = ravel_pytree(jax.grad(loss_fn)(params, example))[0]
-        return row.astype(jnp.float32)
+def _rows(
+    loss_fn: Callable[..., jax.Array], params: Any, examples: Any, sketch: Sketch | None, chunk: int
+) -> jax.Array:
+    def row(example: Any) -> jax.Array:
+        gradient: jax.Array = ravel_pytree(jax.grad(loss_fn)(params, example))[0]
+        gradient = gradient.astype(jnp.float32)
+        return gradient if sketch is None else sketch(gradient[None])[0]
 
-    return jax.lax.map(gradient, examples, batch_size=chunk)
+    return jax.lax.map(row, examples, batch_size=chunk)
+
+
+# Checks --------------------------------------------------------------------------------------
 
 
 def count_examples(gradients: Gradients | int) -> int:
@@ -359,12 +412,7 @@ def count_examples(gradients: Gradients | int) -> int:
 
 
 def check_gradients(gradients: Any) -> int:
-    """Checks the gradients that a method is given, and returns the number n of their rows.
-
-    Raises:
-      TypeError: where they are no operator, or of numbers that are not floating-point.
-      ValueError: where the shapes of an operator's parts disagree, or a value is not finite.
-    """
+    """Checks an operator's types, shapes and values; returns the number n of its rows."""
     if any(not hasattr(leaf, "dtype") for leaf in jax.tree.leaves(gradients)):
         raise TypeError(f"gradients must be an operator that holds arrays, got {gradients!r}")
     num_examples = count_examples(gradients)
@@ -385,17 +433,6 @@ def check_gradients(gradients: Any) -> int:
 
 
 def row_shape(gradients: Gradients) -> tuple[int, ...]:
-    """The shape of one row, and so of a target: (p,) for dense gradients, (c, d) for factored."""
-    if isinstance(gradients, SummedGradients):
-        return row_shape(gradients.rows)
-    if isinstance(gradients, FactoredGradients):
-        return gradients.errors.shape[-1], gradients.inputs.shape[-1]
-    if isinstance(gradients, DenseGradients):
-        return gradients.matrix.shape[1:]
+    """The shape of one row, and so of a target: (p,) or (c, d)."""
     ones = jax.ShapeDtypeStruct((gradients.num_examples,), jnp.float32)
     return jax.eval_shape(gradients.weighted_sum, ones).shape
-
-
-def row_size(gradients: Gradients) -> int:
-    """The number p of entries of one row."""
-    return math.prod(row_shape(gradients))

@@ -1,4 +1,4 @@
-"""What selection returns, and lifting a selection method to classes and to mini-batches.
+"""What selection returns, and how places are shared out and filled.
 
 A selection method is a function of the protocol
 
@@ -8,20 +8,19 @@ A selection method is a function of the protocol
 possibly traced, is the number of places to fill. Places from `count` on hold weight 0.
 """
 
-import math
 import os
-from collections.abc import Callable, Mapping
+import zipfile
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdss import _checks, parallel
-from jdss.gradients import Gradients, check_gradients, count_examples
-from jdss.subset_files import read_arrays, write_arrays
+from jdss import _checks
 
 Select = Callable[..., "Subset"]
 
@@ -58,7 +57,7 @@ class Subset:
         return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes it to a .npz file, in the place of one that is there (see `write_arrays`).
+        """Writes a .npz file; one that is there stays until all is written.
 
         Example:
           >>> import tempfile
@@ -67,39 +66,82 @@ class Subset:
           >>> Subset.load(path).indices
           Array([7, 3], dtype=int32)
         """
-        write_arrays(
-            path, np.asarray(self.indices), np.asarray(self.weights), int(self.num_selected)
-        )
+        path = _check_suffix(path)
+        # Beside it: only within one disk is a rename atomic.
+        part = path.with_suffix(f".{os.getpid()}.part")
+        try:
+            with open(part, "wb") as file:
+                np.savez(file, **jax.tree.map(np.asarray, vars(self)))
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Subset":
-        """Reads what `save` or `jdss select` wrote (see `read_arrays`)."""
-        indices, weights, num_selected = read_arrays(path)
-        return cls(jnp.asarray(indices), jnp.asarray(weights), jnp.int32(num_selected))
+        """Reads what `save` or `jdss select` wrote, or any `indices` and `weights`, all selected.
+
+        Raises:
+          ValueError: for a file that holds no subset, and what is wrong with it.
+        """
+        path = _check_suffix(path)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{path} is no .npz file of a subset: {error}") from error
+
+        def check(holds: Any, what: str) -> None:
+            if not holds:
+                raise ValueError(f"{path} must hold {what}")
+
+        missing = sorted({"indices", "weights"} - set(arrays))
+        check(not missing, f"'indices' and 'weights', it lacks {missing}")
+        indices, weights = arrays["indices"], arrays["weights"]
+        shapes, types = (indices.shape, weights.shape), (indices.dtype, weights.dtype)
+        one_shape = indices.ndim == 1 and shapes[0] == shapes[1] and len(indices)
+        check(one_shape, f"indices and weights of one shape (k,), got {shapes}")
+        numbers = types[0].kind in "iu" and types[1].kind in "iuf"
+        check(numbers, f"indices that are integers and weights that are numbers, got {types}")
+        most, lowest, highest = np.iinfo(np.int32).max, indices.min(), indices.max()
+        in_range = lowest >= 0 and highest <= most
+        check(in_range, f"indices in 0..{most}, got values in {lowest}..{highest}")
+        with np.errstate(over="ignore"):
+            weights = weights.astype(np.float32)
+        usable = np.isfinite(weights) & (weights >= 0)
+        check(usable.all(), "weights that are finite and non-negative in float32")
+        selected = arrays.get("num_selected", np.int32(len(indices)))
+        is_count = not selected.ndim and selected.dtype.kind in "iu"
+        is_count = is_count and 0 <= selected <= len(indices)
+        check(is_count, f"num_selected as one integer in 0..{len(indices)}, got {selected}")
+        return cls(jnp.asarray(indices, jnp.int32), jnp.asarray(weights), jnp.int32(selected))
+
+
+def _check_suffix(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"path must end in .npz, got {path}")
+    return path
+
+
+def check_places(
+    budget: Any, num_examples: int, mask: Any, count: Any
+) -> tuple[int, jax.Array, jax.Array]:
+    """Checks and returns budget, mask bool[n] (all, if None) and count int32[] (all, if None)."""
+    budget = _checks.check_budget(budget, num_examples)
+    return budget, _checks.check_mask(mask, num_examples), _checks.check_count(count, budget)
 
 
 def fill_places(
-    chosen: jax.Array,
-    num_selected: jax.Array,
-    num_examples: int,
-    *,
-    mask: jax.Array | None = None,
-    key: jax.Array | None = None,
+    chosen: jax.Array, num_selected: jax.Array, mask: jax.Array, key: jax.Array | None = None
 ) -> jax.Array:
-    """Replaces the places of `chosen` from `num_selected` on by distinct unused examples.
+    """Replaces the places of `chosen` int32[k] from `num_selected` on by unused allowed examples.
 
-    Args:
-      chosen: int32[k], of which the first `num_selected` are distinct examples.
-      num_selected: int32[], how many places to keep.
-      num_examples: n.
-      mask: bool[n], False for examples that may not be used. None allows all.
-      key: where given, the unused examples are drawn at random; otherwise the lowest come first.
-
-    Returns:
-      int32[k]. Where fewer than k examples are allowed, all of them are there and then repeat.
+    With a key they are drawn at random; otherwise the lowest come first. Where fewer than k
+    examples are allowed, all of them are there and then repeat.
     """
-    mask = jnp.ones(num_examples, bool) if mask is None else mask
-    places = jnp.arange(len(chosen))
+    num_examples, places = len(mask), jnp.arange(len(chosen))
     kept = places < num_selected
     used = jnp.zeros(num_examples, bool).at[chosen].max(kept)
     preference = (
@@ -115,16 +157,9 @@ def fill_places(
 def class_shares(class_sizes: np.ndarray, budget: int) -> np.ndarray:
     """Divides a budget among classes in proportion to their sizes, by the largest remainder.
 
-    Every class that has an example gets at least one place where the budget allows, no class
-    gets more than it has, and the shares sum to the budget exactly. Where the budget is smaller
-    than the number of classes that have an example, the largest classes get one each.
-
-    Args:
-      class_sizes: int[c], the number of examples in each class.
-      budget: places in all, in 1..sum(class_sizes).
-
-    Returns:
-      int[c], the places of each class.
+    Every class that has an example gets at least one place where the budget allows (otherwise the
+    largest classes get one each), no class gets more than it has, and the shares int[c] sum to the
+    budget, which is in 1..sum(class_sizes).
 
     Example:
       >>> class_shares(np.array([50, 30, 1, 0]), 8)
@@ -135,9 +170,8 @@ def class_shares(class_sizes: np.ndarray, budget: int) -> np.ndarray:
     budget = _checks.check_budget(budget, total)
     present = class_sizes > 0
     if budget < present.sum():
-        largest_first = np.argsort(-class_sizes, kind="stable")
         shares = np.zeros_like(class_sizes)
-        shares[largest_first[:budget]] = 1
+        shares[np.argsort(-class_sizes, kind="stable")[:budget]] = 1
         return shares
     # A class's quota is budget · size / total. In whole multiples of 1 / total the remainders are
     # exact, so that equal remainders are equal, and the lowest class comes first.
@@ -146,238 +180,11 @@ def class_shares(class_sizes: np.ndarray, budget: int) -> np.ndarray:
     never = np.iinfo(np.int64).max
     # The places still missing go, one each, to the largest remainders; where the guaranteed
     # single places overshot, places are taken back from the smallest remainders.
-    while shares.sum() != budget:
-        missing = budget - shares.sum()
-        remainders = quotas - shares * total
+    while missing := budget - int(shares.sum()):
+        remainders, is_open = quotas - shares * total, shares < class_sizes
         if missing > 0:
-            remainders[shares >= class_sizes] = -never
-            order = np.argsort(-remainders, kind="stable")
-            open_classes = int((shares < class_sizes).sum())
-            shares[order[: min(missing, open_classes)]] += 1
+            order = np.argsort(-np.where(is_open, remainders, -never), kind="stable")
+            shares[order[: min(missing, int(is_open.sum()))]] += 1
         else:
-            remainders[shares <= 1] = never
-            shares[np.argmin(remainders)] -= 1
+            shares[np.argmin(np.where(shares > 1, remainders, never))] -= 1
     return shares
-
-
-def per_class(select: Select, labels: Any, num_classes: int) -> Select:
-    """Lifts a selection method to one independent problem for each class.
-
-    The classes' problems are small and of one padded shape, so the method is compiled once for
-    all of them; where there are several devices, the classes are spread over them. Shares are
-    proportional to the class sizes, by the largest remainder; a class that has an example gets at
-    least one place where the budget allows; the places sum to the budget exactly (see
-    `class_shares`).
-
-    Args:
-      select: a method of the protocol.
-      labels: int[n], concrete class indices in 0..num_classes-1.
-      num_classes: the number of classes, at least 1.
-
-    Returns:
-      `lifted(gradients, budget, *, key=None, mask=None, class_options=None, **options)`, a method
-      of the protocol but for `count`, which it refuses. `options` are passed to `select` for
-      every class; `class_options` maps option names to pytrees of arrays with a leading axis of
-      `num_classes`, of which each class gets its own entry. `mask` must be concrete.
-
-    Raises:
-      TypeError, ValueError: if the labels are traced, are not integers, are outside
-        0..num_classes-1, or are not as many as the gradients.
-
-    Example:
-      >>> import jdss
-      >>> gradients = jdss.DenseGradients(jnp.eye(6))
-      >>> subset = jdss.per_class(jdss.grad_match, [0, 0, 0, 0, 1, 1], 2)(gradients, 3)
-      >>> subset.indices
-      Array([0, 1, 4], dtype=int32)
-    """
-    if not _checks.is_concrete(labels):
-        raise TypeError("labels must be concrete: the shares of the classes are static")
-    labels = np.asarray(labels)
-    _checks.check_labels(labels, num_examples=labels.size, num_classes=num_classes)
-
-    def lifted(
-        gradients: Gradients | int,
-        budget: int,
-        *,
-        key: jax.Array | None = None,
-        mask: jax.Array | None = None,
-        count: jax.Array | None = None,
-        class_options: Mapping[str, Any] | None = None,
-        **options: Any,
-    ) -> Subset:
-        if count is not None:
-            raise TypeError("count is not taken by a per-class selection: give a smaller budget")
-        rows = None if isinstance(gradients, (int, np.integer)) else gradients
-        num_examples = count_examples(gradients) if rows is None else check_gradients(rows)
-        if num_examples != len(labels):
-            raise ValueError(
-                f"labels and gradients must have one common length; labels has {len(labels)}, "
-                f"gradients has {num_examples}"
-            )
-        if not _checks.is_concrete(mask):
-            raise TypeError("mask must be concrete in a per-class selection")
-        allowed = np.ones(num_examples, bool)
-        if mask is not None:
-            with jax.ensure_compile_time_eval():  # the gradients, and so the caller, may be traced
-                allowed = np.asarray(_checks.check_mask(mask, num_examples))
-        budget = _checks.check_budget(budget, int(allowed.sum()))
-        sizes = np.bincount(labels[allowed], minlength=num_classes)
-        shares = class_shares(sizes, budget)
-        width = int(sizes.max())
-        members = np.zeros((num_classes, width), np.int32)
-        for label in range(num_classes):
-            members[label, : sizes[label]] = np.flatnonzero(allowed & (labels == label))
-        static, traced = _split_options(options)
-        subset = _select_in_classes(
-            _Method(select, int(shares.max()), static),
-            rows,
-            traced,
-            _Classes(
-                members=jnp.asarray(members),
-                mask=jnp.asarray(np.arange(width) < sizes[:, None]),
-                counts=jnp.asarray(shares, jnp.int32),
-                keys=None if key is None else jax.random.split(key, num_classes),
-                options=dict(class_options or {}),
-            ),
-        )
-        places = np.flatnonzero(np.arange(shares.max()) < shares[:, None])
-        if not _checks.is_concrete(subset):
-            return _join(subset, places, jnp)
-        # By NumPy: a program for so little would take a second to compile.
-        joined = _join(jax.tree.map(np.asarray, subset), places, np)
-        return jax.tree.map(jnp.asarray, joined)
-
-    return lifted
-
-
-def _join(subset: Subset, places: Any, numpy: Any) -> Subset:
-    """The classes' places in one `Subset`, those that the method itself filled first.
-
-    Computed by `numpy` or `jax.numpy`, which is given.
-    """
-    width = subset.indices.shape[1]
-    filled = (numpy.arange(width) < subset.num_selected[:, None]).ravel()[places]
-    order = numpy.asarray(places)[numpy.argsort(~filled, stable=True)]
-    return Subset(
-        indices=subset.indices.ravel()[order],
-        weights=subset.weights.ravel()[order],
-        num_selected=filled.sum(dtype=numpy.int32),
-    )
-
-
-def _split_options(options: Mapping[str, Any]) -> tuple[tuple[tuple[str, Any], ...], dict]:
-    """Options that are constants (static) and those that are values in the program (traced).
-
-    Python numbers are constants, so that a method sees them as it would outside of a lifting, and
-    can check them and let them decide on shapes. Arrays are values: what changes from one call to
-    the next, such as a learning rate, is given as one.
-    """
-    static, traced = {}, {}
-    for name, value in options.items():
-        if isinstance(value, np.integer):
-            static[name] = int(value)
-        elif value is None or callable(value) or isinstance(value, (bool, int, float, str)):
-            static[name] = value
-        else:
-            traced[name] = value
-            _checks.check_finite(name, value)
-    return tuple(sorted(static.items())), traced
-
-
-class _Classes(NamedTuple):
-    """What differs from class to class; every leaf has a leading axis for the class."""
-
-    members: jax.Array  # int32[c, m], the examples of each class, padded
-    mask: jax.Array  # bool[c, m], False for padding
-    counts: jax.Array  # int32[c], places of each class
-    keys: jax.Array | None  # [c] keys
-    options: dict[str, Any]
-
-
-class _Method(NamedTuple):
-    """What is the same for all classes, and static."""
-
-    select: Select
-    budget: int
-    options: tuple[tuple[str, Any], ...]
-
-
-def _select_in_classes(
-    method: _Method,
-    gradients: Gradients | None,  # None where only their number matters
-    options: dict[str, Any],
-    classes: _Classes,
-) -> Subset:
-    """A `Subset` with a leading axis for the class."""
-    devices, num_classes = parallel.num_devices(), len(classes.members)
-    if devices == 1 or num_classes == 1 or not _checks.is_concrete(gradients, options, classes):
-        return _on_one_device(method, gradients, options, classes)
-    # Every device takes an equal share of the classes; those left over are filled up with some
-    # that are there already, whose result is thrown away.
-    padded = np.resize(np.arange(num_classes), num_classes + -num_classes % devices)
-    classes = jax.tree.map(lambda leaf: leaf[padded], classes)
-    subset = _on_all_devices(method)(gradients, options, classes)
-    # Back to one device, where the gradients are.
-    subset = jax.device_put(subset, jax.local_devices()[0])
-    return jax.tree.map(lambda leaf: leaf[:num_classes], subset)
-
-
-@lru_cache(maxsize=32)
-def _on_all_devices(method: _Method) -> Callable[..., Subset]:
-    def on_device(
-        device: jax.Array, gradients: Gradients | None, options: dict[str, Any], classes: _Classes
-    ) -> Subset:
-        share = len(classes.members) // jax.lax.axis_size(parallel.AXIS)
-        own = jax.tree.map(
-            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, device * share, share), classes
-        )
-        subset = _class_by_class(method, gradients, options, own)
-        return jax.lax.all_gather(subset, parallel.AXIS, tiled=True)
-
-    return parallel.parallel(on_device)
-
-
-def _class_by_class(
-    method: _Method, gradients: Gradients | None, options: dict[str, Any], classes: _Classes
-) -> Subset:
-    def select_in_class(own: _Classes) -> Subset:
-        rows = len(own.members) if gradients is None else gradients.take(own.members)
-        subset = method.select(
-            rows,
-            method.budget,
-            key=own.keys,
-            mask=own.mask,
-            count=own.counts,
-            **dict(method.options),
-            **options,
-            **own.options,
-        )
-        return Subset(own.members[subset.indices], subset.weights, subset.num_selected)
-
-    # One class after another on a CPU, where a batched while loop would compute both sides of
-    # every branch and copy its whole state each step; several at once on an accelerator.
-    at_once = 1
-    if jax.default_backend() != "cpu":
-        num_classes, members = classes.members.shape
-        at_once = classes_at_once(num_classes, members, method.budget, gradients)
-    if at_once == 1:
-        return jax.lax.map(select_in_class, classes)
-    return jax.lax.map(select_in_class, classes, batch_size=at_once)
-
-
-def classes_at_once(
-    num_classes: int, members: int, budget: int, gradients: Gradients | None
-) -> int:
-    """How many classes an accelerator works on together: what 2 GiB hold, and at least one.
-
-    Of each it holds the rows of its m members, two float64[k, k] (GRAD-MATCH) and, up to as many as
-    a method stores, m × m similarities (CRAIG).
-    """
-    row = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(gradients))
-    similarities = members if members <= 16_384 else 0
-    needed = 4 * members * (row + similarities) + 16 * budget**2
-    return max(1, min(num_classes, (2 << 30) // max(needed, 1)))
-
-
-_on_one_device = jax.jit(_class_by_class, static_argnames="method")

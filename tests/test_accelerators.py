@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 import jdss
-from jdss import subset as subsets
-from jdss.gradients import DenseGradients, FactoredGradients
-from jdss.random_projection import projected_gradients
+from jdss.gradients import DenseGradients, FactoredGradients, projected_gradients
+from jdss.lifting import classes_at_once
 from jdss.training.forward import _apply
 from jdss.training.hyperparameters import hyperparameters
 from jdss.training.train_on_subset import _run
@@ -111,7 +110,7 @@ def test_no_more_classes_at_once_than_two_gibibytes_hold(
 ):
     rows = [jax.ShapeDtypeStruct((members, size), jnp.float32) for size in row]
     gradients = FactoredGradients(*rows)
-    found = subsets.classes_at_once(num_classes, members, budget, gradients)
+    found = classes_at_once(num_classes, members, budget, gradients)
     assert found == expected
 
 

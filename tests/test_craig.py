@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jdss.gradients import DenseGradients
-from jdss.mini_batches import per_batch
+from jdss.lifting import per_class
 from jdss.selection.craig import craig
-from jdss.subset import per_class
 
 # Most tests share one shape, so that they share its compilation.
 N, K = 60, 12
@@ -148,12 +147,6 @@ def test_vmap_and_jit_give_what_single_calls_give():
             np.testing.assert_array_equal(batched.weights[i], alone.weights)
 
 
-def test_per_batch_chooses_whole_batches():
-    subset = per_batch(craig, 4)(dense(42), 12)
-    assert len(set(subset.indices.tolist())) == 12
-    assert np.isfinite(subset.weights).all()
-
-
 def test_stochastic_greedy_needs_a_key_and_is_close_to_the_exact_one():
     gradients = dense()
     distance = np.linalg.norm(gradients.matrix[:, None] - gradients.matrix[None], axis=-1)
@@ -181,5 +174,3 @@ def test_bad_arguments_are_named_with_what_is_known():
         craig(dense(5), 6)
     with pytest.raises(ValueError, match="mask must have shape"):
         craig(dense(5), 2, mask=np.ones(4, bool))
-    with pytest.raises(ValueError, match="gradients must be finite"):
-        craig(DenseGradients(jnp.full((5, 2), jnp.inf)), 2)

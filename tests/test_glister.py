@@ -386,7 +386,7 @@ def test_moving_on_is_starting_again_at_the_whole_displacement(few):
 
     @jax.jit
     def moved(weights):
-        position = objective.start()
+        position = objective.logits
         for picks in (jnp.array([5]), jnp.arange(100, 100 + few)):
             position = objective.move(position, gradients.take(picks), weights[picks])
         return objective.gradient_at(position)

@@ -447,10 +447,3 @@ def test_bad_input_is_named(changed, error, message):
     arguments = {"gradients": gradients, "target": sum_of(gradients), "budget": 10}
     with pytest.raises(error, match=message):
         orthogonal_matching_pursuit(**(arguments | changed))
-
-
-def test_gradients_that_are_not_finite_are_refused():
-    rows = np.ones((6, 3), np.float32)
-    rows[1, 1] = np.inf
-    with pytest.raises(ValueError, match="gradients must be finite"):
-        orthogonal_matching_pursuit(DenseGradients(jnp.asarray(rows)), jnp.ones(3), 2)

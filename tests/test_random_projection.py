@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jdss
-from jdss.random_projection import make_sketch
+from jdss.gradients import make_sketch
 
 KEY = jax.random.key(0)
 

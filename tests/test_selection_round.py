@@ -50,6 +50,9 @@ def select(trained, selection, *, seed=1, **options):
         Ledger(),
     )
     assert statistics["selected"] == int(subset.num_selected)
+    # Parts of the own class are not of one kind: their sum over all classes would say nothing.
+    matched = selection in ("grad_match", "craig") and options.get("gradients") != "own_class"
+    assert (statistics["relative_residual"] is not None) == matched
     return subset
 
 
@@ -247,6 +250,30 @@ def test_a_target_of_ones_own_is_matched_by_candidates_as_it_is(trained):
     weights = np.where(np.arange(BUDGET) < int(subset.num_selected), subset.weights, 0.0)
     distance = np.linalg.norm(weights @ rows[np.asarray(subset.indices)] - rows.sum(axis=0))
     assert distance < 0.05 * np.linalg.norm(rows.sum(axis=0))
+
+
+def test_options_with_an_entry_for_each_example_are_refused_where_some_are_candidates(trained):
+    def best(gradients, budget, *, scores, **_):
+        indices = jax.lax.top_k(scores, budget)[1]
+        return jdss.Subset(indices, jnp.ones(budget), jnp.int32(budget))
+
+    options = {"scores": jnp.arange(240.0)}
+    assert select(trained, best, options=options).indices.tolist() == list(range(239, 209, -1))
+    with pytest.raises(ValueError, match="candidates must be 1 with the option 'scores'"):
+        select(trained, best, candidates=0.5, options=options)
+
+
+def test_parts_of_the_own_class_are_matched_within_each_class(trained):
+    problem, state = trained
+    subset = select(trained, "grad_match", gradients="own_class", options={"ridge": 0.0})
+    labels, indices = problem.labels_of(problem.train), np.asarray(subset.indices)
+    rows = jdss.compute_gradients(state, problem.examples, problem.train)
+    parts = np.asarray(rows.errors)[np.arange(240), labels, None] * np.asarray(rows.inputs)
+    weights = np.where(np.arange(BUDGET) < int(subset.num_selected), subset.weights, 0.0)
+    for label in np.unique(labels):
+        chosen, target = labels[indices] == label, parts[labels == label].sum(axis=0)
+        rest = weights[chosen] @ parts[indices[chosen]] - target
+        assert np.linalg.norm(rest) < 0.2 * np.linalg.norm(target)
 
 
 def test_all_as_candidates_is_the_selection_without_and_uniform_draws_from_all(trained):

@@ -88,7 +88,7 @@ def test_class_shares_refuse_a_budget_that_is_not_there_to_share(budget):
 # Places ---------------------------------------------------------------------------------------
 
 PLACES, EXAMPLES = 5, 8
-fill = jax.jit(fill_places, static_argnames="num_examples")
+fill = jax.jit(fill_places)
 
 
 @settings(max_examples=150, deadline=None)
@@ -105,7 +105,7 @@ def test_fill_places_keeps_what_was_chosen_and_adds_unused_allowed_examples(
     mask[chosen[:num_selected]] = True
     assume(mask.any())
     key = None if seed is None else jax.random.key(seed)
-    places = fill(jnp.array(chosen[:PLACES]), num_selected, EXAMPLES, mask=jnp.array(mask), key=key)
+    places = fill(jnp.array(chosen[:PLACES]), num_selected, jnp.array(mask), key)
     assert places.shape == (PLACES,)
     assert places.dtype == jnp.int32
     filled = places.tolist()
@@ -119,7 +119,11 @@ def test_fill_places_keeps_what_was_chosen_and_adds_unused_allowed_examples(
 
 def test_fill_places_draws_at_random_with_a_key():
     drawn = [
-        tuple(fill(jnp.zeros(2, jnp.int32), 0, EXAMPLES, key=jax.random.key(seed)).tolist())
+        tuple(
+            fill(
+                jnp.zeros(2, jnp.int32), 0, jnp.ones(EXAMPLES, bool), jax.random.key(seed)
+            ).tolist()
+        )
         for seed in range(10)
     ]
     assert len(set(drawn)) > 5
@@ -137,7 +141,7 @@ def largest(gradients, budget, *, key=None, mask=None, count=None, scale=1.0, sh
     values, indices = jax.lax.top_k(scores, budget)
     places = jnp.minimum(budget if count is None else count, mask.sum())
     kept = jnp.arange(budget) < places
-    indices = fill_places(indices.astype(jnp.int32), places, n, mask=mask)
+    indices = fill_places(indices.astype(jnp.int32), places, mask)
     weights = jnp.where(kept, scale * jnp.sqrt(jnp.maximum(values, 0.0)) + shift, 0.0)
     return jdss.Subset(indices, weights, jnp.asarray(places, jnp.int32))
 
@@ -300,8 +304,6 @@ def test_per_class_refuses_traced_labels():
         ((norms_as_gradients(NORMS), 2.0), {}, TypeError, "budget must be a Python int"),
         ((norms_as_gradients(NORMS), 3), {"count": 2}, TypeError, "count is not taken"),
         ((norms_as_gradients(NORMS), 3), {"mask": [True] * 5}, ValueError, "mask must have shape"),
-        ((norms_as_gradients(NORMS * np.nan), 3), {}, ValueError, "gradients must be finite"),
-        ((np.eye(28), 3), {}, TypeError, "gradients must be an operator"),
     ],
 )
 def test_per_class_refuses_bad_arguments_by_name(arguments, options, error, match):
@@ -404,8 +406,6 @@ def test_per_batch_refuses_a_bad_batch_size(batch_size, error):
     [
         ((norms_as_gradients(NORMS), 29), {}, ValueError, r"budget must be in 1\.\.28, got 29"),
         ((norms_as_gradients(NORMS), 3), {"mask": [True] * 5}, ValueError, "mask must have shape"),
-        ((norms_as_gradients(NORMS * np.inf), 3), {}, ValueError, "gradients must be finite"),
-        ((np.eye(28), 3), {}, TypeError, "gradients must be an operator"),
     ],
 )
 def test_per_batch_refuses_bad_arguments_by_name(arguments, options, error, match):

@@ -23,7 +23,6 @@ from experiments.benchmarks import peers
 from experiments.benchmarks.timing import load_average, measure, write_json
 from experiments.results import RESULTS, environment
 from jdss.gradients import append_ones
-from jdss.solvers.facility_location import facility_location_of_gradients
 from jdss.training.forward import compute_last_layer
 from jdss.training.problem import Problem, make_problem
 
@@ -95,7 +94,7 @@ def facility_location(scale: Scale, seed: int) -> Section:
     functions, missing = with_peers(
         {
             "jdss": lambda: jdss.facility_location(given, budget),
-            "jdss, from gradients": lambda: facility_location_of_gradients(gradients, budget)[0],
+            "jdss, from gradients": lambda: jdss.craig(gradients, budget).indices,
             "jdss, stochastic (ε = 0.01)": lambda: jdss.facility_location(
                 given, budget, **stochastic
             ),

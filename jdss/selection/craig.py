@@ -17,10 +17,12 @@ import jax.numpy as jnp
 
 from jdss import _checks
 from jdss.gradients import Gradients, check_gradients
-from jdss.solvers.facility_location import facility_location_of_gradients
+from jdss.solvers._similarities import METRICS
+from jdss.solvers.facility_location import check_greedy, cover_gradients
 from jdss.subset import Subset
 
-GREEDY = ("lazy", "stochastic")
+MAX_MATRIX_EXAMPLES = 16_384
+"""Up to this n a problem's n × n similarities are stored: at most 1 GiB, and much faster."""
 
 
 def craig(
@@ -37,22 +39,19 @@ def craig(
 ) -> Subset:
     """The k gradients that all others are nearest to, weighted by how many those are.
 
-    Late in training many gradients are equal or zero, and the distances to the chosen ones may
-    all become zero before the budget is spent. The places left then hold the unused examples of
-    the lowest index. An example equal to an earlier choice has weight 0: the earlier one
-    represents both.
+    Of equal gradients the first that is chosen represents all, and the others have weight 0. Once
+    all distances to chosen ones are zero, the unused examples of the lowest index follow.
 
     Args:
-      gradients: n rows.
+      gradients: n rows, as an operator.
       budget: the number k of places, static, in 1..n.
       metric: "euclidean", as in the paper, or "squared_euclidean".
       greedy: "lazy" is the exact greedy algorithm; "stochastic" takes, at each step, the best of
         `(n / k) log(1 / ε)` random candidates (Mirzasoleiman et al., AAAI 2015), and needs `key`.
       epsilon: the ε of stochastic greedy, in (0, 1). It decides shapes, so it must be concrete.
-      matrix: whether to store all n² distances. None does so up to
-        `facility_location.MAX_MATRIX_EXAMPLES` examples; above, and with False, distances are
-        made from the gradients when they are needed.
-      key: a PRNG key for stochastic greedy; the exact algorithm ignores it.
+      matrix: whether to store all n² distances, or to make a few hundred columns at a time when
+        they are needed. None stores them up to n = 16,384.
+      key: a PRNG key for stochastic greedy.
       mask: bool[n], False for padding, which is neither chosen nor counted. None allows all.
       count: int32[] at most k, the places to fill; the others hold weight 0. None fills all.
 
@@ -61,9 +60,7 @@ def craig(
       allows. All places are chosen by the method, unless `mask` or `count` leave fewer than k.
 
     Raises:
-      TypeError: if the budget is not an int, or a key is missing.
-      ValueError: for a budget outside 1..n, an unknown metric or greedy algorithm, gradients that
-        are not finite, or `epsilon`, `mask` or `count` not as above.
+      TypeError, ValueError: for arguments not as above, or gradients that are not finite.
 
     Example:
       >>> from jdss import DenseGradients
@@ -72,21 +69,12 @@ def craig(
       ([2, 3], [3.0, 2.0])
     """
     num_examples = check_gradients(gradients)
-    _checks.check_choice("greedy", greedy, GREEDY)
-    cover = facility_location_of_gradients(
-        gradients,
-        budget,
-        metric=metric,
-        key=key,
-        epsilon=epsilon if greedy == "stochastic" else None,
-        matrix=matrix,
-        mask=mask,
-        count=count,
-    )
-    counted = jnp.ones(num_examples) if mask is None else jnp.asarray(mask, jnp.float32)
-    sizes = jnp.zeros(len(cover.indices), jnp.float32).at[cover.nearest].add(counted)
-    return Subset(
-        indices=cover.indices,
-        weights=jnp.where(jnp.arange(len(sizes)) < cover.num_selected, sizes, 0.0),
-        num_selected=cover.num_selected,
-    )
+    _checks.check_choice("metric", metric, METRICS)
+    _checks.check_choice("greedy", greedy, ("lazy", "stochastic"))
+    sampling = epsilon if greedy == "stochastic" else None
+    how = check_greedy(num_examples, budget, mask, count, key, sampling)
+    stored = num_examples <= MAX_MATRIX_EXAMPLES if matrix is None else bool(matrix)
+    indices, nearest, num_selected = cover_gradients(gradients, how, metric, stored)
+    sizes = jnp.zeros(how.budget, jnp.float32).at[nearest].add(how.mask.astype(jnp.float32))
+    weights = jnp.where(jnp.arange(how.budget) < num_selected, sizes, 0.0)
+    return Subset(indices, weights, num_selected)

@@ -1,7 +1,12 @@
 """GRAD-MATCH: a weighted subset whose gradients sum to the gradient of the whole set.
 
-Killamsetty, Sivasubramanian, Ramakrishnan, De and Iyer, "GRAD-MATCH: Gradient Matching based Data
-Subset Selection for Efficient Deep Model Training", ICML 2021.
+Equation 1 of Visalpara, Killamsetty and Iyer, "A Data Subset Selection Framework for Efficient
+Hyper-Parameter Tuning and Automatic Machine Learning" (2021), whose inner minimum over w is
+equation 2, with the regulariser of Killamsetty, Sivasubramanian, Ramakrishnan, De and Iyer,
+"GRAD-MATCH: Gradient Matching based Data Subset Selection for Efficient Deep Model Training",
+ICML 2021:
+
+    min over X, |X| ≤ k, and w ≥ 0 of  ‖Σ_{i ∈ X} w_i g_i - Σ_i g_i‖² + λ ‖w‖²
 """
 
 from typing import Any
@@ -9,10 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jdss import _checks
 from jdss.gradients import Gradients, check_gradients
 from jdss.solvers.matching_pursuit import orthogonal_matching_pursuit
-from jdss.subset import Subset, fill_places
+from jdss.subset import Subset, check_places, fill_places
 
 
 def grad_match(
@@ -26,15 +30,7 @@ def grad_match(
     mask: Any = None,
     count: Any = None,
 ) -> Subset:
-    """Selects the examples whose weighted gradients match the sum of all gradients.
-
-    Solves, by orthogonal matching pursuit with non-negative weights,
-
-        min over X, |X| ≤ k, and w ≥ 0 of  ‖Σ_{i ∈ X} w_i g_i - Σ_i g_i‖² + λ ‖w‖²
-
-    which is equation 1 of Visalpara, Killamsetty and Iyer, "A Data Subset Selection Framework for
-    Efficient Hyper-Parameter Tuning and Automatic Machine Learning" (2021), with the regulariser of
-    the GRAD-MATCH paper; its inner minimum over w is equation 2.
+    """Selects, by orthogonal matching pursuit, the examples whose gradients match those of all.
 
     Args:
       gradients: the n examples' gradients, as an operator.
@@ -46,8 +42,7 @@ def grad_match(
       tolerance: the relative residual `‖Σ w_i g_i - target‖ / ‖target‖` at which to stop.
       key: where given, the places that the pursuit leaves over are filled with unused examples
         drawn at random, at weight 1, as in the authors' CORDS. The fit is then no longer the one
-        that was found: each of them adds its own gradient to it. What they buy is that none of
-        the budget's training goes unused, where a few examples already fit.
+        that was found, but none of the budget's training goes unused where a few examples fit.
       mask: bool[n], False for padding. None allows all.
       count: int32, at most `budget` and possibly traced: the places to fill. None fills all.
 
@@ -62,26 +57,24 @@ def grad_match(
       TypeError, ValueError: as `jdss.orthogonal_matching_pursuit`.
 
     Example:
-      >>> import jax.numpy as jnp
       >>> from jdss.gradients import DenseGradients
       >>> gradients = DenseGradients(jnp.array([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0]]))
       >>> subset = grad_match(gradients, 2, ridge=0.0)
       >>> subset.indices, subset.weights.round(4)
       (Array([1, 2], dtype=int32), Array([1.3333, 1.    ], dtype=float32))
     """
-    num_examples = check_gradients(gradients)
+    budget, mask, count = check_places(budget, check_gradients(gradients), mask, count)
     if target is None:
-        everyone = _checks.check_mask(mask, num_examples)
-        target = gradients.weighted_sum(everyone.astype(jnp.float32))
+        target = gradients.weighted_sum(mask.astype(jnp.float32))
     subset = orthogonal_matching_pursuit(
         gradients, target, budget, ridge=ridge, tolerance=tolerance, mask=mask, count=count
     )
     if key is None:
         return subset
-    places = jnp.arange(budget)
-    is_left_over = (places >= subset.num_selected) & (places < (budget if count is None else count))
+    places, num_selected = jnp.arange(budget), subset.num_selected
+    is_left_over = (places >= num_selected) & (places < count)
     return Subset(
-        indices=fill_places(subset.indices, subset.num_selected, num_examples, mask=mask, key=key),
+        indices=fill_places(subset.indices, num_selected, mask, key),
         weights=jnp.where(is_left_over, jnp.float32(1.0), subset.weights),
-        num_selected=subset.num_selected,
+        num_selected=num_selected,
     )

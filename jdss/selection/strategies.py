@@ -1,16 +1,18 @@
-"""Strategies by name, as `fit` and `tune` take them."""
+"""Strategies by name, as `fit` and `tune` take them, and selection as one call on plain arrays."""
 
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jdss import _checks
-from jdss.gradients import FactoredGradients
+from jdss.gradients import FactoredGradients, last_layer_gradients
+from jdss.lifting import per_batch, per_class
 from jdss.selection.craig import craig
 from jdss.selection.glister import LastLayerObjective, glister
 from jdss.selection.grad_match import grad_match
@@ -23,140 +25,135 @@ LIFTINGS = ("all", "per_class", "per_batch")
 
 @dataclass(frozen=True)
 class Strategy:
-    """How subsets are chosen during training.
-
-    Attributes:
-      name: what it is called in reports.
-      select: the selection method, or None for training on everything.
-      needs_gradients: whether `select` reads the gradients or only their number.
-      needs_objective: whether it takes `objective` and `learning_rate`, as GLISTER does.
-      takes_target: whether it takes `target`, as GRAD-MATCH does.
-      lifting: one of `LIFTINGS`.
-      options: what else `select` is given.
-    """
+    """How subsets are chosen during training."""
 
     name: str
-    select: Select | None
-    needs_gradients: bool
-    lifting: str
-    needs_objective: bool = False
-    takes_target: bool = False
-    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    select: Select | None  # None for training on everything
+    lifting: str  # one of `LIFTINGS`
+    needs_gradients: bool = True  # or only their number
+    needs_objective: bool = False  # and `learning_rate`, as GLISTER does
+    takes_target: bool = False  # as GRAD-MATCH does
+    options: Mapping[str, Any] = field(default_factory=dict)  # what else `select` is given
+
+    @property
+    def keeps_shares(self) -> bool:
+        """Whether the method gives each class its share by itself, so that `per_class` need not.
+
+        GLISTER has one loss and one step for all classes; in problems of one class each, its outer
+        gradient would be computed for every class, and no class would know of the others' picks.
+        """
+        exact = self.options.get("greedy", "exact") == "exact"
+        return self.needs_objective and exact and "class_options" not in self.options
+
+    def lifted(self, labels: np.ndarray, num_classes: int, batch_size: int) -> Select | None:
+        """The method applied to everything, to each class or to sums over mini-batches."""
+        if self.select is None or self.lifting == "all":
+            return self.select
+        if self.lifting == "per_batch":
+            return per_batch(self.select, batch_size)
+        if self.keeps_shares:
+            return partial(self.select, groups=labels)
+        return per_class(self.select, labels, num_classes)
 
 
 STRATEGIES: Mapping[str, Strategy] = {
-    "craig": Strategy("craig", craig, needs_gradients=True, lifting="per_class"),
-    "full": Strategy("full", None, needs_gradients=False, lifting="all"),
-    # Plain greedy: with an outer gradient for many picks at once it loses to random subsets. Of all
-    # classes together it takes few examples of some and most of others.
-    "glister": Strategy(
-        "glister",
-        glister,
-        needs_gradients=True,
-        lifting="per_class",
-        needs_objective=True,
-    ),
-    "grad_match": Strategy(
-        "grad_match", grad_match, needs_gradients=True, lifting="per_class", takes_target=True
-    ),
-    "stratified": Strategy("stratified", uniform, needs_gradients=False, lifting="per_class"),
-    "uniform": Strategy("uniform", uniform, needs_gradients=False, lifting="all"),
+    strategy.name: strategy
+    for strategy in (
+        Strategy("craig", craig, "per_class"),
+        Strategy("full", None, "all", needs_gradients=False),
+        # Of all classes together it takes few examples of some and most of others.
+        Strategy("glister", glister, "per_class", needs_objective=True),
+        Strategy("grad_match", grad_match, "per_class", takes_target=True),
+        Strategy("stratified", uniform, "per_class", needs_gradients=False),
+        Strategy("uniform", uniform, "all", needs_gradients=False),
+    )
 }
 """The strategies that `fit` and `tune` know by name, with the lifting each has by default."""
 
 
-def get_strategy(method: Any, lifting: str | None, options: Mapping[str, Any]) -> Strategy:
-    """The strategy of a method by name, or a function, with its lifting and options."""
-    strategy = _named(method)
-    return replace(strategy, lifting=lifting or strategy.lifting, options=options)
+def get_strategy(
+    method: Any, lifting: str | None = None, options: Mapping[str, Any] | None = None
+) -> Strategy:
+    """The strategy of a name, or of a function of the protocol, with its lifting and options."""
+    if callable(method):
+        strategy = Strategy(getattr(method, "__name__", type(method).__name__), method, "all")
+    elif isinstance(method, str):
+        strategy = STRATEGIES[method]
+    else:
+        raise TypeError(f"selection must be a name or a function, got {type(method).__name__}")
+    if lifting is not None:
+        _checks.check_choice("lifting", lifting, LIFTINGS)
+    return replace(strategy, lifting=lifting or strategy.lifting, options=dict(options or {}))
 
 
 def check_strategy(
     method: Any, lifting: str | None, outer: str, gradients: str, options: Mapping[str, Any]
 ) -> None:
-    """What `jdss.Selection` cannot check without the methods: whether its settings go together.
+    """Checks, without data, whether the settings of a `Selection` go together.
 
     Raises:
       ValueError, TypeError: naming the setting.
     """
-    strategy = _named(method)
-    if lifting is not None:
-        _checks.check_choice("lifting", lifting, LIFTINGS)
-    _check_options(strategy, lifting or strategy.lifting, options)
-    if strategy.select is None and (options or lifting not in {None, "all"}):
-        raise ValueError(
-            f"lifting and options must be left out with selection {strategy.name!r}, which selects "
-            f"nothing; got lifting={lifting!r}, options={dict(options)!r}"
+    strategy = get_strategy(method, lifting, options)
+    name, lifting = strategy.name, strategy.lifting
+    _check_options(strategy)
+
+    def check(holds: bool, message: str) -> None:
+        if not holds:
+            raise ValueError(message)
+
+    check(
+        strategy.select is not None or (not options and lifting == "all"),
+        f"lifting and options must be left out with selection {name!r}, which selects nothing; got "
+        f"lifting={lifting!r}, options={options!r}",
+    )
+    if outer != "training":
+        check(
+            strategy.needs_objective or strategy.takes_target,
+            f"outer must be 'training' with selection {name!r}, which is chosen for no outer loss "
+            f"or gradient; got {outer!r}",
         )
-    if outer != "training" and not (strategy.needs_objective or strategy.takes_target):
-        raise ValueError(
-            f"outer must be 'training' with selection {strategy.name!r}, which is chosen for no "
-            f"outer loss or gradient; got {outer!r}"
+        for given in {"target", "objective"} & set(options):
+            check(False, f"options must leave out {given!r} with outer={outer!r}")
+        check(
+            gradients != "own_class",
+            f"outer must be 'training' with gradients='own_class', got {outer!r}",
         )
-    if outer != "training" and (given := {"target", "objective"} & set(options)):
-        raise ValueError(f"options must leave out {given.pop()!r} with outer={outer!r}")
-    if gradients != "last_layer" and not strategy.needs_gradients:
-        raise ValueError(
-            f"gradients must be 'last_layer' with selection {strategy.name!r}, which reads none"
-        )
-    if gradients == "all" and strategy.needs_objective:
-        raise ValueError(
-            f"gradients must be 'last_layer' with selection {strategy.name!r}: the loss after a "
-            "step is known as a function of the last layer alone"
-        )
-    if gradients == "own_class":
-        if strategy.needs_objective or (lifting or strategy.lifting) != "per_class":
-            raise ValueError(
-                f"gradients must be 'last_layer' with selection {strategy.name!r} and lifting "
-                f"{lifting or strategy.lifting!r}: only within one class can the part of the own "
-                "class stand for the whole"
-            )
-        if outer != "training":
-            raise ValueError(f"outer must be 'training' with gradients='own_class', got {outer!r}")
-
-
-def _named(method: Any) -> Strategy:
-    if callable(method):
-        name = getattr(method, "__name__", type(method).__name__)
-        return Strategy(name, method, needs_gradients=True, lifting="all")
-    if not isinstance(method, str):
-        raise TypeError(f"selection must be a name or a function, got {type(method).__name__}")
-    return STRATEGIES[method]
-
-
-def keeps_shares(strategy: Strategy, options: Mapping[str, Any]) -> bool:
-    """Whether a method gives each class its share by itself, so that `per_class` need not.
-
-    GLISTER has one loss and one step for all classes; in problems of one class each, its outer
-    gradient would be computed for every class, and no class would know of the others' picks.
-    """
-    exact = options.get("greedy", "exact") == "exact"
-    return strategy.needs_objective and exact and "class_options" not in options
-
-
-def _check_options(strategy: Strategy, lifting: str, options: Mapping[str, Any]) -> None:
-    """Refuses options now that would be refused only after a warm start."""
-    if strategy.select is None or not options:
+    if gradients == "last_layer":
         return
-    parameters = inspect.signature(strategy.select).parameters
-    known = [name for name, p in parameters.items() if p.kind == p.KEYWORD_ONLY]
-    known = [name for name in known if name not in ("key", "mask", "count", "groups")]
-    if lifting == "per_class":
-        known.append("class_options")
-    if not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
-        for name in options:
+    allowed = f"gradients must be 'last_layer' with selection {name!r}"
+    check(strategy.needs_gradients, f"{allowed}, which reads none")
+    check(
+        gradients != "all" or not strategy.needs_objective,
+        f"{allowed}: the loss after a step is known as a function of the last layer alone",
+    )
+    check(
+        gradients != "own_class" or (lifting == "per_class" and not strategy.needs_objective),
+        f"{allowed} and lifting {lifting!r}: only within one class can the part of the own class "
+        "stand for the whole",
+    )
+
+
+def _check_options(strategy: Strategy) -> None:
+    """Refuses options now that would be refused only after a warm start."""
+    if strategy.select is None or not strategy.options:
+        return
+    parameters = inspect.signature(strategy.select).parameters.values()
+    known = {p.name for p in parameters if p.kind == p.KEYWORD_ONLY}
+    known -= {"key", "mask", "count", "groups"}
+    if strategy.lifting == "per_class":
+        known.add("class_options")
+    if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+        for name in strategy.options:
             _checks.check_choice(f"an option of {strategy.name!r}", name, known)
     if strategy.name in STRATEGIES:
-        _try_options(strategy, options)
+        _try_options(strategy)
 
 
-def _try_options(strategy: Strategy, options: Mapping[str, Any]) -> None:
-    """Traces a method, for the checks at its door; arrays whose shape depends on data are left out.
-
-    Nothing is computed.
-    """
+def _try_options(strategy: Strategy) -> None:
+    """Traces a method for the checks at its door, without arrays whose shape depends on data."""
     left_out = ("target", "objective", "class_options")
-    given = {name: value for name, value in options.items() if name not in left_out}
+    given = {name: value for name, value in strategy.options.items() if name not in left_out}
     row = jax.ShapeDtypeStruct((4, 2), jnp.float32)
     labels = jax.ShapeDtypeStruct((4,), jnp.int32)
 
@@ -168,3 +165,77 @@ def _try_options(strategy: Strategy, options: Mapping[str, Any]) -> None:
         return strategy.select(FactoredGradients(errors, inputs), 2, key=key, **given)
 
     jax.eval_shape(trace, row, row, labels, jax.random.key(0))
+
+
+def select(
+    logits: Any,
+    features: Any,
+    labels: Any,
+    *,
+    method: str = "grad_match",
+    fraction: float | None = None,
+    budget: int | None = None,
+    lifting: str | None = None,
+    batch_size: int = 128,
+    learning_rate: float = 0.05,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Subset:
+    """Selects a weighted subset by the gradients of a network's last layer.
+
+    Args:
+      logits: float[n, c], the network's outputs.
+      features: float[n, d], the inputs of its last dense layer, without a column for the bias.
+      labels: int[n], class indices in 0..c-1.
+      method: "grad_match", "craig", "glister", "uniform" or "stratified".
+      fraction: the share of the examples to select, in (0, 1]; 0.05 if nothing is said.
+      budget: how many examples to select, in place of a fraction.
+      lifting: "all", "per_class" or "per_batch"; None means the method's own.
+      batch_size: examples in a mini-batch, for "per_batch".
+      learning_rate: of the training that follows: the η of "glister", whose one step ahead is
+        `learning_rate` times the sum of the chosen gradients.
+      options: passed to the method.
+      seed: decides on everything random.
+
+    Returns:
+      A `Subset`: indices into the arrays, and weights.
+
+    Raises:
+      ValueError, TypeError: for bad arguments, naming them.
+
+    Example:
+      >>> import jdss
+      >>> rng = np.random.default_rng(0)
+      >>> logits, features = rng.normal(size=(40, 2)), rng.normal(size=(40, 5))
+      >>> jdss.select(logits, features, np.arange(40) % 2, budget=4).indices.shape
+      (4,)
+    """
+    methods = [name for name, strategy in STRATEGIES.items() if strategy.select is not None]
+    _checks.check_choice("method", method, methods)
+    strategy = get_strategy(method, lifting, options)
+    if fraction is not None and budget is not None:
+        raise ValueError(
+            f"budget must be left out with a fraction, got budget={budget}, fraction={fraction}"
+        )
+    logits, features = jnp.asarray(logits, jnp.float32), jnp.asarray(features, jnp.float32)
+    _checks.check_ndim("logits", logits, 2, "[n, c]")
+    _checks.check_ndim("features", features, 2, "[n, d]")
+    _checks.check_same_length(logits=logits, features=features)
+    num_examples, num_classes = logits.shape
+    labels = _checks.check_labels(labels, num_examples=num_examples, num_classes=num_classes)
+    if budget is None:
+        share = _checks.check_fraction("fraction", 0.05 if fraction is None else fraction)
+        budget = max(round(share * num_examples), 1)
+    budget = _checks.check_budget(budget, num_examples)
+
+    gradients: Any = num_examples
+    given: dict[str, Any] = {}
+    if strategy.needs_gradients:
+        gradients = last_layer_gradients(logits, features, labels)
+    if strategy.needs_objective:
+        given["objective"] = LastLayerObjective(logits, gradients.inputs, labels)
+        given["learning_rate"] = learning_rate
+    batch_size = _checks.check_positive_int("batch_size", batch_size)
+    method_ = strategy.lifted(np.asarray(labels), num_classes, batch_size)
+    assert method_ is not None
+    return method_(gradients, budget, key=jax.random.key(seed), **{**given, **strategy.options})

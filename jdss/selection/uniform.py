@@ -1,11 +1,12 @@
 """Uniform random subsets: the skyline in time, and the baseline that every method must beat."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from jdss import _checks
 from jdss.gradients import Gradients, count_examples
-from jdss.subset import Subset
+from jdss.subset import Subset, check_places
 
 
 def uniform(
@@ -13,8 +14,8 @@ def uniform(
     budget: int,
     *,
     key: jax.Array | None = None,
-    mask: jax.Array | None = None,
-    count: jax.Array | None = None,
+    mask: Any = None,
+    count: Any = None,
 ) -> Subset:
     """A uniformly random subset without replacement, of weights 1.
 
@@ -27,8 +28,7 @@ def uniform(
       count: int32[] at most k, the places to fill; the others hold weight 0. None fills all.
 
     Raises:
-      TypeError: without a key.
-      ValueError: for a budget outside 1..n, or a mask of another shape.
+      TypeError, ValueError: without a key, or for arguments not as above.
 
     Example:
       >>> subset = uniform(10, 4, key=jax.random.key(0))
@@ -36,18 +36,15 @@ def uniform(
       (4, [1.0, 1.0, 1.0, 1.0])
     """
     num_examples = count_examples(gradients)
-    budget = _checks.check_budget(budget, num_examples)
+    budget, mask, count = check_places(budget, num_examples, mask, count)
     if key is None:
         raise TypeError("key must be a PRNG key (jax.random.key(seed)): uniform draws at random")
-    mask, count = _checks.check_mask(mask, num_examples), _checks.check_count(count, budget)
     # The k largest of independent random priorities; padding has the lowest.
     priorities = jnp.where(mask, jax.random.uniform(key, (num_examples,)), -1.0)
     _, drawn = jax.lax.top_k(priorities, budget)
-    available = jnp.maximum(mask.sum(), 1)
-    filled = jnp.minimum(count, mask.sum())
-    places = jnp.arange(budget)
+    places, filled = jnp.arange(budget), jnp.minimum(count, mask.sum())
     return Subset(
-        indices=drawn[places % available].astype(jnp.int32),
+        indices=drawn[places % jnp.maximum(mask.sum(), 1)].astype(jnp.int32),
         weights=(places < filled).astype(jnp.float32),
         num_selected=filled.astype(jnp.int32),
     )

@@ -8,31 +8,29 @@ import jax
 import jax.numpy as jnp
 
 from jdss.gradients import (
+    EXACT,
     DenseGradients,
     FactoredGradients,
     Gradients,
     SummedGradients,
-    row_size,
+    row_shape,
 )
 
 METRICS = ("euclidean", "squared_euclidean")
+
+Columns = Callable[[jax.Array], jax.Array]
+"""Of candidates int32[b], how similar every example is to each: float32[b, n]."""
 
 _BLOCK = 128  # Candidates whose columns are made together when all n are asked for.
 _SLICES = 32  # A column is summed in so many slices at once.
 
 
 class Similarities(NamedTuple):
-    """What the greedy algorithm asks. `best` float32[n] is what every example has already.
+    """What the greedy algorithm asks. `best` float32[n] is what every example has already."""
 
-    Attributes:
-      column: j -> float32[n], the similarity of every example to j.
-      gains: (candidates int32[b], best) -> float32[b].
-      all_gains: best -> float32[n], the gains of all examples.
-    """
-
-    column: Callable[[jax.Array], jax.Array]
-    gains: Callable[[jax.Array, jax.Array | None], jax.Array]
-    all_gains: Callable[[jax.Array | None], jax.Array]
+    column: Columns  # of one j int32[]: how similar every example is to it, float32[n]
+    gains: Callable[[jax.Array, jax.Array | None], jax.Array]  # (int32[b], best) -> float32[b]
+    all_gains: Callable[[jax.Array | None], jax.Array]  # best -> float32[n]
 
 
 def stored(rows: jax.Array, mask: jax.Array) -> Similarities:
@@ -54,34 +52,33 @@ def stored(rows: jax.Array, mask: jax.Array) -> Similarities:
     return Similarities(column, gains, all_gains)
 
 
-def on_demand(columns: Callable[[jax.Array], jax.Array], mask: jax.Array) -> Similarities:
-    """Similarities that `columns`, int32[b] -> float32[b, n], computes whenever it is asked."""
+def on_demand(columns: Columns, mask: jax.Array) -> Similarities:
+    """Similarities that are computed whenever they are asked for."""
 
     def gains(candidates: jax.Array, best: jax.Array | None) -> jax.Array:
         return jnp.sum(_improvement(columns(candidates), best, mask), axis=1)
 
     def all_gains(best: jax.Array | None) -> jax.Array:
-        return in_blocks(lambda block: gains(block, best), len(mask)).ravel()[: len(mask)]
+        return in_blocks(lambda block: gains(block, best), len(mask))[: len(mask)]
 
     return Similarities(lambda j: columns(j[None])[0], gains, all_gains)
 
 
 def in_blocks(function: Callable[[jax.Array], jax.Array], num_examples: int) -> jax.Array:
-    """`function` of all examples, a block at a time; the last one is filled up with the last."""
+    """`function` of all examples, a block at a time, and more: the last example fills the last."""
     block = min(_BLOCK, num_examples)
-    num_blocks = -(-num_examples // block)
-    examples = jnp.minimum(jnp.arange(num_blocks * block), num_examples - 1)
-    return jax.lax.map(function, examples.reshape(num_blocks, block))
+    examples = jnp.arange(-(-num_examples // block) * block, dtype=jnp.int32)
+    values = jax.lax.map(function, jnp.minimum(examples, num_examples - 1).reshape(-1, block))
+    return values.reshape(-1, *values.shape[2:])
 
 
 def _improvement(
     columns: jax.Array, best: jax.Array | None, mask: jax.Array, own: jax.Array | float = 0.0
 ) -> jax.Array:
-    """What candidates of similarities [..., n] add for each example; None: there is nothing yet.
+    """What candidates of similarities [..., n] add for each example; `best` is ∞ for padding.
 
-    For padding `best` is infinite, so that nothing can be added. Where there is nothing yet, what
-    counts is how much less similar a candidate is than the example itself: that is the same order,
-    and a large constant in all similarities does not drown their differences in rounding.
+    Where there is nothing yet (None), it is how much less similar a candidate is than the example
+    itself: the same order, and a large constant in all similarities drowns no difference.
     """
     if best is None:
         # A product: XLA does not vectorise the equivalent `where`.
@@ -97,10 +94,11 @@ def _sum(values: jax.Array) -> jax.Array:
     return jax.lax.optimization_barrier(partial_sums).sum() + values[_SLICES * width :].sum()
 
 
-def negative_distances(
-    gradients: Gradients, mask: jax.Array, metric: str
-) -> Callable[[jax.Array], jax.Array]:
-    """The function candidates int32[b] -> float32[b, n], `-‖g_j - g_i‖` or `-‖g_j - g_i‖²`."""
+# Distances between gradients -----------------------------------------------------------------
+
+
+def negative_distances(gradients: Gradients, mask: jax.Array, metric: str) -> Columns:
+    """`-‖g_j - g_i‖`, or `-‖g_j - g_i‖²`, of candidates j and examples i."""
     squared_distances = _squared_distances(gradients, mask)
 
     def columns(candidates: jax.Array) -> jax.Array:
@@ -114,8 +112,8 @@ def negative_distances(
     return columns
 
 
-def _squared_distances(gradients: Gradients, mask: jax.Array) -> Callable[[jax.Array], jax.Array]:
-    """The function int32[b] -> float32[b, n], `‖g_j - g_i‖²` of candidates j and examples i.
+def _squared_distances(gradients: Gradients, mask: jax.Array) -> Columns:
+    """`‖g_j - g_i‖²` of candidates j and examples i.
 
     `‖a‖² + ‖b‖² - 2 a·b` loses the small distances between large vectors to rounding. Vectors are
     therefore centred first, which changes no distance. Outer products cannot be centred, but
@@ -125,6 +123,8 @@ def _squared_distances(gradients: Gradients, mask: jax.Array) -> Callable[[jax.A
 
     in which every term is small for examples that are close to each other.
     """
+    if isinstance(gradients, DenseGradients):
+        return _vector_distances(_rescale(gradients.matrix, mask), mask)
     if isinstance(gradients, FactoredGradients):
         errors, inputs = _rescale(gradients.errors, mask), _rescale(gradients.inputs, mask)
         p, q = jnp.sum(errors**2, axis=1), jnp.sum(inputs**2, axis=1)
@@ -133,23 +133,20 @@ def _squared_distances(gradients: Gradients, mask: jax.Array) -> Callable[[jax.A
 
         def factored(candidates: jax.Array) -> jax.Array:
             d_errors, d_inputs = between_errors(candidates), between_inputs(candidates)
-            p_candidates, q_candidates = p[candidates, None], q[candidates, None]
+            p_j, q_j = p[candidates, None], q[candidates, None]
             return 0.5 * (
-                (p_candidates - p) * (q_candidates - q)
-                + d_errors * (q_candidates + q)
-                + d_inputs * (p_candidates + p)
+                (p_j - p) * (q_j - q)
+                + d_errors * (q_j + q)
+                + d_inputs * (p_j + p)
                 - d_errors * d_inputs
             )
 
         return factored
-    if isinstance(gradients, DenseGradients):
-        return _vector_distances(_rescale(gradients.matrix, mask), mask)
-
     if isinstance(gradients, SummedGradients):
         in_groups = jnp.repeat(mask, gradients.group_size)
         rows = jax.tree.map(lambda factor: _rescale(factor, in_groups), gradients.rows)
         gradients = SummedGradients(rows, gradients.group_size)
-    squared_norms, num_terms = gradients.squared_norms(), row_size(gradients)
+    squared_norms, num_terms = gradients.squared_norms(), math.prod(row_shape(gradients))
 
     def general(candidates: jax.Array) -> jax.Array:
         with jax.default_matmul_precision("highest"):
@@ -159,7 +156,7 @@ def _squared_distances(gradients: Gradients, mask: jax.Array) -> Callable[[jax.A
     return general
 
 
-def _vector_distances(vectors: jax.Array, mask: jax.Array) -> Callable[[jax.Array], jax.Array]:
+def _vector_distances(vectors: jax.Array, mask: jax.Array) -> Columns:
     # Around the mean of the shorter half: a few long vectors would draw the mean of all away from
     # the others, whose distances would then be lost to rounding.
     lengths = jnp.where(mask, jnp.sum(vectors**2, axis=1), jnp.inf)
@@ -170,8 +167,7 @@ def _vector_distances(vectors: jax.Array, mask: jax.Array) -> Callable[[jax.Arra
     norms = jnp.sum(centred**2, axis=1)
 
     def squared_distances(candidates: jax.Array) -> jax.Array:
-        # A GPU would round the factors to 10 bits if it was allowed to.
-        products = jnp.matmul(centred[candidates], centred.T, precision="highest")
+        products = jnp.matmul(centred[candidates], centred.T, precision=EXACT)
         return _expand_square(norms[candidates], norms, products, vectors.shape[1])
 
     return squared_distances
@@ -182,9 +178,9 @@ def _expand_square(
 ) -> jax.Array:
     """`‖a‖² + ‖b‖² - 2 a·b` float32[b, n], and zero where rounding could have made what is left.
 
-    Without that, duplicates would lie at noise of about 3e-4 ‖a‖ from each other, gain
-    from each other, and be chosen. The error of sums of p products was measured to stay below
-    √p ε on CPUs, for p from 5 to 20,000.
+    Otherwise duplicates would lie at noise of about 3e-4 ‖a‖ from each other, gain from each other,
+    and be chosen. The error of sums of p products was measured to stay below √p ε on CPUs, for p
+    from 5 to 20,000.
     """
     tolerance = (2 + math.sqrt(num_terms)) * float(jnp.finfo(jnp.float32).eps)
     both = candidate_norms[:, None] + norms

@@ -1,11 +1,7 @@
 """Orthogonal matching pursuit over gradients as operators, with or without a sign constraint.
 
-Use it to write a target as a combination of a few rows: `min_w ‖Σ_i w_i g_i - b‖² + λ‖w‖²` with at
-most k non-zero weights. One step takes the row of the largest correlation with the residual and
-refits all weights. The constrained variant refits by the active-set method of Lawson and Hanson,
-so it is that method, stopped when k rows carry weight.
-
-What is done differently from the textbook, and why:
+It writes a target b as a combination of a few rows: `min_w ‖Σ_i w_i g_i - b‖² + λ‖w‖²` with at most
+k non-zero weights. What is done differently from the textbook, and why:
 
 - The *large* work, n correlations a step, is in float32, but of the exact residual, scaled to
   unit norm: its error is relative to the residual, so it never limits the fit. Correlations that
@@ -28,14 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdss import _checks
-from jdss.gradients import FactoredGradients, Gradients, check_gradients, row_shape
-from jdss.subset import Subset, fill_places
+from jdss.gradients import EXACT, FactoredGradients, Gradients, check_gradients, row_shape
+from jdss.solvers._similarities import in_blocks
+from jdss.subset import Subset, check_places, fill_places
 
 _Tree = TypeVar("_Tree")
 
-# A float32 correlation is known to about this fraction of ‖g_i‖ ‖r‖. What is smaller is not
-# distinguishable from zero: such a row is (nearly) orthogonal to the residual, for instance
-# because it depends linearly on the rows of the support.
+# A float32 correlation is known to about this fraction of ‖g_i‖ ‖r‖. What is smaller cannot be told
+# from zero: such a row is (nearly) orthogonal to the residual, or depends on the support's rows.
 _NOISE = 1e-6
 # Weights are returned in float32: no smaller residual than this fraction of ‖b‖ can be returned.
 _ATTAINABLE = 1e-7
@@ -68,21 +64,17 @@ def orthogonal_matching_pursuit(
     until `budget` gradients carry weight, the residual is at most `tolerance · ‖target‖`, or no
     correlation is left. A gradient that depends linearly on the chosen ones is passed over.
 
-    Works under `jit`, `vmap` and `scan`. Beside the gradients it holds a few numbers for each
-    example, the chosen rows, and two float64[k, k] matrices.
-
     Args:
       gradients: n gradients, as an operator.
       target: float[p] for dense gradients, float[c, d] for factored ones: the sum to match.
-      budget: k, the static number of places, in 1..n.
+      budget: k, the static number of places, in 1..n. Two float64[k, k] matrices are held.
       ridge: λ as a fraction of the mean of `‖g_i‖²` over the examples that `mask` allows, at
         least 0. Being relative, it makes the selection independent of the gradients' scale.
       tolerance: the relative residual at which to stop, at least 0.
       nonnegative: whether weights must be non-negative; static. Without this constraint the
         largest absolute correlation enters and no gradient ever leaves.
       mask: bool[n], False for padding, which is never chosen. None allows all.
-      count: int32, at most `budget` and possibly traced: the number of places to fill. None
-        fills all.
+      count: int32, at most `budget` and possibly traced: the places to fill. None fills all.
 
     Returns:
       A `Subset` whose first `num_selected` places are the gradients that carry weight, in the
@@ -90,13 +82,10 @@ def orthogonal_matching_pursuit(
       first, at weight 0. Without the sign constraint weights may be negative.
 
     Raises:
-      TypeError: if `budget` is not an int or `nonnegative` not a bool.
-      ValueError: if `budget` is outside 1..n, a shape is wrong, `ridge` or `tolerance` is
-        negative, `count` is outside 0..budget, or gradients or target are not finite. Values are
-        checked where they are concrete.
+      TypeError, ValueError: for arguments not as above, or gradients or a target that is not
+        finite. Values are checked where they are concrete.
 
     Example:
-      >>> import jax.numpy as jnp
       >>> from jdss.gradients import DenseGradients
       >>> gradients = DenseGradients(jnp.array([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.0]]))
       >>> subset = orthogonal_matching_pursuit(gradients, jnp.array([3.0, 4.0]), 3)
@@ -104,7 +93,7 @@ def orthogonal_matching_pursuit(
       (Array([1, 0, 2], dtype=int32), Array([2., 3., 0.], dtype=float32), Array(2, dtype=int32))
     """
     num_examples = check_gradients(gradients)
-    budget = _checks.check_budget(budget, num_examples)
+    budget, mask, count = check_places(budget, num_examples, mask, count)
     if not isinstance(nonnegative, (bool, np.bool_)):
         raise TypeError(f"nonnegative must be a bool, got {type(nonnegative).__name__}")
     target = jnp.asarray(target)
@@ -115,35 +104,15 @@ def orthogonal_matching_pursuit(
     _checks.check_finite("target", target)
     _checks.check_nonnegative("ridge", ridge)
     _checks.check_nonnegative("tolerance", tolerance)
-    mask = _checks.check_mask(mask, num_examples)
-    count = _checks.check_count(count, budget)
     # In one dtype, however they were given, so that the solver is compiled once.
     ridge, tolerance = jnp.asarray(ridge, jnp.float32), jnp.asarray(tolerance, jnp.float32)
-    return _pursue(gradients, target, ridge, tolerance, mask, count, budget, bool(nonnegative))
+    traced = gradients, target, ridge, tolerance, mask, count
+    return _pursue(budget, bool(nonnegative), *traced)
 
 
-@partial(jax.jit, static_argnames=("budget", "nonnegative"))
-def _pursue(
-    gradients: Gradients,
-    target: jax.Array,
-    ridge: jax.Array,
-    tolerance: jax.Array,
-    mask: jax.Array,
-    count: jax.Array,
-    budget: int,
-    nonnegative: bool,
-) -> Subset:
-    solve = _with_float64(partial(_solve, budget=budget, nonnegative=nonnegative))
-    indices, weights, entered = solve(gradients, target, ridge, tolerance, mask, count)
-    # Slots in the order of entry, then the empty ones.
-    active = entered >= 0
-    order = jnp.argsort(jnp.where(active, entered, jnp.iinfo(jnp.int32).max), stable=True)
-    num_selected = active.sum(dtype=jnp.int32)
-    return Subset(
-        indices=fill_places(indices[order], num_selected, gradients.num_examples, mask=mask),
-        weights=weights[order],
-        num_selected=num_selected,
-    )
+@partial(jax.jit, static_argnums=(0, 1))
+def _pursue(budget: int, nonnegative: bool, *traced: Any) -> Subset:
+    return _with_float64(partial(_solve, budget, nonnegative))(*traced)
 
 
 def _with_float64(function: Callable[..., _Tree]) -> Callable[..., _Tree]:
@@ -182,7 +151,6 @@ class _State(NamedTuple):
     objective: jax.Array  # float64[], ‖residual‖² + λ ‖weights‖²
     slope: jax.Array  # float64[k], ⟨g_j, residual⟩ - λ weights[j], 0 but for rounding
     available: jax.Array  # bool[n], the rows that may enter
-    num_rows: jax.Array  # int32[], the rows of the support
     step: jax.Array  # int32[]
     exhausted: jax.Array  # bool[], whether no correlation is left
 
@@ -196,20 +164,12 @@ class _Problem(NamedTuple):
     mask: jax.Array  # bool[n]
     noise: jax.Array  # float32[n], the correlation with a unit residual that is taken for zero
     shrinkage: jax.Array  # float64[], λ
+    nonnegative: bool
 
 
-def _solve(
-    gradients: Gradients,
-    target: jax.Array,
-    ridge: jax.Array,
-    tolerance: jax.Array,
-    mask: jax.Array,
-    count: jax.Array,
-    *,
-    budget: int,
-    nonnegative: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The pursuit, in a context of 64-bit types: indices, weights and entry step of each slot."""
+def _solve(budget: int, nonnegative: bool, *traced: Any) -> Subset:
+    """The pursuit, in a context of 64-bit types."""
+    gradients, target, ridge, tolerance, mask, count = traced
     gradients = _cast(gradients, jnp.float32)
     target = target.astype(jnp.float64)
     squared_norms = _squared_norms(gradients)
@@ -220,6 +180,7 @@ def _solve(
         mask=mask,
         noise=_NOISE * jnp.sqrt(squared_norms).astype(jnp.float32),
         shrinkage=jnp.float64(ridge) * jnp.mean(squared_norms, where=mask),
+        nonnegative=nonnegative,
     )
     length = jnp.sqrt(jnp.sum(target**2))
     goal = jnp.maximum(jnp.float64(tolerance), _ATTAINABLE) * length
@@ -227,7 +188,7 @@ def _solve(
     def is_unfinished(state: _State) -> jax.Array:
         return (
             ~state.exhausted
-            & (state.num_rows < count)
+            & (jnp.sum(state.entered >= 0) < count)
             & (state.length > goal)
             & (state.step < _STEPS_PER_PLACE * budget)
         )
@@ -237,33 +198,41 @@ def _solve(
         inverse = _inverse(state.gram, state.entered >= 0, state.inverse)
         return jax.lax.while_loop(
             lambda state: is_unfinished(state) & ~state.drifted,
-            lambda state: _step(problem, state, nonnegative),
+            partial(_step, problem),
             state._replace(inverse=inverse, drifted=jnp.bool(False)),
         )
 
+    empty = jnp.zeros(budget, jnp.float64)
     start = _State(
         indices=jnp.zeros(budget, jnp.int32),
         entered=jnp.full(budget, -1, jnp.int32),
-        weights=jnp.zeros(budget, jnp.float64),
+        weights=empty,
         gram=jnp.zeros((budget, budget), jnp.float64),
         inverse=jnp.zeros((budget, budget), jnp.float64),
         drifted=jnp.bool(False),
         residual=target,
         length=length,
         objective=length**2,
-        slope=jnp.zeros(budget, jnp.float64),
+        slope=empty,
         available=mask,
-        num_rows=jnp.int32(0),
         step=jnp.int32(0),
         exhausted=jnp.bool(False),
     )
     end = jax.lax.while_loop(is_unfinished, steps, start)
-    return end.indices, end.weights.astype(jnp.float32), end.entered
+    # Slots in the order of entry, then the empty ones.
+    active = end.entered >= 0
+    order = jnp.argsort(jnp.where(active, end.entered, jnp.iinfo(jnp.int32).max), stable=True)
+    num_selected = active.sum(dtype=jnp.int32)
+    return Subset(
+        indices=fill_places(end.indices[order], num_selected, mask),
+        weights=end.weights[order].astype(jnp.float32),
+        num_selected=num_selected,
+    )
 
 
-def _step(problem: _Problem, state: _State, nonnegative: bool) -> _State:
+def _step(problem: _Problem, state: _State) -> _State:
     """Enters the row of the largest correlation and refits all weights."""
-    gradients, correlate, target, mask, noise, shrinkage = problem
+    gradients, correlate, target, mask, noise, shrinkage, nonnegative = problem
     slots = jnp.arange(len(state.indices), dtype=jnp.int32)
 
     # The row of the largest correlation, from n float32 correlations with the unit residual.
@@ -325,7 +294,6 @@ def _step(problem: _Problem, state: _State, nonnegative: bool) -> _State:
         objective=objective,
         slope=slope,
         available=available,
-        num_rows=jnp.sum(in_support, dtype=jnp.int32),
         step=state.step + 1,
         exhausted=~is_found,
     )
@@ -341,7 +309,7 @@ def _correlator(gradients: Gradients) -> Callable[[jax.Array], jax.Array]:
     errors, inputs = map(jax.lax.optimization_barrier, (gradients.errors.T, gradients.inputs.T))
 
     def correlate(target: jax.Array) -> jax.Array:
-        products = jnp.matmul(target, inputs, precision=jax.lax.Precision.HIGHEST)
+        products = jnp.matmul(target, inputs, precision=EXACT)
         return jnp.sum(products * errors, axis=0)
 
     return correlate
@@ -352,8 +320,7 @@ def _leave(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The inner loop of Lawson and Hanson: from `weights` to a refit that is non-negative.
 
-    Moves towards the refit until the first weight is zero, drops its row, and refits the rest.
-    Each pass drops one row, so there are at most k.
+    Each pass moves towards the refit until a weight is zero, drops its row, and refits the rest.
     """
     slots = jnp.arange(len(weights), dtype=jnp.int32)
 
@@ -399,14 +366,11 @@ def _inverse(gram: jax.Array, in_support: jax.Array, otherwise: jax.Array) -> ja
 
 def _squared_norms(gradients: Gradients) -> jax.Array:
     """`‖g_i‖²` in float64, which no scale of float32 gradients overflows; a few rows at a time."""
-    num_examples = gradients.num_examples
-    size = min(256, num_examples)
-    indices = jnp.arange(-(-num_examples // size) * size, dtype=jnp.int32)
-    squared_norms = jax.lax.map(
-        lambda chunk: _cast(gradients.take(chunk), jnp.float64).squared_norms(),
-        jnp.minimum(indices, num_examples - 1).reshape(-1, size),
-    )
-    return squared_norms.ravel()[:num_examples]
+
+    def of_block(block: jax.Array) -> jax.Array:
+        return _cast(gradients.take(block), jnp.float64).squared_norms()
+
+    return in_blocks(of_block, gradients.num_examples)[: gradients.num_examples]
 
 
 def _cast(tree: _Tree, dtype: Any) -> _Tree:

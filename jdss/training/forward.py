@@ -18,11 +18,16 @@ from jax.flatten_util import ravel_pytree
 
 from jdss import _checks, parallel
 from jdss.data.examples import Examples, HostExamples, Normalization
-from jdss.gradients import DenseGradients, FactoredGradients
+from jdss.gradients import (
+    DenseGradients,
+    FactoredGradients,
+    Sketch,
+    make_sketch,
+    rows_at_once,
+)
 from jdss.losses import Loss
 from jdss.models.calling import apply_model, input_shapes
 from jdss.models.last_layer import LastLayer, apply_for_outputs, apply_last_layer
-from jdss.random_projection import Sketch, make_sketch, rows_at_once
 from jdss.training.state import TrainState
 
 _Tree = TypeVar("_Tree")

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,11 +14,10 @@ from jdss.gradients import (
     Gradients,
 )
 from jdss.ledger import Ledger
-from jdss.mini_batches import per_batch
 from jdss.models.last_layer import LastLayer
 from jdss.selection.glister import LastLayerObjective
-from jdss.selection.strategies import Strategy, keeps_shares
-from jdss.subset import Select, Subset, class_shares, per_class
+from jdss.selection.strategies import STRATEGIES, Strategy
+from jdss.subset import Select, Subset, class_shares
 from jdss.training.divergence import TrainingDivergedError, is_finite
 from jdss.training.forward import (
     compute_last_layer,
@@ -51,16 +49,23 @@ def pad_subset(subset: Subset, problem: Problem) -> Subset:
 
 
 def lift(schedule: Schedule, problem: Problem, batch_size: int) -> Select | None:
-    """The selection method applied to everything, to each class or to mini-batch sums."""
-    select, lifting = schedule.strategy.select, schedule.strategy.lifting
-    if select is None or lifting == "all":
-        return select
-    if lifting == "per_class":
-        labels, num_classes = candidate_labels(schedule, problem), _strata(problem)[1]
-        if keeps_shares(schedule.strategy, schedule.strategy.options):
-            return partial(select, groups=labels)
-        return per_class(select, labels, num_classes)
-    return per_batch(select, batch_size)
+    """The selection method applied to everything, to each class or to mini-batch sums.
+
+    Raises:
+      ValueError: where a function of one's own, which is not told what the candidates are, has an
+        option with an entry for each example.
+    """
+    strategy, size = schedule.strategy, len(problem.train)
+    is_own = all(strategy.select is not known.select for known in STRATEGIES.values())
+    if schedule.candidates < 1 and is_own:
+        for name, option in strategy.options.items():
+            if any(np.shape(leaf)[:1] == (size,) for leaf in jax.tree.leaves(option)):
+                raise ValueError(
+                    f"candidates must be 1 with the option {name!r}, which has an entry for each "
+                    f"of the {size} training examples; got {schedule.candidates}"
+                )
+    labels, num_classes = candidate_labels(schedule, problem), _strata(problem)[1]
+    return strategy.lifted(labels, num_classes, batch_size)
 
 
 def candidate_labels(schedule: Schedule, problem: Problem) -> np.ndarray:
@@ -151,7 +156,10 @@ def select_subset(
     with ledger.measure("solving"):
         subset = jax.block_until_ready(select(gradients, budget, key=key, **options))
     with ledger.measure("other"):
-        told = describe_selection(strategy.name, gradients, subset, _whole_target(known))
+        # Parts of the own class are, in each class, of another row of the layer: no sum of all.
+        of_one_kind = schedule.selection.gradients != "own_class"
+        name = strategy.name if of_one_kind else "own_class"
+        told = describe_selection(name, gradients, subset, _whole_target(known))
         if schedule.candidates < 1:
             subset = _among_all(subset, drawn, schedule, len(whole.train))
         return subset, told
