@@ -432,7 +432,7 @@ def test_factored_gradients_are_never_densified():
     [
         ({"budget": 0}, ValueError, r"budget must be in 1\.\.300, got 0"),
         ({"budget": 301}, ValueError, r"budget must be in 1\.\.300, got 301"),
-        ({"budget": 2.0}, TypeError, "budget must be a Python int"),
+        ({"budget": 2.0}, TypeError, "budget must be an int"),
         ({"target": np.ones(120)}, ValueError, r"target must .*\(5, 24\), got shape \(120,\)"),
         ({"target": np.full((5, 24), np.nan)}, ValueError, "target must be finite"),
         ({"ridge": -1.0}, ValueError, "ridge must be a finite number, at least 0"),

@@ -230,15 +230,11 @@ def _pick(
     filled = jnp.minimum(how.count, mask.sum())
     correlate = _correlator(gradients)
     # Where the picks have led: the logits of the last layer, or else the whole displacement.
+    position, outer_gradient = jnp.zeros(row_shape(gradients), jnp.float32), objective.gradient
+    move: Callable[..., jax.Array] = _add_to
     if type(objective) is LastLayerObjective:  # a subclass may have another gradient
         position, outer_gradient = objective.logits.astype(jnp.float32), objective.gradient_at
-    else:
-        position, outer_gradient = jnp.zeros(row_shape(gradients)), objective.gradient
-
-    def move(position: jax.Array, rows: Gradients, weights: jax.Array) -> jax.Array:
-        if type(objective) is LastLayerObjective:
-            return objective.move(position, rows, weights)
-        return position + rows.weighted_sum(weights)
+        move = objective.move
 
     def pick(number: jax.Array, state: tuple[Any, ...]) -> tuple[Any, ...]:
         chosen, available, shares, position = state
@@ -272,6 +268,10 @@ def _pick(
         weights=(jnp.arange(budget) < filled).astype(jnp.float32),
         num_selected=filled.astype(jnp.int32),
     )
+
+
+def _add_to(displacement: jax.Array, rows: Gradients, weights: jax.Array) -> jax.Array:
+    return displacement + rows.weighted_sum(weights)
 
 
 def _correlator(gradients: Gradients) -> Callable[[jax.Array], jax.Array]:

@@ -95,43 +95,31 @@ def check_strategy(
       ValueError, TypeError: naming the setting.
     """
     strategy = get_strategy(method, lifting, options)
-    name, lifting = strategy.name, strategy.lifting
     _check_options(strategy)
-
-    def check(holds: bool, message: str) -> None:
-        if not holds:
-            raise ValueError(message)
-
-    check(
-        strategy.select is not None or (not options and lifting == "all"),
-        f"lifting and options must be left out with selection {name!r}, which selects nothing; got "
-        f"lifting={lifting!r}, options={options!r}",
-    )
-    if outer != "training":
-        check(
-            strategy.needs_objective or strategy.takes_target,
+    name, lifting, for_outer = strategy.name, strategy.lifting, outer != "training"
+    if strategy.select is None and (options or lifting != "all"):
+        raise ValueError(
+            f"lifting and options must be left out with selection {name!r}, which selects nothing; "
+            f"got lifting={lifting!r}, options={options!r}"
+        )
+    if for_outer and not (strategy.needs_objective or strategy.takes_target):
+        raise ValueError(
             f"outer must be 'training' with selection {name!r}, which is chosen for no outer loss "
-            f"or gradient; got {outer!r}",
+            f"or gradient; got {outer!r}"
         )
-        for given in {"target", "objective"} & set(options):
-            check(False, f"options must leave out {given!r} with outer={outer!r}")
-        check(
-            gradients != "own_class",
-            f"outer must be 'training' with gradients='own_class', got {outer!r}",
-        )
-    if gradients == "last_layer":
-        return
-    allowed = f"gradients must be 'last_layer' with selection {name!r}"
-    check(strategy.needs_gradients, f"{allowed}, which reads none")
-    check(
-        gradients != "all" or not strategy.needs_objective,
-        f"{allowed}: the loss after a step is known as a function of the last layer alone",
-    )
-    check(
-        gradients != "own_class" or (lifting == "per_class" and not strategy.needs_objective),
-        f"{allowed} and lifting {lifting!r}: only within one class can the part of the own class "
-        "stand for the whole",
-    )
+    if for_outer and (given := {"target", "objective"} & set(options)):
+        raise ValueError(f"options must leave out {given.pop()!r} with outer={outer!r}")
+    if for_outer and gradients == "own_class":
+        raise ValueError(f"outer must be 'training' with gradients='own_class', got {outer!r}")
+    reason = ""
+    if gradients != "last_layer" and not strategy.needs_gradients:
+        reason = ", which reads none"
+    elif gradients == "all" and strategy.needs_objective:
+        reason = ": the loss after a step is known as a function of the last layer alone"
+    elif gradients == "own_class" and (strategy.needs_objective or lifting != "per_class"):
+        reason = f" and lifting {lifting!r}: only within a class can its part stand for the whole"
+    if reason:
+        raise ValueError(f"gradients must be 'last_layer' with selection {name!r}{reason}")
 
 
 def _check_options(strategy: Strategy) -> None:
