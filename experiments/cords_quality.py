@@ -39,7 +39,7 @@ from experiments.tables import UNKNOWN, Table, number, points
 from jdss.data.examples import Examples
 from jdss.ledger import Ledger
 from jdss.training.problem import Problem
-from jdss.training.train_on_subset import steps_per_epoch
+from jdss.training.visits import steps_per_epoch
 
 SIDES = ("cords", "cords-in-our-loop", "jdss")
 FRACTION, SELECT_EVERY, WARM_START = 0.05, 5, 0.5

@@ -22,10 +22,10 @@ from jdss.data.examples import Examples, make_examples
 from jdss.ledger import Ledger
 from jdss.progress import progress_bar
 from jdss.selection.strategies import STRATEGIES
-from jdss.training.divergence import TrainingDivergedError
+from jdss.training.failures import TrainingDivergedError
 from jdss.training.fit import training_on
-from jdss.training.forward import compute_accuracy
 from jdss.training.hyperparameters import DEFAULTS
+from jdss.training.metrics import compute_accuracy
 from jdss.training.problem import Problem, make_problem
 from jdss.training.schedule import Schedule, make_schedule
 from jdss.training.train_on_subset import STEP

@@ -120,7 +120,7 @@ class Task:
 
             make_metric(self.metric, self.direction, make_loss(self.loss))
         if self.optimizers is not None:
-            from jdss.training.optimizers import check_optimizers
+            from jdss.training.hyperparameters import check_optimizers
 
             check_optimizers(self.optimizers)
 

@@ -13,7 +13,7 @@ from jdss.gradients import DenseGradients, FactoredGradients, projected_gradient
 from jdss.lifting import classes_at_once
 from jdss.training.forward import _apply
 from jdss.training.hyperparameters import hyperparameters
-from jdss.training.train_on_subset import _run
+from jdss.training.train_on_subset import _at_start, _run, _Steps
 
 PLATFORMS = ("cuda", "tpu")
 FACTORS = FactoredGradients(jnp.ones((12, 3)), jnp.ones((12, 5)))
@@ -84,10 +84,11 @@ def test_training_and_forward_passes_lower_without_float64():
     state = jdss.init_state(jdss.models.LeNet(4), images, KEY)
     subset = jdss.uniform(8, 4, key=KEY)
     step = partial(_run, jnp.int32(0))
-    arguments = (state, data, subset, hyperparameters(batch_size=2), KEY, *[jnp.int32(1)] * 3)
+    steps, hyper = _Steps(*[jnp.int32(1)] * 3), hyperparameters(batch_size=2)
+    arguments = (state, _at_start(steps), data, subset, hyper, KEY, steps)
     for function, given in (
         (step, arguments),
-        (partial(_apply, jnp.int32(0)), (state, data.normalization, data.inputs)),
+        (partial(_apply, jnp.int32(0)), (data.inputs, data.normalization, state)),
     ):
         on_one = jax.vmap(function, axis_name="devices", in_axes=None, axis_size=1, out_axes=None)
         text = lowered(on_one, *given)

@@ -278,7 +278,7 @@ def test_a_trial_goes_on_from_its_checkpoint_to_the_same_result(
         """
     )
     assert run_program(program, check=False).returncode == -signal.SIGKILL
-    assert [path.name for path in (tmp_path / "saved").iterdir()] == ["cut-0.npz"]
+    assert [path.name for path in (tmp_path / "saved").iterdir()] == ["cut-0.msgpack"]
 
     train_on_subset, calls = count_stretches(None, None)
     monkeypatch.setattr("jdss.training.trial.train_on_subset", train_on_subset)
@@ -304,7 +304,7 @@ def test_retraining_goes_on_from_its_checkpoint(perceptron, blobs, tmp_path, mon
     monkeypatch.setattr("jdss.training.trial.train_on_subset", train_on_subset)
     with pytest.raises(KeyboardInterrupt):
         tune(perceptron, blobs, test=blobs, **options, **saved)
-    assert [path.name for path in (tmp_path / "saved").iterdir()] == ["s-retraining.npz"]
+    assert [path.name for path in (tmp_path / "saved").iterdir()] == ["s-retraining.msgpack"]
     result = tune(perceptron, blobs, test=blobs, **options, **saved)
     assert len(calls) == 12 + 5 + 8
     assert list((tmp_path / "saved").iterdir()) == []
@@ -352,7 +352,7 @@ def interrupted(path, problem, perceptron):
 def test_a_damaged_checkpoint_is_a_warning_and_the_trial_starts_again(
     perceptron, problem, tmp_path, damage
 ):
-    path = tmp_path / "trial.npz"
+    path = tmp_path / "trial.msgpack"
     interrupted(path, problem, perceptron)
     content = path.read_bytes()
     path.write_bytes({"half": content[: len(content) // 2], "empty": b"", "text": b"?"}[damage])
@@ -362,7 +362,7 @@ def test_a_damaged_checkpoint_is_a_warning_and_the_trial_starts_again(
 
 
 def test_a_checkpoint_of_another_trial_is_not_used(perceptron, problem, tmp_path):
-    path, epochs = tmp_path / "trial.npz", []
+    path, epochs = tmp_path / "trial.msgpack", []
     interrupted(path, problem, perceptron)
     train(TrialCheckpoint(path, "another"), problem, perceptron, epochs.append)
     assert len(epochs) == 4
@@ -373,7 +373,7 @@ def test_a_checkpoint_of_another_trial_is_not_used(perceptron, problem, tmp_path
 
 def test_a_checkpoint_that_cannot_be_written_is_a_warning(perceptron, problem, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    checkpoint = TrialCheckpoint(tmp_path / "file" / "trial.npz", "mine", every=0.0)
+    checkpoint = TrialCheckpoint(tmp_path / "file" / "trial.msgpack", "mine", every=0.0)
     with pytest.warns(RuntimeWarning, match="cannot be written .* the trial goes on") as caught:
         result = train(checkpoint, problem, perceptron)
     assert len(result.history) == 4
@@ -381,5 +381,5 @@ def test_a_checkpoint_that_cannot_be_written_is_a_warning(perceptron, problem, t
 
 
 def test_checkpoints_are_no_more_often_than_asked(perceptron, problem, tmp_path):
-    train(TrialCheckpoint(tmp_path / "trial.npz", "mine", every=3600.0), problem, perceptron)
+    train(TrialCheckpoint(tmp_path / "trial.msgpack", "mine", every=3600.0), problem, perceptron)
     assert list(tmp_path.iterdir()) == []

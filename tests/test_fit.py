@@ -231,21 +231,6 @@ def test_a_model_with_fewer_outputs_than_classes_is_refused(perceptron, blobs):
         fit(perceptron, (inputs, labels + 1))
 
 
-def test_a_trained_model_is_saved_and_loads_back(perceptron, blobs, tmp_path):
-    result = fit(perceptron, blobs, selection="full")
-    jdss.save_model(tmp_path / "model", result.state)
-    variables = jdss.load_model(tmp_path / "model", perceptron, input_shape=(4,))
-    np.testing.assert_array_equal(
-        perceptron.apply(variables, blobs[0]), perceptron.apply(result.state.variables, blobs[0])
-    )
-    with pytest.raises(FileExistsError, match="must not exist yet"):
-        jdss.save_model(tmp_path / "model", result.state)
-    with pytest.raises(FileNotFoundError, match="save_model"):
-        jdss.load_model(tmp_path / "nothing", perceptron, input_shape=(4,))
-    with pytest.raises(ValueError, match=r"path must hold .* for inputs \(5,\); .* holds others"):
-        jdss.load_model(tmp_path / "model", perceptron, input_shape=(5,))
-
-
 @pytest.fixture(scope="module")
 def grey_images():
     generator = np.random.default_rng(0)
@@ -268,46 +253,28 @@ def test_stored_images_go_through_the_normalization_to_the_trained_model(grey_im
     outputs = FlatImages().apply(result.state.variables, result.normalization(images))
     assert (outputs.argmax(axis=1) == labels).mean() == pytest.approx(result.validation_accuracy)
 
-    jdss.save_model(tmp_path / "model", result.state, result.normalization)
-    variables = jdss.load_model(tmp_path / "model", FlatImages(), input_shape=(4, 4, 1))
-    normalization = jdss.load_normalization(tmp_path / "model")
-    np.testing.assert_array_equal(FlatImages().apply(variables, normalization(images)), outputs)
+    loaded = jdss.load(result.save(tmp_path / "model"))
+    again = FlatImages().apply(loaded.variables, loaded.normalization(images))
+    np.testing.assert_array_equal(again, outputs)
     with pytest.raises(TypeError, match="must be uint8, as the statistics are of, got int64"):
-        normalization(images.astype(np.int64))
-    jdss.save_model(tmp_path / "without", result.state)
-    for name in ("without", "nothing"):
-        with pytest.raises(FileNotFoundError, match="save_model with a normalization"):
-            jdss.load_normalization(tmp_path / name)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (lambda result: (result.normalization,), "state must be a result .* got Normalization"),
-        (lambda result: (result.state, result), "normalization must be a Norm.* got FitResult"),
-        (lambda result: (result.state, {"mean": 0}), "normalization must be .* got dict"),
-    ],
-)
-def test_what_cannot_be_saved_leaves_nothing_behind(
-    arguments, message, perceptron, blobs, tmp_path
-):
-    result = fit(perceptron, blobs, selection="full", validation=blobs)
-    with pytest.raises(TypeError, match=message):
-        jdss.save_model(tmp_path / "model", *arguments(result))
-    assert not (tmp_path / "model").exists()
+        loaded.normalization(images.astype(np.int64))
 
 
 @pytest.mark.parametrize("kind", [tuple, dict])
-def test_the_normalization_of_several_inputs_is_saved(kind, grey_images, tmp_path):
+def test_a_model_of_ones_own_loop_is_saved_with_the_normalization_of_several_inputs(
+    kind, grey_images, tmp_path
+):
     inputs = (grey_images[0], np.ones((60, 2), np.float32))
     inputs = dict(zip("ab", inputs, strict=True)) if kind is dict else inputs
     normalization = jdss.make_examples(inputs, grey_images[1]).normalization
     state = jdss.init_state(FlatImages(), grey_images[0], jax.random.key(0))
-    jdss.save_model(tmp_path / "model", state, normalization)
-    found = jdss.load_normalization(tmp_path / "model")
-    expected = normalization(inputs)
-    assert jax.tree.structure(found(inputs)) == jax.tree.structure(expected)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), found(inputs), expected)
+    for name, given in (("with", normalization), ("without", None)):
+        place = jdss.TrainedModel(state.model, state.variables, given).save(tmp_path / name)
+        found = jdss.load(place).normalization
+        assert jax.tree.structure(found) == jax.tree.structure(given)
+        if given is not None:
+            expected = normalization(inputs)
+            jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), found(inputs), expected)
 
 
 def test_a_warm_start_is_never_nothing(perceptron, blobs):

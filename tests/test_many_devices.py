@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jdss
-from jdss.training.optimizers import OPTIMIZERS
+from jdss.training.hyperparameters import OPTIMIZERS
 from tests.simulated_devices import read, start
 
 N, C = 30, 3

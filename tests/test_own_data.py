@@ -13,7 +13,7 @@ from jdss.data import rows
 from jdss.data.datasets import is_prepared
 from jdss.data.examples import HostExamples
 from jdss.data.rows import ArrayRows, JoinedRows, SequenceRows, choose_place
-from jdss.training import streaming
+from jdss.training import selection_round, train_on_subset
 from jdss.training.problem import make_problem
 from jdss.tuning.retraining import check_test
 from tests.settings import fit
@@ -380,21 +380,6 @@ def test_half_precision_is_stored_as_floats():
         np.testing.assert_array_equal(examples.inputs, half.astype(jnp.float32))
 
 
-@pytest.mark.slow
-def test_a_torch_sampler_visits_the_subset():
-    torch = pytest.importorskip("torch")
-    data = torch.utils.data.TensorDataset(torch.arange(100))
-    plain = jdss.Subset(jnp.array([7, 2, 50]), jnp.ones(3), jnp.int32(3))
-    assert [data[i][0].item() for i in torch.utils.data.Subset(data, plain.tolist()).indices]
-    loader = torch.utils.data.DataLoader(data, 2, sampler=jdss.torch_sampler(plain))
-    assert sorted(int(i) for (batch,) in loader for i in batch) == [2, 7, 50]
-    weighted = jdss.Subset(jnp.array([7, 2, 50]), jnp.array([3.0, 1.0, 0.0]), jnp.int32(3))
-    sampler = jdss.torch_sampler(weighted)
-    drawn = np.concatenate([list(sampler) for _ in range(400)])
-    assert set(drawn) == {2, 7}
-    assert np.mean(drawn == 7) == pytest.approx(0.75, abs=0.06)
-
-
 # More than a device holds ---------------------------------------------------------------------
 
 
@@ -420,7 +405,7 @@ BLOCK = 2 * 9 * 36  # bytes of two steps, of a batch that the examples do not di
 def test_training_from_the_host_ends_where_training_on_the_device_does(
     selection, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(streaming, "BLOCK_BYTES", BLOCK)
+    monkeypatch.setattr(train_on_subset, "BLOCK_BYTES", BLOCK)
     options = {
         "hyperparameters": {"epochs": 5, "batch_size": 9, "learning_rate_schedule": "cosine"},
         "fraction": 0.4,
@@ -436,7 +421,7 @@ def test_training_from_the_host_ends_where_training_on_the_device_does(
     found = [fit(Net(), jdss.keep_on(data, "host"), **options)]
     if selection != "full":
         # Without the memory for a subset on the device, and from a sequence.
-        monkeypatch.setattr(streaming, "SUBSET_SHARE", 0.0)
+        monkeypatch.setattr(selection_round, "SUBSET_SHARE", 0.0)
         sequence = Records(lambda i: {"image": IMAGES[i], "label": LABELS[i]})
         found.append(fit(Net(), jdss.keep_on(sequence, "host"), **options))
     for result in found:
@@ -450,7 +435,7 @@ def test_training_from_the_host_ends_where_training_on_the_device_does(
 
 
 def test_a_loss_that_becomes_infinite_stops_the_blocks_where_it_stops_the_loop(monkeypatch):
-    monkeypatch.setattr(streaming, "BLOCK_BYTES", BLOCK)
+    monkeypatch.setattr(train_on_subset, "BLOCK_BYTES", BLOCK)
     options = {"validation": (IMAGES[:10], LABELS[:10]), "augmentation": "crop_flip"}
     hyper = jdss.hyperparameters(batch_size=9, learning_rate=1e30, optimizers=tuple(ONLY_SGD))
     subset = jdss.Subset(jnp.arange(50), jnp.ones(50), 50)

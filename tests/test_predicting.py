@@ -137,7 +137,7 @@ def test_what_a_model_was_not_trained_on_is_refused(results, tmp_path):
     result, raw = results["linen"]
     with pytest.raises(ValueError, match=r"like those trained on, uint8\[6, 6, 1\].*float32"):
         result.predict(raw / 255)
-    with pytest.raises(FileNotFoundError, match=r"made by jdss\.save_model"):
+    with pytest.raises(FileNotFoundError, match=r"made by a result's save"):
         jdss.load(tmp_path)
 
 

@@ -17,12 +17,16 @@ import jdss
 from jdss import parallel
 from jdss.ledger import Ledger
 from jdss.training.ahead import Ahead
-from jdss.training.hyperparameters import LARGEST_LEARNING_RATES
-from jdss.training.optimizers import OPTIMIZERS, apply_gradients, init_slots
+from jdss.training.hyperparameters import (
+    LARGEST_LEARNING_RATES,
+    OPTIMIZERS,
+    apply_gradients,
+    init_slots,
+)
 from jdss.training.problem import make_problem
 from jdss.training.schedule import make_schedule
 from jdss.training.selection_round import everything
-from jdss.training.shuffle import shuffled
+from jdss.training.visits import shuffled
 from jdss.tuning.space import check_space
 
 # Shuffling ------------------------------------------------------------------------------------

@@ -1,12 +1,11 @@
 """Compiling ahead: what a training needs later is compiled while it does something else.
 
-XLA compiles without holding the interpreter's lock. While the first program of a training is
-compiled and its warm start runs, other threads compile the selection and the steps of the other
-batch sizes that a search may draw. Nothing else changes: whoever needs a program that is not ready
-waits for it, on the ledger's line "compiling".
+While the first program of a training is compiled and its warm start runs, other threads (XLA needs
+no lock of the interpreter) compile the selection and the steps of the other batch sizes that a
+search may draw. Who needs a program that is not ready waits, on the ledger's line "compiling".
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -32,16 +31,11 @@ from jdss.training.train_on_subset import prepare_training
 
 
 class Ahead:
-    """The programs of one search, or of one training, that are compiled in other threads.
+    """The programs of one search, with these batch sizes, or of one training."""
 
-    Args:
-      batch_sizes: that trainings may have.
-      threads: how many compile at once; 0 compiles nothing ahead.
-    """
-
-    def __init__(self, batch_sizes: Sequence[int] = (), *, threads: int = 1) -> None:
+    def __init__(self, batch_sizes: Sequence[int] = ()) -> None:
         self._batch_sizes = tuple(batch_sizes)
-        self._pool = ThreadPoolExecutor(threads, "jdss-compiles") if threads else None
+        self._pool = ThreadPoolExecutor(1, "jdss-compiles")
         self._started: set[Any] = set()
         self._futures: dict[Any, Future[Any]] = {}
 
@@ -55,17 +49,18 @@ class Ahead:
         select: Select | None,
     ) -> None:
         """Begins with what a training will need, unless it was begun before."""
-        if self._pool is None or state.model in self._started:
+        if state.model in self._started:
             return
         # In a search over architectures most models are trained once, with one batch size.
         sizes = () if self._started else self._batch_sizes
         self._started.add(state.model)
-        if _can_be_tried(schedule):
-            self._submit("select", _try_selection, problem, schedule, state, select)
+        if select is not None and _can_be_tried(schedule):
+            arguments = problem, schedule, state, select
+            self._futures["select"] = self._pool.submit(_try_selection, *arguments)
         for size in sizes:
             if size != hyper.batch_size:  # which the training compiles itself
                 other = replace(hyper, batch_size=size)
-                self._submit(size, _prepare, problem, state, everyone, other)
+                self._futures[size] = self._pool.submit(_prepare, problem, state, everyone, other)
 
     def wait(self, name: Any, ledger: Ledger) -> None:
         """Waits for "select", or the step of a batch size, where it is being compiled."""
@@ -76,12 +71,7 @@ class Ahead:
 
     def close(self) -> None:
         """Compiles nothing more; what is being compiled ends first."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def _submit(self, name: Any, function: Callable[..., Any], *arguments: Any) -> None:
-        assert self._pool is not None
-        self._futures[name] = self._pool.submit(function, *arguments)
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def batch_sizes_of(space: Any) -> tuple[int, ...]:
@@ -91,23 +81,17 @@ def batch_sizes_of(space: Any) -> tuple[int, ...]:
     return tuple(size for size in choices if isinstance(size, int))
 
 
-def _can_be_tried(schedule: Schedule) -> bool:
-    """Whether a selection can be made of gradients that are all zero, to compile it.
-
-    One of a user's own may have its reasons not to.
-    """
-    strategy = schedule.strategy
-    return (
-        strategy.needs_gradients
-        and strategy.name in STRATEGIES
-        and (schedule.selection.gradients, schedule.selection.outer) == ("last_layer", "training")
-    )
-
-
 def _prepare(problem: Problem, state: TrainState, everyone: Subset, hyper: Hyperparameters) -> None:
     """Compiles the step for a state like this one, whose memory training has given up by now."""
     like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
     prepare_training(like, problem.examples, everyone, hyper)
+
+
+def _can_be_tried(schedule: Schedule) -> bool:
+    """Whether a selection can be made of gradients that are all zero: one's own may refuse."""
+    strategy, selection = schedule.strategy, schedule.selection
+    exact = (selection.gradients, selection.outer) == ("last_layer", "training")
+    return strategy.needs_gradients and strategy.name in STRATEGIES and exact
 
 
 def _try_selection(problem: Problem, schedule: Schedule, state: TrainState, select: Select) -> None:

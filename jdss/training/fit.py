@@ -17,9 +17,9 @@ from jdss.models.calling import check_model
 from jdss.progress import progress_bar
 from jdss.subset import Select
 from jdss.training.ahead import Ahead
+from jdss.training.hyperparameters import OPTIMIZERS
 from jdss.training.hyperparameters import hyperparameters as make_hyperparameters
 from jdss.training.metrics import make_metric
-from jdss.training.optimizers import OPTIMIZERS
 from jdss.training.problem import Data, Examined, Problem, make_problem
 from jdss.training.schedule import Schedule, make_schedule
 from jdss.training.trial import Callback, FitResult, Training, run, train
@@ -44,15 +44,15 @@ def fit(
     """Trains one model, selecting subsets as it changes.
 
     Args:
-      model: a Flax module `__call__(inputs, train=False) -> outputs` (or `deterministic=`, or
-        neither) whose output is that of its last `nn.Dense` or `nnx.Linear`; any other, with
-        `gradients="all"` or a selection that needs no gradients. An `nnx.Module` begins with its
-        own variables, a function of `rngs` to one with new ones. See docs/own_model.md.
+      model: a Flax module, linen or NNX, whose output is that of its last `nn.Dense` or
+        `nnx.Linear`; any other, with `gradients="all"` or a selection that reads no gradients. An
+        `nnx.Module` begins with its own variables, a function of `rngs` to one with new ones. See
+        docs/own_model.md.
       data: (inputs, labels): uint8 images [n, h, w, channels] or floats or integers [n, …], or
-        several such arrays as a tuple or a mapping, and class indices [n] (or the numbers that
-        another loss takes); or a `Dataset`, of which the training part is used, or the name of one;
-        or examples that are indexed by `len(data)` and `data[i]`; or any of them by
-        `jdss.keep_on`. Class labels may be strings or booleans. See docs/own_data.md.
+        several such arrays as a tuple or a mapping, and classes [n] (or the numbers that another
+        loss takes); or a `Dataset`, of which the training part is used, or its name; or examples
+        that are indexed by `len(data)` and `data[i]`; or any of them by `jdss.keep_on`. See
+        docs/own_data.md.
       selection: "grad_match", "craig", "glister", "uniform", "stratified", "full", a function of
         the selection protocol, or a `jdss.Selection` with what else there is to set.
       fraction: the share of the examples in a subset, in (0, 1].
@@ -65,9 +65,6 @@ def fit(
         or variables; None means anew.
       callback: called after the warm start and after every epoch with its entry of the history, and
         the "validation_score" where there is a validation set; returning True stops early.
-
-    Returns:
-      A `FitResult`.
 
     Raises:
       ValueError, TypeError: for bad arguments, naming them.
@@ -127,7 +124,6 @@ def make_training(
     seed: int,
 ) -> Training:
     """What trainings on some data share: the data placed and split, and the settings resolved."""
-    loss = make_loss(task.loss)
     placed = data if isinstance(data, Placed) else Placed(data)
     if isinstance(placed.data, str):
         placed = replace(placed, data=load_dataset(placed.data))
@@ -135,21 +131,15 @@ def make_training(
         placed,
         validation=validation,
         augmentation=task.augmentation,
-        classes=loss.classes,
+        classes=make_loss(task.loss).classes,
         seed=seed,
     )
-    return training_on(
-        problem, make_schedule(selection, fraction, num_classes=problem.num_classes), task
-    )
+    schedule = make_schedule(selection, fraction, num_classes=problem.num_classes)
+    return training_on(problem, schedule, task)
 
 
 def training_on(problem: Problem, schedule: Schedule, task: Task = _TASK) -> Training:
     """`Training` on a problem that is there already."""
     loss = make_loss(task.loss)
-    return Training(
-        problem,
-        schedule,
-        OPTIMIZERS if task.optimizers is None else task.optimizers,
-        loss,
-        make_metric(task.metric, task.direction, loss),
-    )
+    metric = make_metric(task.metric, task.direction, loss)
+    return Training(problem, schedule, task.optimizers or OPTIMIZERS, loss, metric)

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdss import _checks
+from jdss.data.examples import Examples, HostExamples
+from jdss.ledger import Ledger
 from jdss.losses import CROSS_ENTROPY, Loss, MetricFunction
-from jdss.training.forward import compute_accuracy, compute_outputs
+from jdss.training.forward import CHUNK_SIZE, compute_outputs
 from jdss.training.problem import Problem
 from jdss.training.state import TrainState
 
@@ -19,11 +21,8 @@ from jdss.training.state import TrainState
 class Metric:
     """A score and which way is better.
 
-    Attributes:
-      name: what it is called in reports.
-      direction: "maximize" or "minimize".
-      function: of outputs float32[m, c] and labels int32[m] (or numbers float32[m, …]), to a
-        number, or to one an example, of which the mean is taken; None means accuracy.
+    Its function takes outputs float32[m, c] and labels int32[m] (or numbers float32[m, …]) to a
+    number, or to one an example, of which the mean is taken; None means accuracy.
     """
 
     name: str
@@ -33,17 +32,28 @@ class Metric:
     def score(self, outputs: Any, targets: Any) -> float:
         """The metric's value, on outputs and targets in host memory.
 
-        Raises:
-          ValueError: where the function gives neither a number nor one for each example.
+        Raises ValueError where the function gives neither a number nor one for each example.
         """
-        assert self.function is not None
-        value = np.asarray(self.function(outputs, targets))
+        function = _accuracy if self.function is None else self.function
+        value = np.asarray(function(outputs, targets))
         if value.shape not in {(), (1,), (len(targets),)}:
             raise ValueError(
                 f"metric {self.name!r} must give a number, or one for each of the {len(targets)} "
                 f"examples, got shape {value.shape}"
             )
         return float(value.mean())
+
+
+def _accuracy(outputs: np.ndarray, labels: np.ndarray) -> Any:
+    if labels.dtype.kind != "i":
+        raise ValueError("examples must have class indices as labels, got numbers")
+    num_classes = int(labels.max()) + 1
+    if not are_class_scores(outputs, num_classes):
+        raise ValueError(
+            f"model must have outputs [n, c] with c at least {num_classes}, the classes of the "
+            f"labels, for an accuracy; got shape {list(outputs.shape)}"
+        )
+    return outputs.argmax(axis=1) == labels
 
 
 def mean_loss(loss: Loss) -> MetricFunction:
@@ -61,10 +71,6 @@ def r2(outputs: Any, targets: Any) -> float:
 
     It is `1 - Σ(target - output)² / Σ(target - mean)²`. Of targets that are all the same it is 1
     where they are met and 0 where not, as in scikit-learn.
-
-    Example:
-      >>> r2(np.array([[1.0], [2.0], [4.0]]), np.array([1.0, 2.0, 3.0]))
-      0.5
     """
     outputs = np.asarray(outputs, np.float64)
     targets = np.asarray(targets, np.float64).reshape(outputs.shape)
@@ -91,34 +97,21 @@ METRICS: Mapping[str, Metric] = {
 OF_NUMBERS = ("mean_squared_error", "r2")
 """Those that compare every output with a number."""
 
-DIRECTIONS = ("maximize", "minimize")
-
 
 def make_metric(
     metric: str | MetricFunction | None = None,
     direction: str | None = None,
     loss: Loss = CROSS_ENTROPY,
 ) -> Metric:
-    """A metric by name, or made of a function.
-
-    Args:
-      metric: a name in `METRICS`, or a function of outputs [m, c] and labels [m] to a number, or to
-        one an example; None means the loss's own.
-      direction: "maximize" or "minimize"; None means that of a named metric, and "maximize" for a
-        function: more is better.
-      loss: what is trained on.
+    """A metric by name, or made of a function (see `Task`).
 
     Raises:
       ValueError: for an unknown name or direction; where a named metric comes with the wrong one,
         or measures classes where there are none, or numbers where there are classes.
       TypeError: where it is neither a name nor a function.
-
-    Example:
-      >>> make_metric("loss").direction
-      'minimize'
     """
     if direction is not None:
-        _checks.check_choice("direction", direction, DIRECTIONS)
+        _checks.check_choice("direction", direction, ("maximize", "minimize"))
     if metric is None:
         metric = "loss" if loss.metric is None else loss.metric
     if callable(metric):
@@ -153,26 +146,56 @@ def are_class_scores(outputs: Any, num_classes: int | None) -> bool:
     return num_classes is not None and len(outputs.shape) == 2 and outputs.shape[1] >= num_classes
 
 
-def validate(problem: Problem, state: TrainState, metric: Metric) -> tuple[float | None, float]:
-    """One pass over the validation set: accuracy as a fraction, and the metric's score.
+def compute_accuracy(
+    state: TrainState,
+    examples: Examples | HostExamples,
+    indices: np.ndarray,
+    *,
+    chunk_size: int = CHUNK_SIZE,
+) -> float:
+    """The share of some examples whose largest logit is that of their label, in [0, 1].
 
-    There is no accuracy where there are no classes, or outputs are no scores of theirs.
+    Args:
+      state: the model and its parameters; evaluation mode is used.
+      examples: the stored examples.
+      indices: int32[n], which of them.
+      chunk_size: how many pass through the model at once.
+
+    Raises:
+      TypeError, ValueError: for indices as `compute_gradients`; where labels are no classes, or
+        outputs are no logits float32[n, c] of all of them.
+
+    Example:
+      >>> import jdss
+      >>> images, labels = np.ones((6, 16, 16, 1), np.float32), np.zeros(6, np.int32)
+      >>> state = jdss.init_state(jdss.models.LeNet(1), images, jax.random.key(0))
+      >>> jdss.compute_accuracy(state, jdss.make_examples(images, labels), np.arange(6))
+      1.0
     """
-    return measure(state, problem.examples, problem.validation, metric, problem)
+    outputs = compute_outputs(state, examples, indices, chunk_size=chunk_size)
+    return METRICS["accuracy"].score(outputs, np.asarray(examples.labels)[indices])
+
+
+def validate(
+    problem: Problem, state: TrainState, metric: Metric, ledger: Ledger
+) -> tuple[float | None, float | None]:
+    """Accuracy as a fraction, and the metric's score, on the validation set, where there is one."""
+    if not len(problem.validation):
+        return None, None
+    with ledger.measure("evaluating"):
+        return measure(state, problem.examples, problem.validation, metric, problem)
 
 
 def measure(
     state: TrainState, examples: Any, indices: np.ndarray, metric: Metric, problem: Problem
 ) -> tuple[float | None, float]:
-    """Accuracy and score on some examples, with the chunks of a problem."""
-    if metric.function is None:
-        accuracy = compute_accuracy(state, examples, indices, chunk_size=problem.chunk_size)
-        return accuracy, accuracy
-    outputs = np.asarray(
-        compute_outputs(state, examples, indices, chunk_size=problem.chunk_size), np.float32
-    )
+    """Accuracy and score on some examples, by one pass over them in a problem's chunks.
+
+    There is no accuracy where there are no classes, or outputs are no scores of theirs.
+    """
+    outputs = compute_outputs(state, examples, indices, chunk_size=problem.chunk_size)
     labels = np.asarray(examples.labels)[indices]
-    found: float | None = None
-    if are_class_scores(outputs, problem.num_classes):
-        found = float((outputs.argmax(axis=1) == labels).mean())
-    return found, metric.score(outputs, labels)
+    accuracy = None
+    if metric.function is None or are_class_scores(outputs, problem.num_classes):
+        accuracy = METRICS["accuracy"].score(outputs, labels)
+    return accuracy, metric.score(outputs, labels)

@@ -1,5 +1,11 @@
-"""When and how subsets are selected: a `Selection` at a fraction, on given labels."""
+"""When and how subsets are selected, and what a training does: computed before it begins.
 
+Warm start (GRAD-MATCH, Killamsetty et al., ICML 2021, section 4): of T epochs, the first κT are
+spent, at the cost of subset epochs, on all the data: κT·k/n passes over it, counted in steps. The
+other (1 - κ)T epochs train on a subset of k examples, which is selected anew every R epochs.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +15,7 @@ import numpy as np
 from jdss import _checks
 from jdss.config import Selection, as_selection
 from jdss.selection.strategies import Strategy, get_strategy
+from jdss.training.visits import steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -76,17 +83,11 @@ def _plain(value: Any) -> Any:
 def make_schedule(
     selection: Any = "grad_match", fraction: float = 0.05, *, num_classes: int | None = 1
 ) -> Schedule:
-    """A `Selection` (or a method) at a fraction, on labels of so many classes.
+    """A `Selection` (or a method alone) at a fraction, on labels of so many classes.
 
-    Args:
-      selection: a `Selection`, or a method alone.
-      fraction: the share of the examples in a subset, in (0, 1].
-      num_classes: None where labels are numbers: then what goes class by class by itself goes over
-        everything.
+    Where labels are numbers (None), what goes class by class by itself goes over everything.
 
-    Raises:
-      ValueError, TypeError: for a fraction outside (0, 1]; where classes were asked for and there
-        are none.
+    Raises ValueError or TypeError for a fraction outside (0, 1], or classes where there are none.
     """
     selection = as_selection(selection)
     strategy = get_strategy(selection.method, selection.lifting, selection.options)
@@ -110,3 +111,52 @@ def make_schedule(
             "'uniform' draws from everything"
         )
     return replace(schedule, strategy=replace(strategy, lifting="all"))
+
+
+# What a training does ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Steps on one set of examples, with one random key: an entry of the history.
+
+    It is cut into parts (step, rung), in order: up to which of its steps to train, and the epoch
+    whose end is then reached, where the model is validated (None: it is not).
+    """
+
+    phase: str  # "warm_start", "subset" or "full"
+    epoch: int  # that it ends
+    parts: tuple[tuple[int, int | None], ...]
+    selects: bool = False  # a subset, before it
+
+    @property
+    def steps(self) -> int:
+        return self.parts[-1][0]
+
+
+def make_plan(
+    schedule: Schedule, num_examples: int, epochs: int, batch_size: int, rungs: Sequence[int] = ()
+) -> list[Stretch]:
+    """The stretches of a training of T `epochs` on n examples, of a step at least, cut at rungs.
+
+    Example:
+      >>> plan = make_plan(make_schedule("uniform", 0.1), 1000, epochs=8, batch_size=50)
+      >>> [(stretch.phase, stretch.epoch, stretch.steps) for stretch in plan[:3]]
+      [('warm_start', 4, 8), ('subset', 5, 2), ('subset', 6, 2)]
+    """
+    budget = schedule.budget(num_examples)
+    rungs = [rung for rung in rungs if rung < epochs]  # the last epoch is none
+    warm_epochs = round(schedule.warm_start * epochs)
+    stretches = []
+    if warm_epochs:
+        steps = steps_per_epoch(warm_epochs * budget, batch_size)
+        cuts = [(round(rung * budget / batch_size), rung) for rung in rungs if rung < warm_epochs]
+        last = warm_epochs if warm_epochs in rungs else None
+        stretches.append(Stretch("warm_start", warm_epochs, (*cuts, (steps, last))))
+    full = schedule.strategy.select is None
+    steps = steps_per_epoch(num_examples if full else budget, batch_size)
+    for epoch in range(warm_epochs + 1, epochs + 1):
+        part = steps, epoch if epoch in rungs else None
+        selects = not full and (epoch - 1 - warm_epochs) % schedule.selection.every == 0
+        stretches.append(Stretch("full" if full else "subset", epoch, (part,), selects))
+    return stretches

@@ -1,6 +1,5 @@
-"""One selection round of a training run: candidates, gradients, selection, padding."""
+"""One selection round of a training run: candidates, gradients, selection, placing."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -8,17 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdss.gradients import (
-    DenseGradients,
-    FactoredGradients,
-    Gradients,
-)
+from jdss.data.examples import Examples, HostExamples
+from jdss.data.rows import SUBSET_SHARE, device_memory
+from jdss.gradients import FactoredGradients, Gradients
 from jdss.ledger import Ledger
-from jdss.models.last_layer import LastLayer
 from jdss.selection.glister import LastLayerObjective
 from jdss.selection.strategies import STRATEGIES, Strategy
 from jdss.subset import Select, Subset, class_shares
-from jdss.training.divergence import TrainingDivergedError, is_finite
+from jdss.training.failures import TrainingDivergedError, is_finite
 from jdss.training.forward import (
     compute_last_layer,
     compute_projected_gradients,
@@ -34,10 +30,10 @@ def everything(problem: Problem) -> Subset:
     """All training examples at weight 1, padded as every subset is."""
     size = len(problem.train)
     whole = Subset(np.arange(size, dtype=np.int32), np.ones(size, np.float32), np.int32(size))  # type: ignore[arg-type]
-    return pad_subset(whole, problem)
+    return _padded(whole, problem)
 
 
-def pad_subset(subset: Subset, problem: Problem) -> Subset:
+def _padded(subset: Subset, problem: Problem) -> Subset:
     """Positions among the training examples to a `Subset` of examples, of one shape for all."""
     padding = len(problem.examples) - len(subset.indices)
     chosen = problem.train[np.asarray(subset.indices)]
@@ -46,6 +42,22 @@ def pad_subset(subset: Subset, problem: Problem) -> Subset:
         weights=jnp.asarray(np.pad(np.asarray(subset.weights), (0, padding))),
         num_selected=subset.num_selected,
     )
+
+
+def place_subset(subset: Subset, problem: Problem) -> tuple[Examples | HostExamples, Subset]:
+    """The examples that a subset is trained on, and where its own are among them.
+
+    Examples on the device stay there, all of them. Of those on the host, the subset is put on the
+    device where it takes at most a quarter of its memory; otherwise it is sent by blocks, too.
+    """
+    examples = problem.examples
+    if not isinstance(examples, HostExamples):
+        return examples, _padded(subset, problem)
+    chosen = problem.train[np.asarray(subset.indices)]
+    if len(chosen) * examples.bytes_each > SUBSET_SHARE * device_memory():
+        return examples, replace(subset, indices=jnp.asarray(chosen))
+    places = jnp.arange(len(chosen), dtype=jnp.int32)
+    return examples.on_device(chosen), replace(subset, indices=places)
 
 
 def lift(schedule: Schedule, problem: Problem, batch_size: int) -> Select | None:
@@ -89,15 +101,9 @@ def draw_candidates(schedule: Schedule, problem: Problem, key: jax.Array) -> np.
     """The examples that one selection chooses from: all, or a random part of each class.
 
     A part of share c costs c times the forward pass and the solver; what it gives up is that a
-    subset is chosen for, and from, a sample of the data, another one at each selection. The kin of
-    it is stochastic greedy, which draws candidates anew for every single pick (Mirzasoleiman,
-    Badanidiyuru, Karbasi, Vondrák and Krause, "Lazier Than Lazy Greedy", AAAI 2015); for whole
-    selections it is in no paper, and nothing is promised of it.
-
-    Args:
-      schedule: its `candidates` is the share, of the whole by the largest remainder to each class.
-      problem: whose training examples they are.
-      key: decides on the draw.
+    subset is chosen for, and from, a sample of the data, another one at each selection. It is in no
+    paper, and nothing is promised of it; its kin is stochastic greedy, which draws candidates for
+    every single pick (Mirzasoleiman et al., "Lazier Than Lazy Greedy", AAAI 2015).
 
     Returns:
       int32[m], distinct positions in `problem.train`: in their own order for mini-batches, which
@@ -111,10 +117,9 @@ def draw_candidates(schedule: Schedule, problem: Problem, key: jax.Array) -> np.
     sizes = np.bincount(candidate_labels(schedule, problem), minlength=num_classes)
     generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     order = generator.permutation(size)
-    drawn = [order[labels[order] == label][:share] for label, share in enumerate(sizes)]
-    if schedule.strategy.lifting == "per_batch":
-        return np.sort(np.concatenate(drawn)).astype(np.int32)
-    return np.concatenate([np.sort(members) for members in drawn]).astype(np.int32)
+    drawn = [np.sort(order[labels[order] == label][:share]) for label, share in enumerate(sizes)]
+    positions = np.concatenate(drawn).astype(np.int32)
+    return np.sort(positions) if schedule.strategy.lifting == "per_batch" else positions
 
 
 def select_subset(
@@ -145,10 +150,7 @@ def select_subset(
             # One draw for all that follow; `key` itself selects.
             drawn = draw_candidates(schedule, problem, jax.random.fold_in(key, 2**31 - 2))
             problem = replace(problem, train=problem.train[drawn])
-            if schedule.selection.gradients == "all":
-                gradients, known = _on_all_parameters(problem, state, schedule, hyper, key)
-            else:
-                gradients, known = _on_last_layer(problem, state, schedule, hyper)
+            gradients, known = _compute(problem, state, schedule, hyper, key)
             options = {**known, **options}
             finite = is_finite((gradients, known))
         if not finite:
@@ -156,10 +158,13 @@ def select_subset(
     with ledger.measure("solving"):
         subset = jax.block_until_ready(select(gradients, budget, key=key, **options))
     with ledger.measure("other"):
+        target = known.get("target")
+        if "class_options" in known:  # of all classes together
+            target = known["class_options"]["target"].sum(axis=0)
         # Parts of the own class are, in each class, of another row of the layer: no sum of all.
         of_one_kind = schedule.selection.gradients != "own_class"
         name = strategy.name if of_one_kind else "own_class"
-        told = describe_selection(name, gradients, subset, _whole_target(known))
+        told = describe_selection(name, gradients, subset, target)
         if schedule.candidates < 1:
             subset = _among_all(subset, drawn, schedule, len(whole.train))
         return subset, told
@@ -169,86 +174,63 @@ def _among_all(subset: Subset, drawn: np.ndarray, schedule: Schedule, size: int)
     """A subset of candidates as one of all training examples.
 
     GRAD-MATCH's and CRAIG's weights say how many examples each stands for: of the candidates, and
-    so, scaled, of all, unless the caller's own target says what they add up to. To training
-    only proportions count, so that it is the same to it. Others' weights mean nothing of the kind.
+    so, scaled, of all, unless the caller's own target says what they add up to.
     """
     options = schedule.strategy.options
     own_target = "target" in options or "target" in (options.get("class_options") or {})
     stands_for = schedule.strategy.name in ("grad_match", "craig") and not own_target
     scale = np.float32(size / len(drawn) if stands_for else 1.0)
-    return Subset(
-        indices=jnp.asarray(drawn[np.asarray(subset.indices)]),
-        weights=subset.weights * scale,
-        num_selected=subset.num_selected,
-    )
+    indices = jnp.asarray(drawn[np.asarray(subset.indices)])
+    return replace(subset, indices=indices, weights=subset.weights * scale)
 
 
-def _on_last_layer(
-    problem: Problem,
-    state: TrainState,
-    schedule: Schedule,
-    hyper: Hyperparameters,
+def _compute(
+    problem: Problem, state: TrainState, schedule: Schedule, hyper: Hyperparameters, key: jax.Array
 ) -> tuple[Gradients, dict[str, Any]]:
-    """The exact gradients of the last layer, and what the strategy is told beside them."""
+    """The gradients of the training examples, and what the strategy is told beside them."""
+    selection, strategy = schedule.selection, schedule.strategy
+    smoothing, chunk_size = hyper.label_smoothing, problem.chunk_size
 
-    def layer_of(indices: np.ndarray) -> tuple[LastLayer, jax.Array]:
-        layer = compute_last_layer(state, problem.examples, indices, chunk_size=problem.chunk_size)
-        return layer, jnp.asarray(problem.labels_of(indices))
+    def gradients_of(indices: np.ndarray) -> tuple[Gradients, Any]:
+        """And logits, inputs of the last layer and labels, where it is that layer's."""
+        if selection.gradients == "all":
+            projected = compute_projected_gradients(
+                state,
+                problem.examples,
+                indices,
+                jax.random.fold_in(key, 2**31 - 1),  # one projection for all; `key` selects
+                dimension=selection.projection_dimension,
+                label_smoothing=smoothing,
+                chunk_size=chunk_size,
+            )
+            return projected, ()
+        layer = compute_last_layer(state, problem.examples, indices, chunk_size=chunk_size)
+        labels = jnp.asarray(problem.labels_of(indices))
+        errors = last_layer_errors(state.loss, layer.logits, labels, smoothing)
+        if selection.gradients == "own_class":
+            errors = jnp.take_along_axis(errors, labels[:, None], axis=1)
+        return FactoredGradients(errors, layer.inputs), (*layer, labels)
 
-    def gradients_of(layer: LastLayer, labels: jax.Array) -> FactoredGradients:
-        errors = last_layer_errors(state.loss, layer.logits, labels, hyper.label_smoothing)
-        return FactoredGradients(errors, layer.inputs)
-
-    layer, labels = layer_of(problem.train)
-    gradients = gradients_of(layer, labels)
-    if schedule.selection.gradients == "own_class":
-        own = jnp.take_along_axis(gradients.errors, labels[:, None], axis=1)
-        return FactoredGradients(own, gradients.inputs), {}
-    if schedule.selection.outer == "validation":
-        layer, labels = layer_of(problem.validation)
-    if schedule.strategy.needs_objective:
-        # The outer likelihood is that of the training set, as in the paper, unless it is asked for
-        # otherwise. η of equation 4 is the learning rate, on the sum of the chosen gradients.
-        objective = LastLayerObjective(*layer, labels, hyper.label_smoothing, state.loss)
-        rate = jnp.asarray(hyper.learning_rate, jnp.float32)
-        return gradients, {"objective": objective, "learning_rate": rate}
-    if schedule.selection.outer == "validation":
-        return gradients, _target(problem, schedule.strategy, gradients_of(layer, labels))
-    return gradients, {}
-
-
-def _on_all_parameters(
-    problem: Problem,
-    state: TrainState,
-    schedule: Schedule,
-    hyper: Hyperparameters,
-    key: jax.Array,
-) -> tuple[Gradients, dict[str, Any]]:
-    """Projected gradients of all parameters, and the target where it is not their own sum."""
-
-    def gradients_of(indices: np.ndarray) -> DenseGradients:
-        return compute_projected_gradients(
-            state,
-            problem.examples,
-            indices,
-            jax.random.fold_in(key, 2**31 - 1),  # one projection for all; `key` selects
-            dimension=schedule.selection.projection_dimension,
-            label_smoothing=hyper.label_smoothing,
-            chunk_size=problem.chunk_size,
-        )
-
-    gradients = gradients_of(problem.train)
-    if schedule.selection.outer == "validation":
-        return gradients, _target(problem, schedule.strategy, gradients_of(problem.validation))
-    return gradients, {}
+    gradients, parts = gradients_of(problem.train)
+    if selection.outer == "validation":
+        outer, parts = gradients_of(problem.validation)
+        if not strategy.needs_objective:
+            return gradients, _target(problem, strategy, outer)
+    if not strategy.needs_objective:
+        return gradients, {}
+    # The outer likelihood is that of the training set, as in the paper, unless it is asked for
+    # otherwise. η of equation 4 is the learning rate, on the sum of the chosen gradients.
+    logits, inputs, labels = parts
+    objective = LastLayerObjective(logits, inputs, labels, smoothing, state.loss)
+    rate = jnp.asarray(hyper.learning_rate, jnp.float32)
+    return gradients, {"objective": objective, "learning_rate": rate}
 
 
 def _target(problem: Problem, strategy: Strategy, outer: Gradients) -> dict[str, Any]:
     """What GRAD-MATCH matches in place of the training gradient: that of the validation set.
 
-    It is scaled up to the number of training examples, in all or in each class, so that the
-    weights keep their meaning. A class without validation examples has a target of zero, with
-    which the pursuit ends at once.
+    Scaled up to the number of training examples, in all or in each class, so that weights keep
+    their meaning. A class without validation examples has a target of zero: the pursuit ends.
     """
     labels = problem.labels_of(problem.validation)
     if strategy.lifting != "per_class":
@@ -276,25 +258,15 @@ def _class_targets(outer: Gradients, labels: jax.Array, scales: jax.Array) -> ja
 def describe_selection(
     strategy: str, gradients: Any, subset: Subset, target: jax.Array | None = None
 ) -> dict[str, Any]:
-    """Statistics of a selection that cost next to nothing beside it.
+    """Of a selection, how many places the method itself filled, and the relative residual.
 
-    Returns:
-      selected: how many places the method itself filled.
-      relative_residual: ‖Σ_S w_i g_i - b‖ / ‖b‖ for "grad_match" and "craig", whose weights are
-        made for that sum to come close to b: the target, or else the sum of all gradients. None
-        for other strategies.
+    That is ‖Σ_S w_i g_i - b‖ / ‖b‖ for "grad_match" and "craig", whose weights are made for that
+    sum to come close to b: the target, or else the sum of all gradients. None for others.
     """
     residual = None
     if strategy in ("grad_match", "craig"):
         residual = float(_relative_residual(gradients, subset.indices, subset.weights, target))
     return {"selected": int(subset.num_selected), "relative_residual": residual}
-
-
-def _whole_target(known: Mapping[str, Any]) -> jax.Array | None:
-    """What is matched in place of the sum of all gradients: for all classes together."""
-    if "class_options" in known:
-        return known["class_options"]["target"].sum(axis=0)
-    return known.get("target")
 
 
 @jax.jit

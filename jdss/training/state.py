@@ -7,14 +7,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from jdss.compilation import jit_for_few_runs
 from jdss.losses import CROSS_ENTROPY, Loss, make_loss
 from jdss.models.calling import check_model, class_name, init_model, input_shapes
 from jdss.models.nnx_model import NnxModel
-from jdss.training.hyperparameters import hyperparameters
-from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory, Slots, init_slots
+from jdss.training.hyperparameters import (
+    OPTIMIZERS,
+    OptimizerFactory,
+    Slots,
+    hyperparameters,
+    init_slots,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -25,11 +31,11 @@ class TrainState:
     Attributes:
       params: the model's parameters.
       model_state: the model's other collections (`batch_stats` of BatchNorm); {} where none.
-      optimizer_slots: state of the family of optimizers (see `jdss.training.optimizers`).
+      optimizer_slots: state of the family of optimizers.
       step: int32[], updates so far.
-      model: the Flax module, an `nnx.Module` as a linen one; static.
-      optimizers: the family of optimizers; static.
-      loss: what is trained on; static.
+      model: the Flax module, an `nnx.Module` as a linen one; static, as what follows.
+      optimizers: the family of optimizers.
+      loss: what is trained on.
 
     Made by `jdss.init_state`.
     """
@@ -61,8 +67,7 @@ def init_state(
 
     Args:
       model: a Flax module.
-      inputs: example inputs [b, …], or several (see `jdss.make_examples`), of which only the shape
-        and the type matter.
+      inputs: example inputs [b, …], or several, of which only shapes and types matter.
       key: a PRNG key.
       optimizers: the family of optimizers to hold state for, by name.
       loss: "cross_entropy", "squared_error", or a `jdss.Loss`.
@@ -79,24 +84,19 @@ def init_state(
       >>> sum(leaf.size for leaf in jax.tree.leaves(state.params))
       61706
     """
-    factories = tuple(optimizers.values())
     model = check_model(model)
-    shapes, structure = jax.tree.flatten(input_shapes(inputs))
+    like = input_shapes(inputs)
     if initial is None and isinstance(model, NnxModel):
         initial = model.start.value
     if initial is not None:
-        initial = _checked(initial, model, input_shapes(inputs))
+        initial = _checked(initial, model, like)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+    factories = tuple(optimizers.values())
     params, model_state, slots = _init(
-        key, initial, model, tuple(shapes), structure, factories, getattr(model, "make", None)
+        key, initial, zeros, model, factories, getattr(model, "make", None)
     )
     return TrainState(
-        params=params,
-        model_state=model_state,
-        optimizer_slots=slots,
-        step=jnp.zeros((), jnp.int32),
-        model=model,
-        optimizers=factories,
-        loss=make_loss(loss),
+        params, model_state, slots, jnp.zeros((), jnp.int32), model, factories, make_loss(loss)
     )
 
 
@@ -115,20 +115,16 @@ def _checked(initial: Any, model: nn.Module, inputs: Any) -> Any:
     return jax.tree.map(lambda leaf, like: jnp.array(leaf, like.dtype), initial, wanted)
 
 
-@partial(jit_for_few_runs, static_argnames=("model", "shapes", "structure", "factories", "make"))
+@partial(jit_for_few_runs, static_argnums=(3, 4, 5))
 def _init(
     key: jax.Array,
     initial: Any,
+    inputs: Any,
     model: nn.Module,
-    shapes: tuple[jax.ShapeDtypeStruct, ...],
-    structure: Any,
     factories: tuple[OptimizerFactory, ...],
     make: Any,
 ) -> tuple[Any, Any, Slots]:
     del make  # two models of one structure are initialised by other functions
-    if initial is None:
-        zeros = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
-        initial = init_model(model, key, jax.tree.unflatten(structure, zeros))
-    variables = dict(initial)
+    variables = dict(init_model(model, key, inputs) if initial is None else initial)
     params = variables.pop("params")
     return params, variables, init_slots(factories, params, hyperparameters())

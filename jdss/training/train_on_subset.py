@@ -3,11 +3,14 @@
 All steps of a stretch run in one compiled loop under `pmap`. What a search varies is traced:
 the hyper-parameters, the number of steps, the subset and, since its places of weight 0 are not
 visited, also the subset's size. Only the batch size, a shape, compiles anew.
+
+Examples that stay on the host are sent by blocks of steps, in the same order, while the steps of
+the block before are made: the loop is the same one, and is fed from a block instead of from all.
 """
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -21,10 +24,14 @@ from jdss.data.examples import Examples, HostExamples, training_batch
 from jdss.models.batch_norm import whole_batch_statistics
 from jdss.models.calling import apply_model
 from jdss.subset import Subset
-from jdss.training.hyperparameters import LEARNING_RATE_SCHEDULES, Hyperparameters
-from jdss.training.optimizers import apply_gradients, in_float32
-from jdss.training.shuffle import shuffled
+from jdss.training.hyperparameters import (
+    LEARNING_RATE_SCHEDULES,
+    Hyperparameters,
+    apply_gradients,
+    in_float32,
+)
 from jdss.training.state import TrainState
+from jdss.training.visits import check_visited, steps_per_epoch, visits
 
 STEP = 2
 """What a step of training is; another number where trainings cannot be compared across a change.
@@ -32,6 +39,11 @@ STEP = 2
 1: a batch's weights were divided by their own sum, and an epoch's last batch was what was left.
 2: weights are divided by the subset's mean, and an epoch's batches are of one size.
 """
+
+BLOCK_BYTES = 1 << 26
+"""About so many bytes of inputs are sent from the host at once; two blocks are on the device."""
+
+_MOST_STEPS = 64  # in a block
 
 
 class TrainMetrics(NamedTuple):
@@ -51,11 +63,6 @@ class TrainMetrics(NamedTuple):
     diverged: jax.Array
 
 
-def steps_per_epoch(size: Any, batch_size: int) -> Any:
-    """ceil(size / batch_size): none is dropped; they are of equal size, but for one example."""
-    return -(-size // batch_size)
-
-
 def train_on_subset(
     state: TrainState,
     data: Examples | HostExamples,
@@ -69,27 +76,21 @@ def train_on_subset(
 ) -> tuple[TrainState, TrainMetrics]:
     """Trains on a fixed weighted subset: pure, `pmap`ped, compiled once for each batch size.
 
-    The loss of a batch B is `Σ_{i∈B} w_i ℓ_i / (|B| w̄)`, with ℓ the state's loss, the softmax
-    cross-entropy if nothing else was asked for, and w̄ the mean of the subset's positive weights.
-    Its gradient is in the mean, over the random order, `Σ_i w_i ∇ℓ_i / Σ_i w_i`: of the direction
-    that GRAD-MATCH and CRAIG match. (Were each batch's weights divided by their own sum, as is
-    often done, an example would count the less for its weight, the larger that is.) Only the
-    proportions of the weights count, not their size: gradients that GRAD-MATCH chooses are larger
-    than the average, and so are the steps taken on them.
+    The loss of a batch B is `Σ_{i∈B} w_i ℓ_i / (|B| w̄)`, with ℓ the state's loss and w̄ the mean of
+    the subset's positive weights. Its gradient is in the mean, over the random order,
+    `Σ_i w_i ∇ℓ_i / Σ_i w_i`, of the direction that GRAD-MATCH and CRAIG match; it would not be if
+    each batch's weights were divided by their own sum. Only the weights' proportions count.
 
     An epoch visits every place of positive weight once, in a new random order, in
-    ceil(size / batch_size) batches whose sizes differ by at most one. What is left over after
-    full batches would be a step as long as the others on a handful of examples: of 900 in batches
-    of 128, every eighth step would follow the gradient of four. With several devices, of one
-    process or of several, every batch is split over them; the gradients are those of the whole
-    batch, and so are the statistics of BatchNorm. The number of devices changes no result but for
-    rounding and the masks of dropout, which each device draws for itself. Every batch is filled up
-    to the batch size with the epoch's next examples at weight 0; only BatchNorm sees them.
+    ceil(size / batch_size) batches whose sizes differ by at most one. They are filled up to the
+    batch size with the epoch's next examples at weight 0, which only BatchNorm sees. Several
+    devices, of one process or of several, split every batch; gradients and the statistics of
+    BatchNorm are those of the whole batch. The number of devices changes no result but for
+    rounding and the masks of dropout, which each device draws for itself.
 
     Args:
       state: the state of training; its memory is given up (donated).
-      data: the stored examples. Those that stay on the host are sent by blocks of steps, to the
-        same result (see `jdss.training.streaming`).
+      data: the stored examples. Those on the host are sent by blocks of steps, to the same result.
       subset: indices int32[k] into them and weights float32[k]. Places of weight 0 are not
         visited, so subsets of different sizes, padded to one k, share a compilation.
       hyperparameters: see `jdss.Hyperparameters`; `epochs` is not used here.
@@ -125,11 +126,7 @@ def train_on_subset(
             "hyperparameters must be made by jdss.hyperparameters(...), got "
             f"{type(hyperparameters).__name__}"
         )
-    if subset.indices.shape != subset.weights.shape or subset.indices.ndim != 1:
-        raise ValueError(
-            "subset must have indices and weights of one shape (k,), got "
-            f"{subset.indices.shape} and {subset.weights.shape}"
-        )
+    check_visited(subset, len(data))
     # Of the same types whoever made it: others would compile the function again.
     subset = Subset(
         indices=_checks.check_integers("subset.indices", subset.indices),
@@ -144,16 +141,10 @@ def train_on_subset(
     # 0, which no training has, stands for None: the same program serves both.
     total_steps = _checks.check_integers("total_steps", 0 if total_steps is None else total_steps)
     first_step = _checks.check_integers("first_step", first_step)
-    if _checks.is_concrete(subset):
-        with jax.ensure_compile_time_eval():
-            _check_subset(subset, len(data))
-    if isinstance(data, HostExamples):
-        from jdss.training.streaming import train_by_blocks
-
-        return train_by_blocks(
-            state, data, subset, hyperparameters, key, num_steps, total_steps, first_step
-        )
-    return _train(state, data, subset, hyperparameters, key, num_steps, total_steps, first_step)
+    steps = _Steps(first_step, num_steps, total_steps)
+    train: Any = _train_by_blocks if isinstance(data, HostExamples) else _train
+    state, _, metrics = train(state, _at_start(steps), data, subset, hyperparameters, key, steps)
+    return state, metrics
 
 
 def prepare_training(
@@ -161,31 +152,35 @@ def prepare_training(
 ) -> None:
     """Compiles what `train_on_subset` needs for such arguments, and trains nothing."""
     if not isinstance(data, HostExamples):
-        steps = [jnp.int32(0)] * 3
-        _train.prepare(state, data, subset, hyper, jax.random.key(0), *steps)  # type: ignore[attr-defined]
+        steps = _Steps(*[jnp.int32(0)] * 3)
+        key = jax.random.key(0)
+        _train.prepare(state, _at_start(steps), data, subset, hyper, key, steps)  # type: ignore[attr-defined]
 
 
-def _check_subset(subset: Subset, num_examples: int) -> None:
-    # By NumPy: there is nothing to compile, and a device is read twice.
-    indices, weights = np.asarray(subset.indices), np.asarray(subset.weights)
-    if len(indices) and not 0 <= indices.min() <= indices.max() < num_examples:
-        raise ValueError(f"subset.indices must be in 0..{num_examples - 1}")
-    if not (np.isfinite(weights) & (weights >= 0)).all():
-        raise ValueError("subset.weights must be finite and non-negative")
-    if not (weights > 0).any():
-        raise ValueError("subset.weights must have a positive weight: there is nothing to visit")
+# The compiled loop -------------------------------------------------------------------------------
 
 
-class Loop(NamedTuple):
+class _Steps(NamedTuple):
+    """The numbers int32[] that `train_on_subset` takes."""
+
+    first: jax.Array
+    num: jax.Array
+    total: jax.Array  # 0 for None
+
+
+class _Progress(NamedTuple):
     """Where a stretch of training is."""
 
-    state: TrainState
     taken: jax.Array  # int32[], steps made of the stretch
     loss: jax.Array  # float32[], of the last step
     total: jax.Array  # float32[], sum of the steps' losses
 
 
-class Share(NamedTuple):
+def _at_start(steps: _Steps) -> _Progress:
+    return _Progress(steps.first, np.float32(0), np.float32(0))  # type: ignore[arg-type]
+
+
+class _Share(NamedTuple):
     """A device's share of a batch."""
 
     indices: jax.Array  # int32[b], into the stored examples
@@ -197,97 +192,55 @@ class Share(NamedTuple):
 def _run(
     device: jax.Array,
     state: TrainState,
+    progress: _Progress,
     data: Examples,
-    subset: Subset,
+    order: Subset | jax.Array,
     hyper: Hyperparameters,
     key: jax.Array,
-    num_steps: jax.Array,
-    total_steps: jax.Array,
-    first_step: jax.Array,
-) -> tuple[TrainState, TrainMetrics]:
-    last_step = jnp.where(total_steps > 0, total_steps, state.step + num_steps)
-    visit = visits(subset, hyper.batch_size, key)
-    in_batch = own_places(device, hyper.batch_size)
+    steps: _Steps,
+) -> tuple[TrainState, _Progress, TrainMetrics]:
+    """The steps of a stretch, on this device's share of every batch.
 
-    def step(loop: Loop) -> Loop:
-        share = Share(*visit(loop.taken, in_batch), in_batch, device)
-        return advance(loop, data, share, hyper, key, last_step)
-
-    zero = jnp.zeros((), jnp.float32)
-    loop = run_steps(step, Loop(state, first_step, zero, zero), first_step + num_steps)
-    taken = loop.taken - first_step
-    return loop.state, TrainMetrics(
-        loss=loop.total / taken,
-        num_steps=taken,
-        diverged=~jnp.isfinite(loop.loss),
-    )
-
-
-def own_places(device: jax.Array, batch_size: int) -> jax.Array:
-    """The places int32[b] of a batch that a device works on; those past its end are none."""
-    share_size = -(-batch_size // jax.lax.axis_size(parallel.AXIS))
-    return device * share_size + jnp.arange(share_size)
-
-
-def visits(
-    subset: Subset, batch_size: int, key: jax.Array
-) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """The order in which a stretch of training visits a subset.
-
-    Returns:
-      A function of a step int32[], counted from the stretch's beginning, and of places int32[b] in
-      its batch B, to the examples' indices int32[b] and their weights w_i / (|B| w̄) float32[b].
+    Or only the next s steps, on data that lie in the order in which they are visited: then `order`
+    are their weights float32[s, b].
     """
-    visited = subset.weights > 0
-    # At least 1: with no weight at all, which only traced weights can have, the loss is NaN.
-    size = jnp.maximum(visited.sum(dtype=jnp.int32), 1)
-    places = jnp.flatnonzero(visited, size=len(subset.indices), fill_value=0)
-    # By the largest first: sums neither overflow nor vanish, whatever the weights' size.
-    proportions = subset.weights / subset.weights.max()
-    mean = proportions.sum() / size
-    epoch_steps = steps_per_epoch(size, batch_size)
-    smallest, larger = size // epoch_steps, size % epoch_steps  # so many have one example more
+    start, end = progress.taken, steps.first + steps.num
+    last_step = jnp.where(steps.total > 0, steps.total, state.step - (start - end))
+    if isinstance(order, Subset):
+        visit = visits(order, hyper.batch_size, key)
+    else:
+        end = jnp.minimum(end, start + len(order))
 
-    def visit(step: jax.Array, in_batch: jax.Array) -> tuple[jax.Array, jax.Array]:
-        epoch, batch = step // epoch_steps, step % epoch_steps
-        start = batch * smallest + jnp.minimum(batch, larger)
-        batch_examples = smallest + (batch < larger)
-        # Places past its end show other batches' examples, at weight 0: BatchNorm sees real ones.
-        position = (start + in_batch) % size
-        chosen = places[shuffled(position, size, jax.random.fold_in(key, epoch))]
-        weights = proportions[chosen] / (mean * batch_examples)
-        return subset.indices[chosen], jnp.where(in_batch < batch_examples, weights, 0.0)
+        def visit(step: jax.Array, in_batch: jax.Array) -> tuple[jax.Array, jax.Array]:
+            row = step - start
+            return row * order.shape[1] + in_batch, order[row, in_batch]
 
-    return visit
+    share_size = -(-hyper.batch_size // jax.lax.axis_size(parallel.AXIS))
+    places = device * share_size + jnp.arange(share_size)
 
+    def goes_on(loop: tuple[TrainState, _Progress]) -> jax.Array:
+        return (loop[1].taken < end) & jnp.isfinite(loop[1].loss)
 
-def run_steps(step: Callable[[Loop], Loop], start: Loop, end: jax.Array) -> Loop:
-    """Steps until `end` are made, or a loss is not finite."""
+    def step(loop: tuple[TrainState, _Progress]) -> tuple[TrainState, _Progress]:
+        state, (taken, _, total) = loop
+        share = _Share(*visit(taken, places), places, device)
+        step_key = jax.random.fold_in(key, -1 - taken)
+        state, loss = _update(state, data, share, hyper, step_key, last_step)
+        return state, _Progress(taken + 1, loss, total + loss)
 
-    def goes_on(loop: Loop) -> jax.Array:
-        return (loop.taken < end) & jnp.isfinite(loop.loss)
-
-    return jax.lax.while_loop(goes_on, step, start)
+    state, progress = jax.lax.while_loop(goes_on, step, (state, progress))
+    taken = progress.taken - steps.first
+    metrics = TrainMetrics(progress.total / taken, taken, ~jnp.isfinite(progress.loss))
+    return state, progress, metrics
 
 
-def advance(
-    loop: Loop,
-    data: Examples,
-    share: Share,
-    hyper: Hyperparameters,
-    key: jax.Array,
-    last_step: jax.Array,
-) -> Loop:
-    """One step of the loop, on this device's share of its batch."""
-    step_key = jax.random.fold_in(key, -1 - loop.taken)
-    state, loss = _update(loop.state, data, share, hyper, step_key, last_step)
-    return Loop(state, loop.taken + 1, loss, loop.total + loss)
+_train = parallel.parallel(_run, donate=(0,))
 
 
 def _update(
     state: TrainState,
     data: Examples,
-    share: Share,
+    share: _Share,
     hyper: Hyperparameters,
     key: jax.Array,
     last_step: jax.Array,
@@ -295,11 +248,7 @@ def _update(
     """One step on this device's share of a batch; gradients are summed over the devices."""
     augmentation_key, dropout_key = jax.random.split(key)
     inputs = training_batch(
-        data,
-        share.indices,
-        augmentation_key,
-        places=share.places,
-        batch_size=hyper.batch_size,
+        data, share.indices, augmentation_key, places=share.places, batch_size=hyper.batch_size
     )
     labels = data.labels[share.indices]
 
@@ -324,13 +273,12 @@ def _update(
 
     (loss, model_state), gradients = jax.value_and_grad(weighted_loss, has_aux=True)(state.params)
     loss, gradients = jax.lax.psum((loss, gradients), parallel.AXIS)
+    # Gradients whose norm exceeds the largest one allowed are scaled down to it.
+    clipping = optax.clip_by_global_norm(hyper.gradient_clipping)
+    gradients, _ = clipping.update(in_float32(gradients), clipping.init(None))
     scheduled = replace(hyper, learning_rate=_learning_rate(hyper, state.step, last_step))
     params, slots = apply_gradients(
-        state.optimizers,
-        state.params,
-        state.optimizer_slots,
-        _clip(in_float32(gradients), hyper.gradient_clipping),
-        scheduled,
+        state.optimizers, state.params, state.optimizer_slots, gradients, scheduled
     )
     new_state = replace(
         state,
@@ -353,10 +301,44 @@ def _learning_rate(hyper: Hyperparameters, step: jax.Array, last_step: jax.Array
     return hyper.learning_rate * factors[hyper.learning_rate_schedule]
 
 
-def _clip(gradients: Any, largest: jax.Array) -> Any:
-    """Scales gradients whose norm exceeds the largest one allowed down to it."""
-    clipping = optax.clip_by_global_norm(largest)
-    return clipping.update(gradients, clipping.init(gradients))[0]
+# Examples on the host ---------------------------------------------------------------------------
 
 
-_train = parallel.parallel(_run, donate=(0,))
+def _train_by_blocks(
+    state: TrainState,
+    progress: _Progress,
+    data: HostExamples,
+    subset: Subset,
+    hyper: Hyperparameters,
+    key: jax.Array,
+    steps: _Steps,
+) -> tuple[TrainState, _Progress, TrainMetrics]:
+    """`_train` of examples on the host; the numbers of steps must be concrete."""
+    width = hyper.batch_size + -hyper.batch_size % parallel.num_devices()
+    epoch_steps = steps_per_epoch(int((np.asarray(subset.weights) > 0).sum()), hyper.batch_size)
+    fitting = BLOCK_BYTES // max(data.bytes_each * width, 1)
+    size = max(min(fitting, epoch_steps, _MOST_STEPS), 1)
+    first = int(steps.first)
+    starts = range(first, first + max(int(steps.num), 1), size)
+    # Asked for now: later, each would have to wait for the steps that are being made.
+    orders = [
+        _look_up(subset, key, jnp.int32(start), hyper.batch_size, size, width) for start in starts
+    ]
+
+    examples = data.on_device(np.asarray(orders[0][0]).ravel())
+    for number, (_, weights) in enumerate(orders):
+        state, progress, metrics = _train(state, progress, examples, weights, hyper, key, steps)
+        if number + 1 < len(orders):  # sent while the steps are being made
+            examples = data.on_device(np.asarray(orders[number + 1][0]).ravel())
+        if metrics.diverged:
+            break
+    return state, progress, metrics
+
+
+@partial(jax.jit, static_argnames=("batch_size", "steps", "width"))
+def _look_up(
+    subset: Subset, key: jax.Array, start: jax.Array, batch_size: int, steps: int, width: int
+) -> tuple[jax.Array, jax.Array]:
+    """The indices int32[s, b] and weights float32[s, b] that steps from `start` on visit."""
+    visit, in_batch = visits(subset, batch_size, key), jnp.arange(width)
+    return jax.vmap(lambda step: visit(start + step, in_batch))(jnp.arange(steps))

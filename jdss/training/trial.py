@@ -8,23 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdss.data.examples import Normalization
+from jdss.data.examples import Examples, HostExamples, Normalization
 from jdss.ledger import Ledger
 from jdss.losses import CROSS_ENTROPY, Loss
 from jdss.subset import Subset
 from jdss.training.ahead import Ahead
 from jdss.training.checkpoint import TrainedResult
 from jdss.training.checks import check_together
-from jdss.training.divergence import TrainingDivergedError, is_finite
-from jdss.training.hyperparameters import Hyperparameters
+from jdss.training.failures import TrainingDivergedError, is_finite
+from jdss.training.hyperparameters import OPTIMIZERS, Hyperparameters, OptimizerFactory
 from jdss.training.metrics import METRICS, Metric, validate
-from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
-from jdss.training.plan import Plan, Stretch, make_plan
 from jdss.training.problem import Problem
-from jdss.training.schedule import Schedule
-from jdss.training.selection_round import everything, lift, select_subset
+from jdss.training.schedule import Schedule, Stretch, make_plan
+from jdss.training.selection_round import everything, lift, place_subset, select_subset
 from jdss.training.state import TrainState, init_state
-from jdss.training.streaming import place_subset
 from jdss.training.train_on_subset import train_on_subset
 from jdss.training.trial_checkpoint import TrialCheckpoint
 
@@ -34,12 +31,7 @@ Callback = Callable[[Mapping[str, Any]], Any]
 
 @dataclass(frozen=True)
 class Rung:
-    """A model was validated on the way.
-
-    Attributes:
-      epoch: after which.
-      score: the metric's value.
-    """
+    """A model was validated on the way, after an epoch: the metric's value."""
 
     epoch: int
     score: float
@@ -81,15 +73,7 @@ class FitResult(TrainedResult):
 
 @dataclass(frozen=True)
 class Training:
-    """All that a training needs but its hyper-parameters: what the trials of a search share.
-
-    Attributes:
-      problem: the examples, on the devices, and which of them train and validate.
-      schedule: how subsets are selected.
-      optimizers: the family of optimizers.
-      loss: what is trained on.
-      metric: what validation measures.
-    """
+    """All that a training needs but its hyper-parameters: what the trials of a search share."""
 
     problem: Problem
     schedule: Schedule
@@ -123,52 +107,41 @@ def train(
       hyper: its hyper-parameters.
       key: decides on everything random.
       ledger: where its seconds go.
-      rungs: epochs after which the model is validated on the way, in rising order. Nothing else
-        changes by them.
+      rungs: epochs after which the model is validated, in rising order; nothing else changes.
       on_epoch: called after every stretch of training with its entry of the history.
       selections: where `FitResult.selections` are kept, for one who looks before the end.
       checkpoint: where training goes on if it was cut off, and is saved at the end of stretches.
       ahead: compiles in other threads what is needed later.
-      initial: variables to begin with; see `init_state`.
-      callback: called after every stretch with its entry of the history and, where there is a
-        validation set, the "validation_score"; returning True ends the training there.
-
-    Yields:
-      A `Rung`, at each of `rungs`.
+      initial: variables to begin with.
+      callback: as in `fit`.
 
     Raises:
       ValueError: where model, loss, labels and selection do not go together.
       TrainingDivergedError: where the loss becomes NaN or infinite.
     """
-    problem, schedule, metric = training.problem, training.schedule, training.metric
+    problem, schedule = training.problem, training.schedule
     init_key, train_key, select_key = jax.random.split(key, 3)
     history: list[dict[str, Any]] = []
     selections = [] if selections is None else selections
-    plan = make_plan(
-        schedule,
-        num_examples=len(problem.train),
-        epochs=int(hyper.epochs),
-        batch_size=hyper.batch_size,
-        rungs=rungs,
-    )
+    epochs, size = int(hyper.epochs), hyper.batch_size
+    plan = make_plan(schedule, len(problem.train), epochs, size, rungs)
+    budget, total = schedule.budget(len(problem.train)), sum(stretch.steps for stretch in plan)
     with ledger.measure("other"):
+        inputs, factories = problem.examples.inputs, training.optimizers
         state = init_state(
-            model,
-            problem.examples.inputs,
-            init_key,
-            optimizers=training.optimizers,
-            loss=training.loss,
-            initial=initial,
+            model, inputs, init_key, optimizers=factories, loss=training.loss, initial=initial
         )
-        check_together(schedule, problem, state, hyper, metric)
-        select = lift(schedule, problem, hyper.batch_size)
-        everyone = problem.examples, everything(problem)
+        check_together(schedule, problem, state, hyper, training.metric)
+        select = lift(schedule, problem, size)
+        everyone = everything(problem)
+        visited = problem.examples, everyone
     if ahead is not None:
-        ahead.start(problem, schedule, state, everyone[1], hyper, select)
-        ahead.wait(hyper.batch_size, ledger)
+        ahead.start(problem, schedule, state, everyone, hyper, select)
+        ahead.wait(size, ledger)
     state, subset = checkpoint.load(state, history, selections) if checkpoint else (state, None)
-    visited = everyone if subset is None else place_subset(subset, problem)
-    for number, stretch in enumerate(plan.stretches):
+    if subset is not None:
+        visited = place_subset(subset, problem)
+    for number, stretch in enumerate(plan):
         if number < len(history):
             continue  # made before this training was cut off
         if stretch.selects:
@@ -177,78 +150,65 @@ def train(
                 ahead.wait("select", ledger)
             round_key = jax.random.fold_in(select_key, epoch)
             subset, statistics = select_subset(
-                problem, state, schedule, select, plan.budget, hyper, round_key, ledger
+                problem, state, schedule, select, budget, hyper, round_key, ledger
             )
             selections.append({"epoch": epoch, **statistics})
             with ledger.measure("other"):
                 visited = place_subset(subset, problem)
-        stretch_key, done, total_loss = jax.random.fold_in(train_key, number), 0, 0.0
-        for end, rung in stretch.parts:
-            if end > done:
-                line = "warm_start" if stretch.phase == "warm_start" else "training"
-                with ledger.measure(line):
-                    state, metrics = train_on_subset(
-                        state,
-                        *visited,
-                        hyper,
-                        stretch_key,
-                        num_steps=end - done,
-                        first_step=done,
-                        total_steps=plan.total_steps,
-                    )
-                    loss, diverged = float(metrics.loss), bool(metrics.diverged)
-                if diverged:
-                    raise TrainingDivergedError(
-                        _where(stretch, plan, done + int(metrics.num_steps))
-                    )
-                total_loss, done = total_loss + loss * (end - done), end
-            if rung is not None:
-                with ledger.measure("evaluating"):
-                    _, score = validate(problem, state, metric)
-                yield Rung(rung, score)
-        history.append(
-            {
-                "phase": stretch.phase,
-                "epoch": stretch.epoch,
-                "epochs": int(hyper.epochs),
-                "steps": stretch.steps,
-                "loss": total_loss / stretch.steps,
-            }
+        stretch_key = jax.random.fold_in(train_key, number)
+        state, loss = yield from _make_steps(
+            training, stretch, total, state, visited, hyper, stretch_key, ledger
         )
-        on_epoch(history[-1])
+        entry = {"phase": stretch.phase, "epoch": stretch.epoch, "epochs": epochs}
+        entry |= {"steps": stretch.steps, "loss": loss}
+        history.append(entry)
+        on_epoch(entry)
         if checkpoint is not None:
             checkpoint.save_if_due(state, subset, history, selections, ledger)
-        if callback is not None and callback(_told(training, state, history[-1], ledger)) is True:
-            break
+        if callback is not None:
+            _, score = validate(problem, state, training.metric, ledger)
+            if callback(entry if score is None else {**entry, "validation_score": score}) is True:
+                break
     return _finish(training, state, history, subset, ledger, selections)
 
 
-def _told(
-    training: Training, state: TrainState, entry: Mapping[str, Any], ledger: Ledger
-) -> dict[str, Any]:
-    """What a callback is told."""
-    if not len(training.problem.validation):
-        return dict(entry)
-    with ledger.measure("evaluating"):
-        _, score = validate(training.problem, state, training.metric)
-    return {**entry, "validation_score": score}
-
-
-def run(steps: Generator[Rung, None, FitResult]) -> FitResult:
-    """The result of a training that nobody stops."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            result: FitResult = end.value
-            return result
-
-
-def _where(stretch: Stretch, plan: Plan, step: int) -> str:
-    return (
-        f"the loss became NaN or infinite in epoch {stretch.epoch} of "
-        f"{plan.stretches[-1].epoch} ({stretch.phase}, step {step} of {stretch.steps})"
-    )
+def _make_steps(
+    training: Training,
+    stretch: Stretch,
+    total_steps: int,
+    state: TrainState,
+    visited: tuple[Examples | HostExamples, Subset],
+    hyper: Hyperparameters,
+    key: jax.Array,
+    ledger: Ledger,
+) -> Generator[Rung, None, tuple[TrainState, float]]:
+    """The steps of a stretch, in its parts: the new state and the mean loss."""
+    done, total_loss = 0, 0.0
+    for end, rung in stretch.parts:
+        if end > done:
+            with ledger.measure("warm_start" if stretch.phase == "warm_start" else "training"):
+                state, metrics = train_on_subset(
+                    state,
+                    *visited,
+                    hyper,
+                    key,
+                    num_steps=end - done,
+                    first_step=done,
+                    total_steps=total_steps,
+                )
+                loss, diverged = float(metrics.loss), bool(metrics.diverged)
+            if diverged:
+                raise TrainingDivergedError(
+                    f"the loss became NaN or infinite in epoch {stretch.epoch} of "
+                    f"{int(hyper.epochs)} ({stretch.phase}, step "
+                    f"{done + int(metrics.num_steps)} of {stretch.steps})"
+                )
+            total_loss, done = total_loss + loss * (end - done), end
+        if rung is not None:
+            _, score = validate(training.problem, state, training.metric, ledger)
+            assert score is not None
+            yield Rung(rung, score)
+    return state, total_loss / stretch.steps
 
 
 def _finish(
@@ -260,17 +220,20 @@ def _finish(
     selections: list[dict[str, Any]],
 ) -> FitResult:
     problem = training.problem
-    if subset is not None:
-        subset = replace(subset, indices=jnp.asarray(problem.train[np.asarray(subset.indices)]))
     # The loss of a step is that before its update: a last update that diverges shows only here.
     with ledger.measure("other"):
         finite = is_finite(state.params)
     if not finite:
         raise TrainingDivergedError("the parameters became NaN or infinite in the last update")
-    accuracy, score = None, None
-    if len(problem.validation):
-        with ledger.measure("evaluating"):
-            accuracy, score = validate(problem, state, training.metric)
+    accuracy, score = validate(problem, state, training.metric, ledger)
+    if subset is not None:
+        subset = replace(subset, indices=jnp.asarray(problem.train[np.asarray(subset.indices)]))
+    classes = problem.classes
+    if classes is None and problem.num_classes is not None:
+        classes = np.arange(problem.num_classes)
+    input_kinds = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), problem.examples.inputs
+    )
     return FitResult(
         state,
         history,
@@ -280,20 +243,16 @@ def _finish(
         score,
         selections,
         problem.examples.normalization.on_host(),
-        class_names(problem),
-        shapes_of(problem),
+        classes,
+        input_kinds,
     )
 
 
-def class_names(problem: Problem) -> np.ndarray | None:
-    """What the classes of a problem are called: their indices where they have no other names."""
-    if problem.classes is not None or problem.num_classes is None:
-        return problem.classes
-    return np.arange(problem.num_classes)
-
-
-def shapes_of(problem: Problem) -> Any:
-    """Shapes and types [1, …] of a problem's inputs."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), problem.examples.inputs
-    )
+def run(steps: Generator[Rung, None, FitResult]) -> FitResult:
+    """The result of a training that nobody stops."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: FitResult = end.value
+            return result

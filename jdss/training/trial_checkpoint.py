@@ -1,8 +1,8 @@
 """Checkpoints inside a trial: a long training that is cut off goes on where it was.
 
-One file for each trial, replaced as a whole, so that there is always a complete one. It holds
-what training needs to give the very result that it would have given: the state, the subset, and
-what is to be told of the way there.
+One file for each trial, in Flax's own format, replaced as a whole, so that there is always a
+complete one. It holds what training needs to give the very result that it would have given: the
+state, the subset, and what is to be told of the way there.
 """
 
 import json
@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.serialization import msgpack_restore, msgpack_serialize
 
 from jdss.ledger import Ledger
 from jdss.subset import Subset
@@ -49,31 +50,22 @@ class TrialCheckpoint:
     def load(
         self, state: TrainState, history: list[Any], selections: list[Any]
     ) -> tuple[TrainState, Subset | None]:
-        """What was saved, if anything: the state and the subset; fills the two lists.
-
-        Args:
-          state: a new one, which says what the saved one must look like.
-        """
+        """What was saved, if anything: state (like a new one) and subset; fills the two lists."""
         if not self.path.exists():
             return state, None
+        leaves, structure = jax.tree.flatten(state)
         try:
-            with np.load(self.path, allow_pickle=False) as file:
-                about = json.loads(str(file["about"]))
-                if about["identity"] != json.loads(json.dumps(self.identity)):
-                    return state, None
-                leaves, structure = jax.tree.flatten(state)
-                saved = [_like(file[f"state_{number}"], leaf) for number, leaf in enumerate(leaves)]
-                subset = None
-                if "indices" in file:
-                    subset = Subset(
-                        *(jnp.asarray(file[name]) for name in ("indices", "weights", "selected"))
-                    )
+            saved = msgpack_restore(self.path.read_bytes())
+            about = json.loads(saved["about"])
+            if about["identity"] != json.loads(json.dumps(self.identity)):
+                return state, None
+            found, parts = ([*saved[name].values()] for name in ("state", "subset"))
+            kinds = [[(leaf.shape, leaf.dtype) for leaf in each] for each in (found, leaves)]
+            if kinds[0] != kinds[1]:
+                raise ValueError("the model has other shapes")
+            subset = Subset(*map(jnp.asarray, parts)) if parts else None
         except Exception as error:  # whatever a damaged file brings about
-            warnings.warn(
-                f"the checkpoint {self.path} cannot be read ({error}): its trial starts again",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            self._warn("read", error, "its trial starts again")
             return state, None
         history.extend(about["history"])
         selections.extend(about["selections"])
@@ -81,7 +73,7 @@ class TrialCheckpoint:
             self.reports.append((epoch, score))
             self.tell(epoch, score)
         self.past.add(about["ledger"])
-        return jax.tree.unflatten(structure, saved), subset
+        return jax.tree.unflatten(structure, map(jnp.asarray, found)), subset
 
     def save_if_due(
         self,
@@ -98,42 +90,35 @@ class TrialCheckpoint:
             spent = Ledger()
             spent.add(self.past)
             spent.add(ledger)
-            about = {
-                "identity": self.identity,
-                "history": history,
-                "selections": selections,
-                "reports": self.reports,
-                "ledger": spent.as_dict(),
+            about = {"identity": self.identity, "history": history, "selections": selections}
+            about |= {"reports": self.reports, "ledger": spent.as_dict()}
+            content = {
+                "about": json.dumps(about),
+                "state": _by_place(state),
+                "subset": _by_place(subset),
             }
-            leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
-            arrays = {f"state_{number}": leaf for number, leaf in enumerate(leaves)}
-            if subset is not None:
-                names = ("indices", "weights", "selected")
-                values = (subset.indices, subset.weights, subset.num_selected)
-                arrays |= {n: np.asarray(v) for n, v in zip(names, values, strict=True)}
             try:
-                self._write({"about": np.array(json.dumps(about)), **arrays})
+                self._write(msgpack_serialize(content))
             except OSError as error:
                 self._broken = True
-                warnings.warn(
-                    f"the checkpoint {self.path} cannot be written ({error}): the trial goes on "
-                    "without",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
+                self._warn("written", error, "the trial goes on without")
         self._last = time.monotonic()
 
-    def _write(self, arrays: dict[str, Any]) -> None:
+    def _write(self, content: bytes) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(f".{os.getpid()}.part")
         try:
             with open(part, "wb") as file:
-                np.savez(file, **arrays)
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, self.path)
         finally:
             part.unlink(missing_ok=True)
+
+    def _warn(self, done: str, error: Exception, then: str) -> None:
+        sentence = f"the checkpoint {self.path} cannot be {done} ({error}): {then}"
+        warnings.warn(sentence, RuntimeWarning, stacklevel=4)
 
     def remove(self) -> None:
         """Removes the file of a trial that is finished."""
@@ -141,10 +126,6 @@ class TrialCheckpoint:
             self.path.unlink(missing_ok=True)
 
 
-def _like(array: np.ndarray, leaf: jax.Array) -> jax.Array:
-    """The array, with the type that NumPy's files do not know (bfloat16 and its kin)."""
-    if array.dtype != leaf.dtype:
-        array = array.view(leaf.dtype)
-    if array.shape != leaf.shape:
-        raise ValueError(f"the model has other shapes: {array.shape} instead of {leaf.shape}")
-    return jnp.asarray(array)
+def _by_place(tree: Any) -> dict[str, np.ndarray]:
+    """Leaves as Flax cuts those that are too long for its format: in a dictionary."""
+    return {str(place): np.asarray(leaf) for place, leaf in enumerate(jax.tree.leaves(tree))}

@@ -19,11 +19,20 @@ from jdss.ledger import Ledger
 from jdss.models.calling import check_model
 from jdss.models.nnx_model import makes_nnx
 from jdss.subset import Select
-from jdss.training.divergence import TrainingDivergedError
+from jdss.training.failures import (
+    OutOfMemoryError,
+    TrainingDivergedError,
+    is_out_of_memory,
+    shortage,
+)
 from jdss.training.fit import make_training
-from jdss.training.hyperparameters import DEFAULTS, NAMES, hyperparameters
-from jdss.training.memory import OutOfMemoryError, is_out_of_memory, shortage
-from jdss.training.optimizers import OPTIMIZERS, OptimizerFactory
+from jdss.training.hyperparameters import (
+    DEFAULTS,
+    NAMES,
+    OPTIMIZERS,
+    OptimizerFactory,
+    hyperparameters,
+)
 from jdss.training.problem import Data, Examined
 from jdss.training.trial import Rung, Training, train
 from jdss.training.trial_checkpoint import TrialCheckpoint
@@ -258,7 +267,7 @@ def check_problem(model: Any, space: Any, task: Task, validation: Any, seed: Any
 
 def checkpoint_path(directory: Any, study_name: str, number: int | str) -> Path:
     """The file of a trial's checkpoints."""
-    return Path(directory) / re.sub(r"[^\w.-]", "_", f"{study_name}-{number}.npz")
+    return Path(directory) / re.sub(r"[^\w.-]", "_", f"{study_name}-{number}.msgpack")
 
 
 def note_outcome(trial: Any, outcome: Outcome) -> None:

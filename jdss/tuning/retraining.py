@@ -15,9 +15,8 @@ from jdss.config import Search
 from jdss.data.examples import Examples, HostExamples, Normalization, store
 from jdss.ledger import Ledger
 from jdss.progress import progress_bar
-from jdss.training.checkpoint import TrainedModel, TrainedResult, load, save_model
-from jdss.training.divergence import TrainingDivergedError
-from jdss.training.memory import is_out_of_memory, shortage
+from jdss.training.checkpoint import TrainedModel, TrainedResult, load
+from jdss.training.failures import TrainingDivergedError, is_out_of_memory, shortage
 from jdss.training.metrics import measure
 from jdss.training.problem import Problem, check_like
 from jdss.training.schedule import make_schedule
@@ -101,7 +100,7 @@ def retrain_and_save(
     try:
         retraining = retrain(objective, values, test, checkpoint, progress=progress)
         if save_to is not None:
-            save_model(save_to, retraining)
+            retraining.save(save_to)
     except TrainingDivergedError as error:
         failure = f"retraining on everything diverged: {error}"
     except (MemoryError, jax.errors.JaxRuntimeError) as error:

@@ -25,8 +25,7 @@ from jdss.progress import progress_bar
 from jdss.subset import Select
 from jdss.training.ahead import Ahead, batch_sizes_of
 from jdss.training.fit import make_training
-from jdss.training.hyperparameters import DEFAULTS
-from jdss.training.optimizers import OPTIMIZERS
+from jdss.training.hyperparameters import DEFAULTS, OPTIMIZERS
 from jdss.training.problem import Data, Examined
 from jdss.training.schedule import make_schedule
 from jdss.training.train_on_subset import STEP
@@ -135,7 +134,7 @@ def tune(
       workers: how many processes train trials, or a `jdss.Workers`; more than one takes Ray. See
         docs/workers.md.
       retrain: whether to retrain the best on the training and validation examples together.
-      save_to: a new directory for the retrained model (see `jdss.load_model`). A search that has
+      save_to: a new directory for the retrained model (see `jdss.load`). A search that has
         saved it there does not train it again.
       progress: whether to show progress bars.
 
