@@ -218,8 +218,11 @@ def _lazy_greedy(similarities: Similarities, greedy: Greedy, num_selected: jax.A
 
         def evaluate_batch(search: tuple) -> tuple:
             bounds, gain, winner, _ = search
-            # Without the barrier XLA no longer recognises top_k, and sorts everything.
-            largest, order = jax.lax.optimization_barrier(jax.lax.top_k(bounds, batch_size + 1))
+            # Without the barriers XLA no longer recognises top_k, and sorts everything; a common
+            # one ends the process in its compiler where there are several devices.
+            largest, order = map(
+                jax.lax.optimization_barrier, jax.lax.top_k(bounds, batch_size + 1)
+            )
             candidates = order[:-1]
             gains = similarities.gains(candidates, progress.best)
             gains = jnp.where(largest[:-1] > -jnp.inf, gains, -jnp.inf)
