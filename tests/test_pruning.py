@@ -2,6 +2,8 @@
 
 import optuna
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
@@ -9,7 +11,7 @@ import jdss
 from jdss.training.trial import Rung
 from jdss.tuning.driver import Driver
 from jdss.tuning.objective import Died, Outcome
-from jdss.tuning.sampling import make_pruner, rungs
+from jdss.tuning.sampling import Cohorts, make_pruner, rungs
 from jdss.tuning.study import Lease, SearchStudy
 from tests import searching
 
@@ -58,10 +60,43 @@ def test_a_trial_that_is_not_pruned_is_the_trial_without_a_pruner(pruned, whole)
         assert trial["value"] == by_number[trial["number"]]["value"]
 
 
-def test_asha_keeps_what_successive_halving_keeps(pruned):
+def test_asha_in_one_process_keeps_the_best_of_each_cohort(pruned):
+    """An oracle by hand: seven trials are one cohort, two go on from epoch 1, then one."""
+    for epoch, kept in {"1": 2, "3": 1, "9": 1}.items():
+        there = [trial for trial in pruned.trials if epoch in trial["rungs"]]
+        there.sort(key=lambda trial: -trial["rungs"][epoch])
+        stopped = [t["state"] == "pruned" and list(t["rungs"])[-1] == epoch for t in there]
+        assert stopped == [rank >= kept for rank in range(len(there))]
+
+
+def test_cohorts_do_not_hear_of_each_other(perceptron, blobs):
+    """The first four of eight trials end as four trials do that are alone."""
+    options = {"pruner": "asha", "reduction_factor": 2, "sampler": "random", "seed": 1}
+    eight, four = (tune(perceptron, blobs, trials=count, **options) for count in (8, 4))
+    ends = [[(t["state"], t["rungs"]) for t in result.trials] for result in (eight, four)]
+    assert ends[0][:4] == ends[1]
+    assert [state for state, _ in ends[0]].count("complete") == 2
+
+
+@given(trials=st.integers(1, 200), factor=st.integers(2, 5))
+def test_every_trial_is_in_one_cohort_and_one_of_each_is_completed(trials, factor):
+    cohorts = Cohorts(trials, 1, factor)
+    found = [cohorts.of(number) for number in range(trials)]
+    assert all(number in cohort for number, cohort in enumerate(found))
+    sizes = [len(cohort) for cohort in dict.fromkeys(found)]
+    assert sum(sizes) == trials
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) < 2 * factor**2
+    kept = [cohorts.kept(sizes[0], factor**rung) for rung in range(5)]
+    assert kept == sorted(kept, reverse=True)
+    assert kept[-1] == 1
+
+
+def test_optunas_own_successive_halving_asks_at_once(perceptron, blobs):
     """An oracle by hand: at a rung, a trial goes on if it is in the best third of those so far."""
+    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
     seen = {}
-    for trial in pruned.trials:
+    for trial in tune(perceptron, blobs, pruner=pruner, sampler="random", seed=1).trials:
         for rung, score in trial["rungs"].items():
             scores = seen.setdefault(rung, [])
             scores.append(score)
@@ -147,9 +182,9 @@ def test_a_trial_that_is_cut_off_competes_once(perceptron, blobs, pruner):
     stop_at = 2  # after the rung at epoch 1
     with pytest.raises(KeyboardInterrupt):
         tune(perceptron, blobs, **options)
-    (cut,) = [t for t in storage.get_all_trials(0) if t.state == TrialState.WAITING]
-    assert cut.intermediate_values
-    assert cut.params
+    cut = [t for t in storage.get_all_trials(0) if t.state == TrialState.WAITING]
+    assert cut[0].intermediate_values
+    assert all(trial.params for trial in cut)
     resumed = tune(perceptron, blobs, **options)
     stop_at = None
     options["storage"] = optuna.storages.InMemoryStorage()
@@ -186,7 +221,7 @@ def test_a_trial_that_goes_on_from_a_checkpoint_has_been_at_its_rungs(perceptron
             selection=select,
             warm_start=0.0,
             every=5,
-            pruner="asha",
+            pruner=optuna.pruners.SuccessiveHalvingPruner(1, 3),
             trials=1,
             storage=f"sqlite:///{tmp_path}/s.db",
             study_name=name,

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import optuna
-from optuna.trial import TrialState
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
 from jdss.config import Search
 from jdss.training.trial import Rung, Training
@@ -27,7 +28,7 @@ from jdss.tuning.objective import (
     checkpoint_path,
     note_outcome,
 )
-from jdss.tuning.sampling import Grid, Samplers
+from jdss.tuning.sampling import Cohorts, Grid, Samplers
 from jdss.tuning.space import HYPERPARAMETERS
 from jdss.tuning.storage import StorageError, explained
 from jdss.tuning.study import (
@@ -60,29 +61,32 @@ class Pool(Protocol):
 
 
 class OwnProcess:
-    """A pool of one slot: trials are trained here."""
+    """A pool of this process alone: one trial trains, while others may wait at their rungs."""
 
-    def __init__(self, attempt: Callable[[Order], Attempt]) -> None:
+    def __init__(self, attempt: Callable[[Order], Attempt], slots: int = 1) -> None:
         self._attempt = attempt
-        self._events: Attempt | None = None
-        self._stop: bool | None = None
+        self._slots = range(slots)
+        self._trials: dict[int, Attempt] = {}
+        self._ready: list[tuple[int, bool | None]] = []
 
     def free(self) -> Sequence[int]:
-        return [0] if self._events is None else []
+        left = [slot for slot in self._slots if slot not in self._trials]
+        return [] if self._ready else left[:1]
 
     def start(self, slot: int, order: Order) -> Mapping[str, Any]:
-        self._events, self._stop = self._attempt(order), None
+        self._trials[slot] = self._attempt(order)
+        self._ready.append((slot, None))
         return this_process()
 
     def answer(self, slot: int, stop: bool) -> None:
-        self._stop = stop
+        self._ready.append((slot, stop))
 
     def next_event(self) -> tuple[int, Rung | Outcome | Died] | None:
-        assert self._events is not None
-        event = self._events.send(self._stop)
+        slot, stop = self._ready.pop(0)
+        event = self._trials[slot].send(stop)
         if isinstance(event, Outcome):
-            self._events = None
-        return 0, event
+            del self._trials[slot]
+        return slot, event
 
 
 @dataclass
@@ -90,6 +94,7 @@ class _Running:
     trial: optuna.Trial
     reported: Mapping[int, float]  # before it was cut off
     pruned: bool = False
+    waits: Rung | None = None  # for the others of its cohort
 
 
 @dataclass
@@ -103,6 +108,7 @@ class Driver:
     trials: int  # in all
     samplers: Samplers
     place: Any  # where the study is kept, for what is said of it
+    cohorts: Cohorts | None = None  # whose trials wait for each other; else the pruner is asked
     _running: dict[int, _Running] = field(default_factory=dict)
     _cut_off: set[int] = field(default_factory=set)
 
@@ -120,8 +126,9 @@ class Driver:
                     self.lease.renew()
                     is_over = self.study.stopped or time.monotonic() >= end
                     for slot in pool.free():
-                        if self._is_left(is_over):
+                        if self._is_left(is_over) and self._is_next_of_cohort():
                             self._begin(pool, slot)
+                    self._halve(pool, is_over)
                     if not self._running and not self._is_left(is_over):
                         return
                 if (event := pool.next_event()) is None:
@@ -157,11 +164,49 @@ class Driver:
             return bool(self._cut_off)
         return len(finished_trials(self.study)) + len(self._running) < self.attainable()
 
+    def _next(self, trials: Sequence[FrozenTrial]) -> int:
+        """The number of the trial that waits longest, or of a new one."""
+        waiting = (trial.number for trial in trials if trial.state == TrialState.WAITING)
+        return next(waiting, len(trials))
+
+    def _is_next_of_cohort(self) -> bool:
+        """Whether the next trial may begin beside those that run."""
+        if self.cohorts is None or not self._running:
+            return True
+        cohort = self.cohorts.of(next(iter(self._running.values())).trial.number)
+        return self._next(self.study.get_trials(deepcopy=False)) in cohort
+
+    def _halve(self, pool: Pool, is_over: bool) -> None:
+        """Answers trials at rungs: "stop" as soon as enough others are better, "go on" at last.
+
+        What is read is in the study, so that a search that is resumed answers as before.
+        """
+        waiting = {slot: one for slot, one in self._running.items() if one.waits is not None}
+        if self.cohorts is None or not waiting:
+            return
+        trials = self.study.get_trials(deepcopy=False)
+        cohort = self.cohorts.of(next(iter(waiting.values())).trial.number)
+        sign = -1.0 if self.study.direction == StudyDirection.MAXIMIZE else 1.0
+        answers: dict[int, bool] = {}
+        for slot, one in waiting.items():
+            epoch = one.waits.epoch
+            known = [t for t in trials if t.number in cohort and epoch in t.intermediate_values]
+            order = sorted((sign * t.intermediate_values[epoch], t.number) for t in known)
+            rank = [number for _, number in order].index(one.trial.number)
+            if rank >= self.cohorts.kept(len(cohort), epoch):
+                answers[slot] = True
+        begun = is_over or self._next(trials) not in cohort
+        if not answers and begun and len(waiting) == len(self._running):
+            first = min(one.waits.epoch for one in waiting.values())
+            answers = {s: False for s, one in waiting.items() if one.waits.epoch == first}
+        for slot, stop in answers.items():
+            self._running[slot].waits, self._running[slot].pruned = None, stop
+            pool.answer(slot, stop)
+
     def _begin(self, pool: Pool, slot: int) -> None:
         """Begins the trial that waits longest, or a new one."""
         trials = self.study.get_trials(deepcopy=False)
-        waiting = (trial.number for trial in trials if trial.state == TrialState.WAITING)
-        self.study.sampler = self.samplers(next(waiting, len(trials)))
+        self.study.sampler = self.samplers(self._next(trials))
         trial = self.study.ask()
         self._cut_off.discard(trial.number)
         order = self.objective.order(trial, self.study)
@@ -183,7 +228,14 @@ class Driver:
         running = self._running[slot]
         trial = running.trial
         if isinstance(event, Rung):
-            running.pruned = _prunes(running, event)
+            if event.epoch not in running.reported:
+                trial.report(event.score, event.epoch)
+            if self.cohorts is not None:
+                running.waits = event
+                return None
+            # One that was cut off has gone on from its earlier rungs before.
+            goes_on = event.epoch < max(running.reported, default=0)
+            running.pruned = not goes_on and trial.should_prune()
             pool.answer(slot, running.pruned)
             return None
         del self._running[slot]
@@ -213,14 +265,6 @@ class Driver:
             return number
         self._cut_off.add(number)
         return None
-
-
-def _prunes(running: _Running, rung: Rung) -> bool:
-    if rung.epoch not in running.reported:
-        running.trial.report(rung.score, rung.epoch)
-    elif rung.epoch < max(running.reported):
-        return False  # it has gone on from there before
-    return running.trial.should_prune()
 
 
 def warn_if_subsets_cannot_pay(trials: list[optuna.trial.FrozenTrial], training: Training) -> None:

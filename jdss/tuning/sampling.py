@@ -17,6 +17,7 @@ import importlib.util
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -179,6 +180,41 @@ def make_pruner(search: Search, space: Space) -> pruners.BasePruner:
             return pruners.NopPruner()
     own: Any = search.pruner
     return own
+
+
+@dataclass(frozen=True)
+class Cohorts:
+    """Successive halving (Karnin et al., ICML 2013), whose trials wait for each other at rungs.
+
+    A process that trains one trial after the other has nothing to be asynchronous for: where ASHA
+    asks of each trial at once whether it is among the best so far, its first ones are completed for
+    want of others. Cohorts of about η² trials leave one in η at each rung, and complete one.
+
+    Attributes:
+      trials: of the search.
+      first_rung, reduction_factor: r and η.
+
+    Example:
+      >>> cohorts = Cohorts(trials=20, first_rung=1, reduction_factor=3)
+      >>> cohorts.of(12), [cohorts.kept(10, epoch) for epoch in (1, 3, 9)]
+      (range(10, 20), [3, 1, 1])
+    """
+
+    trials: int
+    first_rung: int
+    reduction_factor: int
+
+    def of(self, number: int) -> range:
+        """The trials of the cohort that a trial is in."""
+        count = max(round(self.trials / self.reduction_factor**2), 1)
+        ends = [round(self.trials * end / count) for end in range(count + 1)]
+        start = max(end for end in ends[:-1] if end <= number)
+        return range(start, max(ends[ends.index(start) + 1], number + 1))
+
+    def kept(self, size: int, epoch: int) -> int:
+        """How many of a cohort go on from a rung."""
+        rung = round(math.log(epoch / self.first_rung, self.reduction_factor))
+        return max(size // self.reduction_factor ** (rung + 1), 1)
 
 
 def _most_epochs(space: Space) -> int | str:

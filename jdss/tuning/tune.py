@@ -40,7 +40,13 @@ from jdss.tuning.objective import (
 )
 from jdss.tuning.result import TuneResult
 from jdss.tuning.retraining import check_test, known_retraining, retrain_and_save
-from jdss.tuning.sampling import STARTUP_SAMPLERS, describe_pruner, make_pruner, make_samplers
+from jdss.tuning.sampling import (
+    STARTUP_SAMPLERS,
+    Cohorts,
+    describe_pruner,
+    make_pruner,
+    make_samplers,
+)
 from jdss.tuning.space import check_enqueued, describe_space, stored_value, values_of
 from jdss.tuning.storage import explained, open_storage
 from jdss.tuning.study import (
@@ -319,7 +325,12 @@ def _run(driver: Driver, workers: Workers, *, progress: bool) -> None:
                     driver.lease.renew()
 
             ahead = stack.enter_context(closing(Ahead(batch_sizes_of(objective.space))))
-            pool = OwnProcess(partial(attempt, objective, on_epoch=on_epoch, ahead=ahead))
+            slots = 1
+            if driver.search.pruner == "asha":
+                driver.cohorts = Cohorts(total, objective.first_rung, objective.reduction_factor)
+                slots = total
+            train_one = partial(attempt, objective, on_epoch=on_epoch, ahead=ahead)
+            pool = OwnProcess(train_one, slots)
         driver.run(pool, show)
 
 
