@@ -206,8 +206,17 @@ class Driver:
     def _begin(self, pool: Pool, slot: int) -> None:
         """Begins the trial that waits longest, or a new one."""
         trials = self.study.get_trials(deepcopy=False)
-        self.study.sampler = self.samplers(self._next(trials))
-        trial = self.study.ask()
+        number, storage = self._next(trials), self.study.storage
+        self.study.sampler = self.samplers(number)
+        if number < len(trials):
+            # `ask` might pass it over: Optuna's storage in memory looks only behind the last one
+            # that waited.
+            study_id = storage.get_study_id_from_name(self.study.study_name)
+            trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
+            storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+            trial = optuna.Trial(self.study, trial_id)
+        else:
+            trial = self.study.ask()
         self._cut_off.discard(trial.number)
         order = self.objective.order(trial, self.study)
         if self.search.checkpoints is not None:
