@@ -538,3 +538,15 @@ def test_a_retraining_without_enough_memory_does_not_lose_the_search(
         result = tune(perceptron, blobs, trials=1)
     assert "ran out of memory" in result.failure
     assert len(result.trials) == 1
+
+
+def test_a_search_says_what_it_costs_and_what_it_saved(perceptron, blobs, capfd):
+    """An estimate by hand: the steps of all trials, as long as on all the data."""
+    result = tune(perceptron, blobs, selection="uniform", progress=True, retrain=False)
+    assert "3 trials take at most about" in capfd.readouterr().err
+    seconds = [trial["ledger"]["seconds"] for trial in result.trials]
+    by_hand = sum(one["warm_start"] + one["training"] for one in seconds) / 0.2
+    assert result.seconds_on_everything() == pytest.approx(by_hand)
+    assert "on all the data, estimated (s)" in str(result)
+    everything = tune(perceptron, blobs, selection="full", retrain=False)
+    assert everything.seconds_on_everything() is None

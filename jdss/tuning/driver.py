@@ -18,7 +18,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from jdss.config import Search
-from jdss.training.trial import Rung, Training
+from jdss.training.trial import Rung
 from jdss.tuning.objective import (
     Attempt,
     Died,
@@ -32,7 +32,6 @@ from jdss.tuning.sampling import Cohorts, Grid, Samplers
 from jdss.tuning.space import HYPERPARAMETERS
 from jdss.tuning.storage import StorageError, explained
 from jdss.tuning.study import (
-    LEDGER,
     SEARCH,
     WORKER,
     Lease,
@@ -274,19 +273,3 @@ class Driver:
             return number
         self._cut_off.add(number)
         return None
-
-
-def warn_if_subsets_cannot_pay(trials: list[optuna.trial.FrozenTrial], training: Training) -> None:
-    """Compares the first trial that was completed with what it would have been on everything."""
-    first = next(trial for trial in trials if trial.state == TrialState.COMPLETE)
-    seconds = first.user_attrs[LEDGER]["seconds"]
-    spent = sum(seconds.values()) - seconds["compiling"]
-    everything = (seconds["warm_start"] + seconds["training"]) / training.schedule.fraction
-    if spent > max(everything, 1.0):
-        warnings.warn(
-            f"subsets do not pay here: without compiling, a trial took {spent:.1f} s, and training "
-            f"on everything would take about {everything:.1f} s; select less often (`every`), from "
-            "fewer `candidates`, or use 'full'",
-            RuntimeWarning,
-            stacklevel=5,
-        )

@@ -12,6 +12,7 @@ from rich.table import Table
 from jdss.ledger import Ledger
 from jdss.tuning.retraining import Retraining
 from jdss.tuning.space import stored_value
+from jdss.tuning.study import estimate
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,28 @@ class TuneResult:
         for line, seconds in self.ledger.seconds.items():
             if seconds >= 0.05:
                 table.add_row(f"{line} (s)", f"{seconds:.1f}")
+        if (everything := self.seconds_on_everything()) is not None:
+            search = self.ledger.total_seconds - self.ledger.seconds["retraining"]
+            times = f"{everything:.0f}, {everything / search:.1f} times as long"
+            table.add_section()
+            table.add_row("on all the data, estimated (s)", times)
         console = Console(width=100, file=StringIO())
         console.print(table)
         return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
 
     __str__ = summary
+
+    def seconds_on_everything(self) -> float | None:
+        """What all trials would have taken on all the data, unpruned: an estimate from their steps.
+
+        None for a search on all the data, or without a trial that says what it took.
+        """
+        strategy = self.search["strategy"]
+        known = [trial for trial in self.trials if trial["ledger"] and not trial["failure"]]
+        if strategy["name"] == "full" or not known:
+            return None
+        mean = np.mean([estimate(trial, strategy["fraction"])[1] for trial in known])
+        return float(mean) * len(self.trials)
 
     def predict(self, raw: Any, *, batch_size: int = 512) -> np.ndarray:
         """What the labels of inputs are, by the retrained model (see `TrainedModel.predict`).

@@ -13,6 +13,7 @@ import jax
 import optuna
 from flax import linen as nn
 from optuna.trial import TrialState
+from tqdm import tqdm
 
 from jdss import _checks
 from jdss.compilation import keep_programs
@@ -27,10 +28,10 @@ from jdss.training.ahead import Ahead, batch_sizes_of
 from jdss.training.fit import make_training
 from jdss.training.hyperparameters import DEFAULTS, OPTIMIZERS
 from jdss.training.problem import Data, Examined
-from jdss.training.schedule import make_schedule
+from jdss.training.schedule import Schedule, make_schedule
 from jdss.training.train_on_subset import STEP
 from jdss.training.trial import Training
-from jdss.tuning.driver import Driver, OwnProcess, Pool, warn_if_subsets_cannot_pay
+from jdss.tuning.driver import Driver, OwnProcess, Pool
 from jdss.tuning.objective import (
     ModelFactory,
     Objective,
@@ -50,11 +51,14 @@ from jdss.tuning.sampling import (
 from jdss.tuning.space import check_enqueued, describe_space, stored_value, values_of
 from jdss.tuning.storage import explained, open_storage
 from jdss.tuning.study import (
+    LEDGER,
     Lease,
     SearchInterrupted,
     SearchStudy,
     best_trial,
     describe_trial,
+    estimate,
+    failure_of,
     finished_trials,
     open_study,
     release_running,
@@ -297,19 +301,24 @@ def _run(driver: Driver, workers: Workers, *, progress: bool) -> None:
             print(text, file=sys.stderr)
         return
     strategy = training.schedule.strategy
-    compared = not strategy.needs_gradients
+    told: list[Any] = []
+    warned: list[Any] = []
     better = max if training.metric.direction == "maximize" else min
     with ExitStack() as stack:
         outer = stack.enter_context(progress_bar(total, strategy.name, enabled=progress))
 
         def show() -> None:
-            nonlocal compared
             trials = finished_trials(study)
             values = [t.value or 0.0 for t in trials if t.state == TrialState.COMPLETE]
             outer.advance(len(trials), best=better(values, default=None))
-            if values and not compared:
-                compared = True
-                warn_if_subsets_cannot_pay(trials, training)
+            ended = [t for t in trials if LEDGER in t.user_attrs and not failure_of(t)]
+            if ended and not told:
+                told.append(describe_trial(ended[0]))
+                _tell_cost(told[0], training.schedule, total, progress=progress)
+            complete = [trial for trial in ended if trial.state == TrialState.COMPLETE]
+            if complete and not warned:
+                warned.append(describe_trial(complete[0]))
+                _warn_if_subsets_cannot_pay(warned[0], training.schedule)
 
         show()
         pool: Pool
@@ -332,6 +341,32 @@ def _run(driver: Driver, workers: Workers, *, progress: bool) -> None:
             train_one = partial(attempt, objective, on_epoch=on_epoch, ahead=ahead)
             pool = OwnProcess(train_one, slots)
         driver.run(pool, show)
+
+
+def _tell_cost(
+    trial: Mapping[str, Any], schedule: Schedule, trials: int, *, progress: bool
+) -> None:
+    """Says by the first trial that ended what a search will cost."""
+    spent, everything = estimate(trial, schedule.fraction)
+    if progress and schedule.strategy.select is not None:
+        tqdm.write(
+            f"{trials} trials take at most about {trials * spent:.0f} s, without compiling; on all "
+            f"the data they would take about {trials * everything:.0f} s",
+            file=sys.stderr,
+        )
+
+
+def _warn_if_subsets_cannot_pay(trial: Mapping[str, Any], schedule: Schedule) -> None:
+    """Compares the first trial that was completed with what it would have been on everything."""
+    spent, everything = estimate(trial, schedule.fraction)
+    if spent > max(everything, 1.0) and schedule.strategy.needs_gradients:
+        warnings.warn(
+            f"subsets do not pay here: without compiling, a trial took {spent:.1f} s, and training "
+            f"on everything would take about {everything:.1f} s; select less often (`every`), from "
+            "fewer `candidates`, or use 'full'",
+            RuntimeWarning,
+            stacklevel=5,
+        )
 
 
 def _check_save_to(save_to: Any, storage: optuna.storages.BaseStorage, name: str) -> None:
