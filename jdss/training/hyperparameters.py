@@ -68,7 +68,7 @@ MNIST with momenta of 0.5 and 0.9 and batches of 32 and 128, on subsets and on a
 DEFAULTS: Mapping[str, Any] = {
     "learning_rate": 0.05,
     "momentum": 0.9,
-    "weight_decay": 0.0,
+    "weight_decay": 5e-4,  # the authors'
     "optimizer": "sgd",
     # Without annealing the last steps on a small weighted subset throw away what the model had.
     "learning_rate_schedule": "cosine",

@@ -401,6 +401,7 @@ def _describe(
             "optimizers": list(training.optimizers),
             "augmentation": task.augmentation,
             "learning_rate_schedule": DEFAULTS["learning_rate_schedule"],
+            "weight_decay": DEFAULTS["weight_decay"],
             "examples": [len(problem.train), len(problem.validation)],
             "fingerprint": problem.fingerprint(),
             "step": STEP,
