@@ -220,6 +220,7 @@ UNIT = jdss.make_examples(np.eye(N, dtype=np.float32), LABELS)
 VISITED = np.array([0, 1, 2, 4, 5, 6, 7, 8, 9])  # not example 3
 WEIGHTS = np.array([1.0, 2.0, 0.5, 1.0, 3.0, 1.0, 1.0, 0.25, 4.0], np.float32)
 PLAIN_SGD = jdss.hyperparameters(
+    weight_decay=0.0,
     learning_rate=1.0,
     momentum=0.0,
     batch_size=BATCH,
@@ -535,7 +536,7 @@ def initialised(model):
 
 
 def trained(model):
-    hyper = jdss.hyperparameters(learning_rate=0.5, batch_size=5)
+    hyper = jdss.hyperparameters(learning_rate=0.5, weight_decay=0.0, batch_size=5)
     subset = jdss.Subset(jnp.arange(N), jnp.ones(N), N)
     return jdss.train_on_subset(initialised(model), DATA, subset, hyper, jax.random.key(1))[0]
 
@@ -573,7 +574,7 @@ def test_gradients_are_those_of_the_last_layer_by_hand_in_odd_chunks(model):
 def test_training_moves_the_statistics_of_batch_norm_by_every_batch():
     model = WithBatchNorm(C)
     before = jax.tree.map(np.asarray, initialised(model))
-    hyper = jdss.hyperparameters(learning_rate=0.5, batch_size=5)
+    hyper = jdss.hyperparameters(learning_rate=0.5, weight_decay=0.0, batch_size=5)
     subset = jdss.Subset(jnp.arange(5), jnp.ones(5), 5)
     state, _ = jdss.train_on_subset(
         initialised(model), DATA, subset, hyper, jax.random.key(1), num_steps=1
@@ -586,7 +587,7 @@ def test_training_moves_the_statistics_of_batch_norm_by_every_batch():
 
 
 def test_dropout_is_on_in_training_and_decided_by_the_key():
-    hyper = jdss.hyperparameters(learning_rate=0.5, batch_size=5)
+    hyper = jdss.hyperparameters(learning_rate=0.5, weight_decay=0.0, batch_size=5)
     one = jdss.Subset(jnp.array([2]), jnp.ones(1), 1)  # one example: the order cannot matter
     kernels = [
         np.asarray(
