@@ -93,7 +93,7 @@ class _Running:
     trial: optuna.Trial
     reported: Mapping[int, float]  # before it was cut off
     pruned: bool = False
-    waits: Rung | None = None  # for the others of its cohort
+    waits: int = 0  # the epoch at whose end it waits for the others of its cohort
 
 
 @dataclass
@@ -180,7 +180,7 @@ class Driver:
 
         What is read is in the study, so that a search that is resumed answers as before.
         """
-        waiting = {slot: one for slot, one in self._running.items() if one.waits is not None}
+        waiting = {slot: one for slot, one in self._running.items() if one.waits}
         if self.cohorts is None or not waiting:
             return
         trials = self.study.get_trials(deepcopy=False)
@@ -188,18 +188,17 @@ class Driver:
         sign = -1.0 if self.study.direction == StudyDirection.MAXIMIZE else 1.0
         answers: dict[int, bool] = {}
         for slot, one in waiting.items():
-            epoch = one.waits.epoch
-            known = [t for t in trials if t.number in cohort and epoch in t.intermediate_values]
-            order = sorted((sign * t.intermediate_values[epoch], t.number) for t in known)
+            there = [t for t in trials if t.number in cohort and one.waits in t.intermediate_values]
+            order = sorted((sign * t.intermediate_values[one.waits], t.number) for t in there)
             rank = [number for _, number in order].index(one.trial.number)
-            if rank >= self.cohorts.kept(len(cohort), epoch):
+            if rank >= self.cohorts.kept(len(cohort), one.waits):
                 answers[slot] = True
         begun = is_over or self._next(trials) not in cohort
         if not answers and begun and len(waiting) == len(self._running):
-            first = min(one.waits.epoch for one in waiting.values())
-            answers = {s: False for s, one in waiting.items() if one.waits.epoch == first}
+            first = min(one.waits for one in waiting.values())
+            answers = {s: False for s, one in waiting.items() if one.waits == first}
         for slot, stop in answers.items():
-            self._running[slot].waits, self._running[slot].pruned = None, stop
+            self._running[slot].waits, self._running[slot].pruned = 0, stop
             pool.answer(slot, stop)
 
     def _begin(self, pool: Pool, slot: int) -> None:
@@ -239,7 +238,7 @@ class Driver:
             if event.epoch not in running.reported:
                 trial.report(event.score, event.epoch)
             if self.cohorts is not None:
-                running.waits = event
+                running.waits = event.epoch
                 return None
             # One that was cut off has gone on from its earlier rungs before.
             goes_on = event.epoch < max(running.reported, default=0)
