@@ -17,7 +17,15 @@ from typing import Any
 
 import pandas as pd
 
-from experiments import comparison, cords_quality, figures, rank_fidelity, robustness, searches
+from experiments import (
+    comparison,
+    cords_quality,
+    figures,
+    rank_fidelity,
+    robustness,
+    rungs,
+    searches,
+)
 from experiments.results import RESULTS, read_results
 from experiments.tables import Table
 
@@ -30,6 +38,7 @@ _BRIEF = ("trials", "test accuracy", "search (s)", "search speedup", "end-to-end
 _TABLES = {
     "rank-fidelity": rank_fidelity.table,
     "robustness": robustness.table,
+    "rungs": rungs.table,
     "cords-quality": cords_quality.table,
     "": comparison.comparison,
 }

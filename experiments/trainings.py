@@ -169,7 +169,8 @@ def run(
     plan, here = list(plan), environment()
     strategy = {"way": way.name, "label": way.label, **way.schedule.describe()}
     fixed = {"model": type(model).__name__, "network": repr(model), "strategy": strategy}
-    fixed = as_read({**fixed, "step": STEP, **settings})
+    decay = DEFAULTS["weight_decay"]  # which was 0 in files that do not say it
+    fixed = as_read({**fixed, "step": STEP, "weight_decay": decay, **settings})
     trials: list[dict[str, Any]] = []
     if path.exists():
         earlier = json.loads(path.read_text())
