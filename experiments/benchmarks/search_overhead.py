@@ -39,7 +39,7 @@ def measure(storage: str | None, trials: int) -> dict[str, dict[str, float]]:
         trials=trials,
         search=jdss.Search(
             space={**rates, "epochs": IntDistribution(3, 4)},
-            pruner="asha",
+            pruner=optuna.pruners.SuccessiveHalvingPruner(1, 3),  # one trial after the other
             callbacks=[lambda study, trial: ends.append(time.perf_counter())],
         ),
         storage=storage,

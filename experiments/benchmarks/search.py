@@ -1,0 +1,128 @@
+"""Where a search's seconds go, cold and warm: `python -m experiments.benchmarks.search`.
+
+`jdss tune lenet mnist --fraction 0.05 --trials 10 --pruner asha`, from the start of the process by
+its ledger: in a first process, which finds no compiled programs, and in a second, which finds those
+of the first; beside it the searches that a user would make instead. What all are compared with is
+ten full trainings of 15 epochs, of which one for each batch size of the space is made here and
+their mean taken. The decoded data set is on disk for all. All in one run, one after the other.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.benchmarks.timing import load_average, write_json
+from experiments.results import environment
+from experiments.tables import Table
+
+COMMAND = ("tune", "lenet", "mnist", "--fraction", "0.05", "--trials", "10", "--no-retrain")
+SEARCHES: Mapping[str, Sequence[str]] = {
+    "GRAD-MATCH, ASHA": ("--pruner", "asha"),
+    "random, ASHA": (
+        "--pruner",
+        "asha",
+        "--method",
+        "uniform",
+        "--every",
+        "1",
+        "--warm-start",
+        "0",
+    ),
+    "GRAD-MATCH, Hyperband": ("--pruner", "hyperband"),
+    "GRAD-MATCH": ("--pruner", "none"),
+    "full data, ASHA": ("--pruner", "asha", "--method", "full"),
+    "full data, Hyperband": ("--pruner", "hyperband", "--method", "full"),
+}
+EPOCHS, TRAININGS, BATCH_SIZES = 15, 10, (32, 64, 128)
+_TRAINING = """
+import json, sys, jdss
+data = jdss.load_dataset("mnist")
+values = {"epochs": int(sys.argv[1]), "batch_size": int(sys.argv[2])}
+found = jdss.fit(jdss.models.LeNet(num_classes=10), data, selection="full",
+                 hyperparameters=values, validation=0.1, progress=False)
+json.dump({"seconds": found.ledger.seconds, "accuracy": found.validation_accuracy}, sys.stdout)
+"""
+
+
+def search(name: str, programs: str) -> dict[str, Any]:
+    """One search in a process of its own: its ledger, trials and best score."""
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory) / "result.json"
+        environ = {**os.environ, "JAX_COMPILATION_CACHE_DIR": programs}
+        command = [sys.executable, "-m", "jdss", *COMMAND, *SEARCHES[name], "--out", str(out)]
+        subprocess.run(command, env=environ, check=True, capture_output=True)
+        result = json.loads(out.read_text())
+    states = [trial["state"] for trial in result["trials"]]
+    seconds = result["ledger"]["seconds"]
+    return {
+        "seconds": {line: round(value, 2) for line, value in seconds.items()},
+        "total_seconds": round(sum(seconds.values()), 2),
+        "trials": {state: states.count(state) for state in dict.fromkeys(states)},
+        "best": result["best"],
+    }
+
+
+def full_training(batch_size: int, programs: str) -> float:
+    """Seconds of one full training, without compiling and loading."""
+    environ = {**os.environ, "JAX_COMPILATION_CACHE_DIR": programs}
+    command = [sys.executable, "-c", _TRAINING, str(EPOCHS), str(batch_size)]
+    done = subprocess.run(command, env=environ, check=True, capture_output=True, text=True)
+    return float(json.loads(done.stdout)["seconds"]["training"])
+
+
+def table(result: Mapping[str, Any]) -> Table:
+    """One row a search: cold and warm, times faster, and the lines of its ledger."""
+    rows = []
+    for one in result["searches"]:
+        seconds = one["seconds"]
+        faster = result["full_trainings_seconds"] / one["total_seconds"]
+        row = {
+            "search": one["name"],
+            "process": one["process"],
+            "completed": str(one["trials"].get("complete", 0)),
+            "in all (s)": f"{one['total_seconds']:.1f}",
+            "times faster": f"{faster:.1f}×",
+        }
+        row |= {line: f"{value:.1f}" for line, value in seconds.items() if line != "retraining"}
+        rows.append(row)
+    full = result["full_trainings_seconds"]
+    return Table.of(
+        rows,
+        "MNIST, LeNet, 5%: ten trials, from the start of the process",
+        f"Times faster than {TRAININGS} full trainings of {EPOCHS} epochs, {full:.0f} s without "
+        f"loading and compiling ({TRAININGS} times the mean of one for each batch size).",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--searches", nargs="+", choices=SEARCHES, default=list(SEARCHES)[:3])
+    parser.add_argument("--out", type=Path, default=Path("runs/search.json"))
+    arguments = parser.parse_args()
+    before, searches = load_average(), []
+    with tempfile.TemporaryDirectory() as directory:
+        trainings = [full_training(size, f"{directory}/full") for size in BATCH_SIZES]
+        for name in arguments.searches:
+            for process in ("first", "second"):
+                found = search(name, f"{directory}/{name}")
+                searches.append({"name": name, "process": process, **found})
+                print(name, process, found["total_seconds"], flush=True)
+    result = {
+        **environment(),
+        "load_average": [*before, *load_average()],
+        "full_training_seconds": dict(zip(map(str, BATCH_SIZES), trainings, strict=True)),
+        "full_trainings_seconds": TRAININGS * sum(trainings) / len(trainings),
+        "searches": searches,
+    }
+    write_json(arguments.out, result)
+    print(table(result).markdown())
+
+
+if __name__ == "__main__":
+    main()
