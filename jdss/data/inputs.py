@@ -133,10 +133,10 @@ def as_stored(inputs: np.ndarray) -> np.ndarray:
 
 
 def stored_type(dtype: np.dtype) -> np.dtype:
-    """The type that inputs are stored in: uint8, float32, int32 or bool."""
+    """The type that inputs are stored in: uint8, float32, int32 or bool; others are refused."""
     if dtype.kind == "f":
         return np.dtype(np.float32)
-    return dtype if dtype in (np.uint8, np.bool_) else np.dtype(np.int32)
+    return np.dtype(np.int32) if dtype.kind in "iu" and dtype != np.uint8 else dtype
 
 
 def kind_of(inputs: Any) -> str:
