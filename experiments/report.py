@@ -31,7 +31,13 @@ from experiments.tables import Table
 
 ROOT = Path(__file__).parent.parent
 PAGES = tuple(
-    ROOT / name for name in ("README.md", "docs/results.md", "experiments/benchmarks/README.md")
+    ROOT / name
+    for name in (
+        "README.md",
+        "docs/results.md",
+        "docs/results-constant-rate.md",
+        "experiments/benchmarks/README.md",
+    )
 )
 _TABLE = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 _BRIEF = ("trials", "test accuracy", "search (s)", "search speedup", "end-to-end speedup")
