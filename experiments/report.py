@@ -26,6 +26,7 @@ from experiments import (
     rungs,
     searches,
 )
+from experiments.benchmarks import search
 from experiments.results import RESULTS, read_results
 from experiments.tables import Table
 
@@ -57,6 +58,8 @@ def tables_in(text: str) -> list[str]:
 
 def table(directory: str) -> Table:
     """The table of a directory below `experiments/results`, of the kind that its name tells."""
+    if directory == "benchmarks/search":
+        return search.table(json.loads((RESULTS / f"{directory}.json").read_text()))
     if directory.startswith("benchmarks/"):
         return benchmark(*directory.split("/")[1:])
     kind, _, rest = directory.partition("-")
