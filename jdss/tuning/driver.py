@@ -40,6 +40,7 @@ from jdss.tuning.study import (
     release,
     release_running,
     this_process,
+    trial_id_of,
 )
 
 
@@ -172,8 +173,11 @@ class Driver:
         """Whether the next trial may begin beside those that run."""
         if self.cohorts is None or not self._running:
             return True
-        cohort = self.cohorts.of(next(iter(self._running.values())).trial.number)
-        return self._next(self.study.get_trials(deepcopy=False)) in cohort
+        return self._next(self.study.get_trials(deepcopy=False)) in self._cohort(self.cohorts)
+
+    def _cohort(self, cohorts: Cohorts) -> range:
+        """The cohort that all running trials are of."""
+        return cohorts.of(next(iter(self._running.values())).trial.number)
 
     def _halve(self, pool: Pool, is_over: bool) -> None:
         """Answers trials at rungs: "stop" as soon as enough others are better, "go on" at last.
@@ -184,7 +188,7 @@ class Driver:
         if self.cohorts is None or not waiting:
             return
         trials = self.study.get_trials(deepcopy=False)
-        cohort = self.cohorts.of(next(iter(waiting.values())).trial.number)
+        cohort = self._cohort(self.cohorts)
         sign = -1.0 if self.study.direction == StudyDirection.MAXIMIZE else 1.0
         answers: dict[int, bool] = {}
         for slot, one in waiting.items():
@@ -204,14 +208,13 @@ class Driver:
     def _begin(self, pool: Pool, slot: int) -> None:
         """Begins the trial that waits longest, or a new one."""
         trials = self.study.get_trials(deepcopy=False)
-        number, storage = self._next(trials), self.study.storage
+        number = self._next(trials)
         self.study.sampler = self.samplers(number)
         if number < len(trials):
             # `ask` might pass it over: Optuna's storage in memory looks only behind the last one
             # that waited.
-            study_id = storage.get_study_id_from_name(self.study.study_name)
-            trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
-            storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+            trial_id = trial_id_of(self.study, number)
+            self.study.storage.set_trial_state_values(trial_id, TrialState.RUNNING)
             trial = optuna.Trial(self.study, trial_id)
         else:
             trial = self.study.ask()

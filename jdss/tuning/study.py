@@ -260,6 +260,12 @@ def failure_of(trial: FrozenTrial) -> str | None:
     return trial.user_attrs.get(FAILURE) if trial.state == TrialState.FAIL else None
 
 
+def trial_id_of(study: SearchStudy, number: int) -> int:
+    """What the study's storage calls a trial."""
+    study_id = study.storage.get_study_id_from_name(study.study_name)
+    return study.storage.get_trial_id_from_study_id_trial_number(study_id, number)
+
+
 def release_running(study: SearchStudy, dead: Mapping[str, Any] | None = None) -> None:
     """Lets all trials that are cut off wait; `dead` is a process that may have died of one."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -272,9 +278,7 @@ def release(study: SearchStudy, trial: FrozenTrial, *, killed: bool) -> bool:
 
     One whose process died `MOST_DEATHS` times has failed instead: it would kill the next, too.
     """
-    storage = study.storage
-    study_id = storage.get_study_id_from_name(study.study_name)
-    trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+    storage, trial_id = study.storage, trial_id_of(study, trial.number)
     deaths = trial.user_attrs.get(DEATHS, 0) + killed
     if deaths < MOST_DEATHS:
         storage.set_trial_user_attr(trial_id, DEATHS, deaths)
