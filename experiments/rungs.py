@@ -7,25 +7,18 @@ mean of the two full trainings that are committed with `rank_fidelity`.
 """
 
 import argparse
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 import jdss
 from experiments import rank_fidelity, trainings
 from experiments.mnist import SCALES
-from experiments.results import RESULTS, Result, environment, read_results, write_result
+from experiments.results import RESULTS, Result, read_results
 from experiments.tables import Table
 from experiments.trainings import Way
-from jdss.ledger import Ledger
-from jdss.progress import progress_bar
-from jdss.training.fit import training_on
-from jdss.training.problem import Problem
-from jdss.training.trial import train
 
 RUNGS = (1, 2, 3, 5, 9)
 SHORT = (1, 2, 3)
@@ -38,63 +31,28 @@ KEPT = 3
 """A rung is asked whether the best configuration is among the best third."""
 
 
-def train_to_the_end(problem: Problem, way: Way, values: Mapping[str, Any]) -> dict[str, Any]:
-    """One training: its scores at the rungs and at the end, and what it took."""
-    ledger, scores = Ledger(), {}
-    steps = train(
-        training_on(problem, way.schedule),
-        jdss.models.LeNet(num_classes=10),
-        jdss.hyperparameters({"weight_decay": 0.0, **values}),  # as the full trainings had it
-        jax.random.key(0),
-        ledger=ledger,
-        rungs=RUNGS,
-    )
-    with ledger.measure("other"):
-        while True:
-            try:
-                rung = next(steps)
-            except StopIteration as end:
-                accuracy = end.value.validation_accuracy
-                break
-            scores[rung.epoch] = float(rung.score)
-    found = {"hyperparameters": dict(values), "rungs": scores, "validation_accuracy": accuracy}
-    return {**found, "ledger": ledger.as_dict()}
-
-
 def train_all(out: Path, data_dir: str | None) -> None:
-    """Trains every configuration in every way that has no file yet."""
+    """Trains every configuration in every way that its file does not hold yet."""
     trainings.keep_programs("rank-fidelity")
     mnist = jdss.load_dataset("mnist", data_dir=data_dir).head(SCALES["laptop"].images)
     problem, test = trainings.split(mnist)
     settings = trainings.described("laptop", len(mnist.labels), True, [], problem, test)
-    plan = rank_fidelity.configurations("laptop")
+    settings["seeds"] = {"configurations": 0, "split": 0, "training": 0}
+    # Without weight decay, as the full trainings were made.
+    plan = [{"weight_decay": 0.0, **one} for one in rank_fidelity.configurations("laptop")]
     for epochs in (None, *SHORT):
+        fewer = {} if epochs is None else {"epochs": epochs}
         for way in WAYS:
-            path = out / (f"{way.name}.json" if epochs is None else f"{way.name}-{epochs}.json")
-            trials = json.loads(path.read_text())["trials"] if path.exists() else []
-            with progress_bar(len(plan), path.stem) as bar:
-                for values in plan[len(trials) :]:
-                    shortened = values if epochs is None else {**values, "epochs": epochs}
-                    trials.append(train_to_the_end(problem, way, shortened))
-                    total = Ledger()
-                    for trial in trials:
-                        total.add(trial["ledger"])
-                    found = {
-                        **environment(),
-                        **settings,
-                        "model": "LeNet",
-                        "strategy": {
-                            "way": way.name,
-                            "label": way.label,
-                            **way.schedule.describe(),
-                        },
-                        "epochs": epochs,
-                        "seeds": {"configurations": 0, "split": 0, "training": 0},
-                        "trials": trials,
-                        "ledger": total.as_dict(),
-                    }
-                    write_result(path, found)
-                    bar.advance(len(trials))
+            trainings.run(
+                out / (f"{way.name}.json" if epochs is None else f"{way.name}-{epochs}.json"),
+                problem,
+                test,
+                jdss.models.LeNet(num_classes=10),
+                way,
+                [({**values, **fewer}, 0) for values in plan],
+                settings={**settings, "epochs": epochs},
+                rungs=RUNGS,
+            )
 
 
 def table(results: Sequence[Result], full: Path = FULL) -> Table:
@@ -116,7 +74,7 @@ def table(results: Sequence[Result], full: Path = FULL) -> Table:
                 rows.append(_row(way, "all epochs, of", result["epochs"], truth, ends, share))
                 continue
             for rung in RUNGS:
-                scores = np.array([trial["rungs"][str(rung)] for trial in trials])
+                scores = np.array([trial["rungs"].get(str(rung), 0.0) for trial in trials])
                 rows.append(_row(way, "rung at epoch", rung, truth, scores, rung / epochs))
             rows.append(_row(way, "the end", "", truth, ends, np.ones(1)))
     reduced = results[0]["scale"]["description"]

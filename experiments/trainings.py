@@ -7,7 +7,7 @@ another machine to which the directory was copied.
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,12 +114,13 @@ def train_once(
     hyperparameters: Mapping[str, Any],
     seed: int,
     describe: Describe = lambda found: {},
+    rungs: Sequence[int] = (),
 ) -> dict[str, Any]:
     """One training, as a result file holds it; a diverged one has no accuracies.
 
-    `describe` says more of a training that was completed.
+    `describe` says more of a training that was completed; at `rungs`, epochs, it is validated.
     """
-    ledger, selections = Ledger(), list[dict[str, Any]]()
+    ledger, selections, scores = Ledger(), list[dict[str, Any]](), dict[int, float]()
     outcome: dict[str, Any] = {"state": "complete", "failure": None}
     outcome |= {"validation_accuracy": None, "test_accuracy": None}
     try:
@@ -127,8 +128,11 @@ def train_once(
             training = training_on(problem, way.schedule)
             hyper = jdss.hyperparameters(hyperparameters)
             key = jax.random.key(seed)
+            steps = train(
+                training, model, hyper, key, ledger=ledger, rungs=rungs, selections=selections
+            )
             found = run_to_the_end(
-                train(training, model, hyper, key, ledger=ledger, selections=selections)
+                steps, lambda rung: scores.update({rung.epoch: float(rung.score)})
             )
         # The test set is no part of a trial: its seconds stand on no line.
         tested = compute_accuracy(
@@ -142,6 +146,7 @@ def train_once(
         "seed": seed,
         "hyperparameters": dict(hyperparameters),
         **outcome,
+        **({"rungs": scores} if rungs else {}),
         "selections": selections,
         "ledger": ledger.as_dict(),
     }
@@ -157,6 +162,7 @@ def run(
     *,
     settings: Mapping[str, Any],
     describe: Describe = lambda found: {},
+    rungs: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Does the trainings of a plan, (hyper-parameters, seed), that its file does not hold yet.
 
@@ -170,7 +176,7 @@ def run(
     strategy = {"way": way.name, "label": way.label, **way.schedule.describe()}
     fixed = {"model": type(model).__name__, "network": repr(model), "strategy": strategy}
     decay = DEFAULTS["weight_decay"]  # which was 0 in files that do not say it
-    fixed = as_read({**fixed, "step": STEP, "weight_decay": decay, **settings})
+    fixed = as_read({**fixed, "step": STEP, "default_weight_decay": decay, **settings})
     trials: list[dict[str, Any]] = []
     if path.exists():
         earlier = json.loads(path.read_text())
@@ -188,7 +194,7 @@ def run(
 
     with progress_bar(len(plan), path.stem, enabled=bool(left)) as bar:
         for hyperparameters, seed in left:
-            one = train_once(problem, test, model, way, hyperparameters, seed, describe)
+            one = train_once(problem, test, model, way, hyperparameters, seed, describe, rungs)
             trials.append({"number": len(trials), **origin(here), **one})
             write_result(path, result())
             bar.advance(len(trials))

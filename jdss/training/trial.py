@@ -248,11 +248,13 @@ def _finish(
     )
 
 
-def run(steps: Generator[Rung, None, FitResult]) -> FitResult:
+def run(
+    steps: Generator[Rung, None, FitResult], on_rung: Callable[[Rung], None] = lambda rung: None
+) -> FitResult:
     """The result of a training that nobody stops."""
     while True:
         try:
-            next(steps)
+            on_rung(next(steps))
         except StopIteration as end:
             result: FitResult = end.value
             return result
