@@ -4,8 +4,8 @@ A search compiles the same few programs in every process that runs it. JAX can k
 directory (its persistent compilation cache): then a second run traces, and reads.
 
 On the CPU, where LLVM takes longer to compile LeNet's step than an epoch on a subset lasts, two
-options make it faster: loops are written by XLA's older emitters, which saves 40% and makes the
-training step no slower, and what runs once a trial is not optimised, which saves 80%.
+options make it faster: loops are written by XLA's older emitters, which saves 40% and makes
+training steps and solvers no slower, and what runs once a trial is not optimised, which saves 80%.
 """
 
 import os
@@ -71,17 +71,18 @@ def cpu_options(*, runs_often: bool) -> dict[str, Any] | None:
     return options
 
 
-def jit_for_few_runs(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """`jax.jit` of what runs about once a trial: on the CPU its compilation is all its cost."""
+def jit(function: Callable[..., Any], *, runs_often: bool = True, **options: Any) -> Any:
+    """`jax.jit` by these options: of loops such as a solver's, or of what runs once a trial."""
+    inner = jax.jit(function, **options)
 
     @cache
-    def jitted() -> Callable[..., Any]:
-        return jax.jit(function, compiler_options=cpu_options(runs_often=False), **options)
+    def outermost() -> Callable[..., Any]:
+        return jax.jit(function, compiler_options=cpu_options(runs_often=runs_often), **options)
 
     @wraps(function)
     def call(*arguments: Any, **keywords: Any) -> Any:
-        if not _checks.is_concrete(arguments, keywords):  # options are for the outermost program
-            return function(*arguments, **keywords)
-        return jitted()(*arguments, **keywords)
+        # Within another transformation compiler options are refused.
+        is_outermost = _checks.is_concrete(arguments, keywords)
+        return (outermost() if is_outermost else inner)(*arguments, **keywords)
 
     return call

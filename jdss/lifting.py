@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdss import _checks, parallel
+from jdss.compilation import jit
 from jdss.gradients import Gradients, check_gradients, count_examples, sum_consecutive
 from jdss.subset import Select, Subset, check_places, class_shares, fill_places
 
@@ -209,7 +210,7 @@ def _on_all_devices(method: _Method) -> Callable[..., Subset]:
     return parallel.parallel(on_device)
 
 
-@partial(jax.jit, static_argnames="method")
+@partial(jit, static_argnames="method")
 def _on_one_device(
     method: _Method, gradients: Any, options: Any, own: Any, places: jax.Array
 ) -> Subset:

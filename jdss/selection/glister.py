@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdss import _checks
+from jdss.compilation import jit
 from jdss.gradients import EXACT, FactoredGradients, Gradients, check_gradients, row_shape
 from jdss.losses import CROSS_ENTROPY, Loss
 from jdss.solvers.facility_location import Greedy, check_greedy
@@ -215,7 +216,7 @@ def _shares_of(groups: Any, num_examples: int, budget: int) -> _Shares:
     return _Shares(jnp.asarray(classes, jnp.int32), jnp.asarray(shares, jnp.int32))
 
 
-@partial(jax.jit, static_argnames="rounds")
+@partial(jit, static_argnames="rounds")
 def _pick(
     gradients: Gradients,
     objective: Any,

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from jdss import _checks
+from jdss.compilation import jit
 from jdss.gradients import Gradients
 from jdss.solvers._similarities import (
     Similarities,
@@ -143,14 +144,14 @@ def check_greedy(
     return Greedy(mask, count, key, budget, candidates)
 
 
-@partial(jax.jit, static_argnames="symmetric")
+@partial(jit, static_argnames="symmetric")
 def _cover_matrix(similarity: jax.Array, greedy: Greedy, symmetric: bool) -> Cover:
     # A candidate's column is read as a row: contiguous, so many times faster.
     rows = similarity if symmetric else similarity.T
     return _cover(stored(rows, greedy.mask), greedy)
 
 
-@partial(jax.jit, static_argnames=("metric", "matrix"))
+@partial(jit, static_argnames=("metric", "matrix"))
 def cover_gradients(gradients: Gradients, greedy: Greedy, metric: str, matrix: bool) -> Cover:
     """Facility location over the negative distances between gradients (see `craig`)."""
     mask = greedy.mask

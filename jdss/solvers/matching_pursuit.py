@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdss import _checks
+from jdss.compilation import jit
 from jdss.gradients import EXACT, FactoredGradients, Gradients, check_gradients, row_shape
 from jdss.solvers._similarities import in_blocks
 from jdss.subset import Subset, check_places, fill_places
@@ -110,7 +111,7 @@ def orthogonal_matching_pursuit(
     return _pursue(budget, bool(nonnegative), *traced)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jit, static_argnums=(0, 1))
 def _pursue(budget: int, nonnegative: bool, *traced: Any) -> Subset:
     return _with_float64(partial(_solve, budget, nonnegative))(*traced)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jdss.compilation import jit_for_few_runs
+from jdss.compilation import jit
 from jdss.losses import CROSS_ENTROPY, Loss, make_loss
 from jdss.models.calling import check_model, class_name, init_model, input_shapes
 from jdss.models.nnx_model import NnxModel
@@ -115,7 +115,7 @@ def _checked(initial: Any, model: nn.Module, inputs: Any) -> Any:
     return jax.tree.map(lambda leaf, like: jnp.array(leaf, like.dtype), initial, wanted)
 
 
-@partial(jit_for_few_runs, static_argnums=(3, 4, 5))
+@partial(jit, runs_often=False, static_argnums=(3, 4, 5))
 def _init(
     key: jax.Array,
     initial: Any,

@@ -31,7 +31,7 @@ from jdss.training.hyperparameters import (
     in_float32,
 )
 from jdss.training.state import TrainState
-from jdss.training.visits import check_visited, steps_per_epoch, visits
+from jdss.training.visits import Order, check_visited, order_of, steps_per_epoch, visits
 
 STEP = 2
 """What a step of training is; another number where trainings cannot be compared across a change.
@@ -143,7 +143,8 @@ def train_on_subset(
     first_step = _checks.check_integers("first_step", first_step)
     steps = _Steps(first_step, num_steps, total_steps)
     train: Any = _train_by_blocks if isinstance(data, HostExamples) else _train
-    state, _, metrics = train(state, _at_start(steps), data, subset, hyperparameters, key, steps)
+    order, start = order_of(subset), _at_start(steps)
+    state, _, metrics = train(state, start, data, order, hyperparameters, key, steps)
     return state, metrics
 
 
@@ -154,7 +155,8 @@ def prepare_training(
     if not isinstance(data, HostExamples):
         steps = _Steps(*[jnp.int32(0)] * 3)
         key = jax.random.key(0)
-        _train.prepare(state, _at_start(steps), data, subset, hyper, key, steps)  # type: ignore[attr-defined]
+        order = order_of(subset)
+        _train.prepare(state, _at_start(steps), data, order, hyper, key, steps)  # type: ignore[attr-defined]
 
 
 # The compiled loop -------------------------------------------------------------------------------
@@ -194,7 +196,7 @@ def _run(
     state: TrainState,
     progress: _Progress,
     data: Examples,
-    order: Subset | jax.Array,
+    order: Order | jax.Array,
     hyper: Hyperparameters,
     key: jax.Array,
     steps: _Steps,
@@ -206,7 +208,7 @@ def _run(
     """
     start, end = progress.taken, steps.first + steps.num
     last_step = jnp.where(steps.total > 0, steps.total, state.step - (start - end))
-    if isinstance(order, Subset):
+    if isinstance(order, Order):
         visit = visits(order, hyper.batch_size, key)
     else:
         end = jnp.minimum(end, start + len(order))
@@ -308,28 +310,28 @@ def _train_by_blocks(
     state: TrainState,
     progress: _Progress,
     data: HostExamples,
-    subset: Subset,
+    order: Order,
     hyper: Hyperparameters,
     key: jax.Array,
     steps: _Steps,
 ) -> tuple[TrainState, _Progress, TrainMetrics]:
     """`_train` of examples on the host; the numbers of steps must be concrete."""
     width = hyper.batch_size + -hyper.batch_size % parallel.num_devices()
-    epoch_steps = steps_per_epoch(int((np.asarray(subset.weights) > 0).sum()), hyper.batch_size)
+    epoch_steps = steps_per_epoch(int(order.size), hyper.batch_size)
     fitting = BLOCK_BYTES // max(data.bytes_each * width, 1)
     size = max(min(fitting, epoch_steps, _MOST_STEPS), 1)
     first = int(steps.first)
     starts = range(first, first + max(int(steps.num), 1), size)
     # Asked for now: later, each would have to wait for the steps that are being made.
-    orders = [
-        _look_up(subset, key, jnp.int32(start), hyper.batch_size, size, width) for start in starts
+    blocks = [
+        _look_up(order, key, jnp.int32(start), hyper.batch_size, size, width) for start in starts
     ]
 
-    examples = data.on_device(np.asarray(orders[0][0]).ravel())
-    for number, (_, weights) in enumerate(orders):
+    examples = data.on_device(np.asarray(blocks[0][0]).ravel())
+    for number, (_, weights) in enumerate(blocks):
         state, progress, metrics = _train(state, progress, examples, weights, hyper, key, steps)
-        if number + 1 < len(orders):  # sent while the steps are being made
-            examples = data.on_device(np.asarray(orders[number + 1][0]).ravel())
+        if number + 1 < len(blocks):  # sent while the steps are being made
+            examples = data.on_device(np.asarray(blocks[number + 1][0]).ravel())
         if metrics.diverged:
             break
     return state, progress, metrics
@@ -337,8 +339,8 @@ def _train_by_blocks(
 
 @partial(jax.jit, static_argnames=("batch_size", "steps", "width"))
 def _look_up(
-    subset: Subset, key: jax.Array, start: jax.Array, batch_size: int, steps: int, width: int
+    order: Order, key: jax.Array, start: jax.Array, batch_size: int, steps: int, width: int
 ) -> tuple[jax.Array, jax.Array]:
     """The indices int32[s, b] and weights float32[s, b] that steps from `start` on visit."""
-    visit, in_batch = visits(subset, batch_size, key), jnp.arange(width)
+    visit, in_batch = visits(order, batch_size, key), jnp.arange(width)
     return jax.vmap(lambda step: visit(start + step, in_batch))(jnp.arange(steps))

@@ -1,13 +1,15 @@
 """The order in which a weighted subset is visited: in training, and in a loop of one's own."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jdss import _checks
+from jdss.compilation import jit
 from jdss.subset import Subset
 
 Visit = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -39,15 +41,30 @@ def check_visited(subset: Subset, num_examples: int | None = None) -> None:
         raise ValueError("subset.weights must have a positive weight: there is nothing to visit")
 
 
-def visits(subset: Subset, batch_size: int, key: jax.Array) -> Visit:
-    """The order in which a stretch of training visits a subset, with weights w_i / (|B| w̄)."""
+class Order(NamedTuple):
+    """What a stretch of training visits: a subset, its places of positive weight first."""
+
+    indices: jax.Array  # int32[k]
+    weights: jax.Array  # float32[k], as shares of the largest
+    size: jax.Array  # int32[], how many have a positive weight
+    mean: jax.Array  # float32[], theirs
+
+
+@partial(jit, runs_often=False)
+def order_of(subset: Subset) -> Order:
+    """Found once a stretch, by a program that batches of all sizes share."""
     visited = subset.weights > 0
     # At least 1: with no weight at all, which only traced weights can have, the loss is NaN.
     size = jnp.maximum(visited.sum(dtype=jnp.int32), 1)
     places = jnp.flatnonzero(visited, size=len(subset.indices), fill_value=0)
     # By the largest first: sums neither overflow nor vanish, whatever the weights' size.
-    proportions = subset.weights / subset.weights.max()
-    mean = proportions.sum() / size
+    weights = subset.weights / subset.weights.max()
+    return Order(subset.indices[places], weights[places], size, weights.sum() / size)
+
+
+def visits(order: Order, batch_size: int, key: jax.Array) -> Visit:
+    """The random order in which a stretch of training visits a subset, with w_i / (|B| w̄)."""
+    size = order.size
     epoch_steps = steps_per_epoch(size, batch_size)
     smallest, larger = size // epoch_steps, size % epoch_steps  # so many have one example more
 
@@ -57,9 +74,9 @@ def visits(subset: Subset, batch_size: int, key: jax.Array) -> Visit:
         batch_examples = smallest + (batch < larger)
         # Places past its end show other batches' examples, at weight 0: BatchNorm sees real ones.
         position = (start + in_batch) % size
-        chosen = places[shuffled(position, size, jax.random.fold_in(key, epoch))]
-        weights = proportions[chosen] / (mean * batch_examples)
-        return subset.indices[chosen], jnp.where(in_batch < batch_examples, weights, 0.0)
+        chosen = shuffled(position, size, jax.random.fold_in(key, epoch))
+        weights = order.weights[chosen] / (order.mean * batch_examples)
+        return order.indices[chosen], jnp.where(in_batch < batch_examples, weights, 0.0)
 
     return visit
 
@@ -96,11 +113,14 @@ def shuffled(positions: jax.Array, size: jax.Array, key: jax.Array) -> jax.Array
             left, right = right, left ^ (_mix(right ^ round_key) & low)
         return (left << half) | right
 
-    inside = jax.lax.while_loop(
-        lambda value: jnp.any(value >= size),
-        lambda value: jnp.where(value >= size, permute(value), value),
-        permute(positions.astype(jnp.uint32)),
-    )
+    def walk(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        value, is_outside = state
+        value = jnp.where(is_outside, permute(value), value)
+        return value, value >= size
+
+    # `permute` stands in the loop alone, also for the first round: it is a third of what compiles.
+    start = positions.astype(jnp.uint32), jnp.ones(jnp.shape(positions), bool)
+    inside, _ = jax.lax.while_loop(lambda state: jnp.any(state[1]), walk, start)
     return inside.astype(jnp.int32)
 
 
