@@ -550,3 +550,13 @@ def test_a_search_says_what_it_costs_and_what_it_saved(perceptron, blobs, capfd)
     assert "on all the data, estimated (s)" in str(result)
     everything = tune(perceptron, blobs, selection="full", retrain=False)
     assert everything.seconds_on_everything() is None
+
+
+def test_a_search_warns_where_selecting_costs_more_than_it_saves(perceptron, blobs):
+    def slow(gradients, budget, *, key, **options):
+        time.sleep(1.2)  # all its trainings together take less on everything
+        return jdss.uniform(gradients, budget, key=key)
+
+    selection = jdss.Selection(slow, lifting="all", every=1)
+    with pytest.warns(RuntimeWarning, match="subsets do not pay here: without compiling, a trial"):
+        tune(perceptron, blobs, selection=selection, trials=1, retrain=False)
