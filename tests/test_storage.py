@@ -72,7 +72,7 @@ def test_what_a_dead_driver_left_is_run_again_with_what_it_had(url):
     before = study.trials
     study = new_study(open_storage(url))
     release_running(study)
-    assert [trial.number for trial in finished_trials(study)] == [0]
+    assert [trial.number for trial in finished_trials(study.trials)] == [0]
     release_running(study)  # nothing more happens
     for number in range(1, 5):
         trial = study.ask()
@@ -82,7 +82,7 @@ def test_what_a_dead_driver_left_is_run_again_with_what_it_had(url):
     assert [trial.params for trial in study.trials[:3]] == [trial.params for trial in before[:3]]
     assert study.trials[2].intermediate_values == {1: 0.5}
     assert study.trials[4].params["x"] == 0.5
-    assert len(finished_trials(study)) == len(study.trials) == 5
+    assert len(finished_trials(study.trials)) == len(study.trials) == 5
 
 
 # What goes wrong ---------------------------------------------------------------------------------

@@ -1,13 +1,10 @@
 """What a search found, and what it cost."""
 
 from dataclasses import dataclass
-from io import StringIO
 from typing import Any
 
 import numpy as np
 import optuna
-from rich.console import Console
-from rich.table import Table
 
 from jdss.ledger import Ledger
 from jdss.tuning.retraining import Retraining
@@ -47,27 +44,24 @@ class TuneResult:
         metric, retraining = self.search["metric"], self.retraining
         states = [trial["state"] for trial in self.trials]
         counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-        table = Table(title=f"{len(states)} trials: {counts}", show_header=False)
-        for name, value in self.best_hyperparameters.items():
-            table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
-        table.add_section()
-        table.add_row(f"validation {metric}", f"{self.best_value:.4g}")
+        scores: dict[str, Any] = {f"validation {metric}": self.best_value}
         if retraining is not None and retraining.test_accuracy is not None:
-            table.add_row("test accuracy after retraining", f"{retraining.test_accuracy:.4g}")
+            scores["test accuracy after retraining"] = retraining.test_accuracy
         elif retraining is not None and retraining.test_score is not None:
-            table.add_row(f"test {metric} after retraining", f"{retraining.test_score:.4g}")
-        table.add_section()
-        for line, seconds in self.ledger.seconds.items():
-            if seconds >= 0.05:
-                table.add_row(f"{line} (s)", f"{seconds:.1f}")
+            scores[f"test {metric} after retraining"] = retraining.test_score
+        seconds = self.ledger.seconds.items()
+        times = {f"{line} (s)": f"{spent:.1f}" for line, spent in seconds if spent >= 0.05}
         if (everything := self.seconds_on_everything()) is not None:
             search = self.ledger.total_seconds - self.ledger.seconds["retraining"]
-            times = f"{everything:.0f}, {everything / search:.1f} times as long"
-            table.add_section()
-            table.add_row("on all the data, estimated (s)", times)
-        console = Console(width=100, file=StringIO())
-        console.print(table)
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+            longer = f"{everything:.0f}, {everything / search:.1f} times as long"
+            times["on all the data, estimated (s)"] = longer
+        lines = [f"{len(states)} trials: {counts}"]
+        for part in (self.best_hyperparameters, scores, times):
+            lines.append("")
+            for name, value in part.items():
+                shown = f"{value:.4g}" if isinstance(value, float) else value
+                lines.append(f"{name:<30}  {shown}")
+        return "\n".join(lines)
 
     __str__ = summary
 

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from jdss import _checks
-from jdss.config import Search
 from jdss.data.examples import Examples, HostExamples, Normalization, store
 from jdss.ledger import Ledger
 from jdss.progress import progress_bar
@@ -26,15 +25,12 @@ from jdss.training.trial_checkpoint import TrialCheckpoint
 from jdss.tuning.objective import (
     Objective,
     build_model,
-    checkpoint_path,
+    checkpoint_for,
     training_hyperparameters,
     trial_key,
 )
 from jdss.tuning.space import stored_value
-from jdss.tuning.study import SEARCH, SearchStudy
-
-RETRAINING = "jdss:retraining"
-"""The study attribute with what came of retraining: it is not done twice."""
+from jdss.tuning.study import RETRAINING, SearchStudy
 
 _NUMBER = 2**31 - 1  # its key is apart from every trial's
 
@@ -78,7 +74,6 @@ def retrain_and_save(
     values: Mapping[str, Any],
     test: Examples | HostExamples | None,
     study: SearchStudy,
-    search: Search,
     save_to: str | os.PathLike[str] | None,
     *,
     progress: bool,
@@ -91,11 +86,9 @@ def retrain_and_save(
     }
     if known := known_retraining(study, about, save_to):
         return known, None
-    checkpoint = None
-    if search.checkpoints is not None:
-        path = checkpoint_path(search.checkpoints, study.study_name, "retraining")
-        identity = {"search": study.user_attrs.get(SEARCH), "retraining": about["hyperparameters"]}
-        checkpoint = TrialCheckpoint(path, identity, search.checkpoint_every)
+    identity = {"retraining": about["hyperparameters"]}
+    given = checkpoint_for(objective.search, study, "retraining", identity)
+    checkpoint = None if given is None else TrialCheckpoint(**given)
     retraining, failure = None, None
     try:
         retraining = retrain(objective, values, test, checkpoint, progress=progress)
@@ -130,12 +123,9 @@ def retrain_and_save(
 def known_retraining(
     study: SearchStudy, about: Mapping[str, Any], save_to: Any
 ) -> Retraining | None:
-    """What an earlier call has found, if it is what this one asks for.
+    """What an earlier call has found, if it is what this one asks for, as far as that is known.
 
-    Args:
-      study: of the search.
-      about: hyper-parameters and test set, as far as they are known yet.
-      save_to: where the model is to be: one that is there already need not be trained.
+    A model that is to be saved must be there already, where that call saved it.
     """
     kept = study.user_attrs.get(RETRAINING)
     if not kept or any(kept[name] != value for name, value in about.items()):

@@ -29,6 +29,7 @@ from optuna.trial import FrozenTrial
 from jdss.config import Search
 from jdss.training.hyperparameters import DEFAULTS
 from jdss.tuning.space import Space, stored
+from jdss.tuning.study import STARTUP_SAMPLERS
 
 _LARGEST_GRID = 1_000_000
 _NEEDS = {"gp": "torch", "cmaes": "cmaes"}
@@ -41,19 +42,8 @@ _CLASSES = {
     "nsgaiii": "NSGAIIISampler",
     "brute_force": "BruteForceSampler",
 }
-STARTUP_SAMPLERS = ("tpe", "gp", "cmaes")
-"""The samplers that `n_startup_trials` means something to."""
-
 Samplers = Callable[[int], BaseSampler]
 """From a trial's number to its sampler."""
-
-
-def default_startup_trials(trials: int) -> int:
-    """How many trials TPE draws at random first: two fifths, and at most Optuna's ten.
-
-    Optuna's own ten would make a search of ten trials a random search under another name.
-    """
-    return min(max(round(0.4 * trials), 1), 10)
 
 
 def make_samplers(sampler: Any, *, seed: int, n_startup_trials: int, space: Space) -> Samplers:

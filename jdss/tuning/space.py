@@ -21,13 +21,11 @@ from jdss.training.hyperparameters import (
     absolute_learning_rate,
     hyperparameters,
 )
+from jdss.tuning.study import HYPERPARAMETERS
 
 _KINDS = (FloatDistribution, IntDistribution, CategoricalDistribution)
 
 Space = Mapping[str, BaseDistribution] | Callable[[optuna.Trial], Mapping[str, Any]]
-
-HYPERPARAMETERS = "jdss:hyperparameters"
-"""The user attribute with a trial's hyper-parameters, as a storage holds them."""
 
 
 def default_space(

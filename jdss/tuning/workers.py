@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from jdss import parallel
-from jdss.config import Workers
+from jdss.config import Search, Workers
 from jdss.data.examples import Examples
 from jdss.training.trial import Rung
 from jdss.tuning.objective import Died, Objective, Order, Outcome, attempt
@@ -84,9 +84,9 @@ class RayPool:
     def __init__(self, ray: Any, workers: Workers, objective: Objective) -> None:
         self._ray = ray
         self._resources = _share(ray, workers)
-        # Once for all workers, and on no device of this process; they need not know the space.
+        # Once for all workers, and on no device of this process; they need not know the search.
         on_no_device = _with_examples(objective, jax.device_get)
-        self._objective = ray.put(replace(on_no_device, space={}))
+        self._objective = ray.put(replace(on_no_device, space={}, search=Search()))
         self._deaths_without_trial = 0
         self._waited = 0.0
         self._slots = [self._new_slot() for _ in range(workers.number)]
