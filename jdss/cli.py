@@ -15,6 +15,7 @@ Set JDSS_TRACEBACK=1 to see where an error comes from.
 # docstrings are their help. Nothing of JAX is imported before a command runs: `--help` is fast.
 
 import importlib
+import inspect
 import json
 import operator
 import os
@@ -165,19 +166,7 @@ def tune(
         read.write_result(out, result, data)
 
 
-def select(
-    file: Positional[Path],
-    *,
-    out: Path = Path("subset.npz"),
-    method: str = "grad_match",
-    fraction: float | None = None,
-    budget: int | None = None,
-    lifting: str | None = None,
-    batch_size: int = 128,
-    learning_rate: float = 0.05,
-    options: Mapping[str, Any] | None = None,
-    seed: int = 0,
-) -> None:
+def select(file: Positional[Path], *, out: Path = Path("subset.npz"), **options: Any) -> None:
     """Pick a weighted subset by the gradients of a network's last layer.
 
         jdss select layer.npz --fraction 0.1 --out subset.npz
@@ -187,14 +176,6 @@ def select(
       file: An .npz file with logits [n, c], labels [n] and features [n, d], the inputs of the last
         dense layer.
       out: A .npz or .json file for the indices and weights.
-      method: grad_match, craig, glister, uniform or stratified.
-      fraction: The share of examples to select. Default: 0.05.
-      budget: How many examples to select, in place of a share.
-      lifting: all, per_class or per_batch. Default: the method's own.
-      batch_size: Examples in a batch, for per_batch.
-      learning_rate: Of the step that glister looks ahead.
-      options: For the method, in JSON.
-      seed: Decides on everything random.
     """
     import jdss
     from jdss import _arguments as read
@@ -202,21 +183,26 @@ def select(
     logits, features, labels = read.arrays(file, ("logits", "features", "labels"))
     if out.suffix not in (".npz", ".json"):
         raise ValueError(f"--out must end in .npz or .json, got {out}")
-    subset = jdss.select(
-        logits,
-        features,
-        labels,
-        method=method,
-        fraction=fraction,
-        budget=budget,
-        lifting=lifting,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        options=options,
-        seed=seed,
-    )
+    subset = jdss.select(logits, features, labels, **options)
     read.write_subset(out, subset)
     print(f"{len(subset.indices)} of {len(labels)} examples, in {out}")
+
+
+def _with_options(command: Callable[..., None], function: Callable[..., Any]) -> Any:
+    """The command with the keyword arguments of a function of the library, and their help."""
+    known = inspect.signature(function).parameters.values()
+    options = [parameter for parameter in known if parameter.kind is parameter.KEYWORD_ONLY]
+    own = list(inspect.signature(command).parameters.values())[:-1]  # without **options
+    text = inspect.getdoc(function) or ""
+    explained = text[text.index(f"\n  {options[0].name}: ") : text.index("\n\nReturns:")]
+
+    def complete(**given: Any) -> None:
+        command(**given)
+
+    complete.__doc__ = (inspect.getdoc(command) or "") + explained
+    complete.__annotations__ = {one.name: one.annotation for one in (*own, *options)}
+    vars(complete)["__signature__"] = inspect.Signature([*own, *options])
+    return complete
 
 
 def report(
@@ -255,8 +241,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if name not in COMMANDS:
         print(f"jdss: no command {name!r}\n\n{__doc__}", file=sys.stderr)
         sys.exit(MISTAKE)
+    command = COMMANDS[name]
+    if command is select:
+        from jdss.selection import strategies
+
+        command = _with_options(select, strategies.select)
     try:
-        tyro.cli(COMMANDS[name], prog=f"jdss {name}", args=rest, config=_PLAIN, registry=_REGISTRY)
+        tyro.cli(command, prog=f"jdss {name}", args=rest, config=_PLAIN, registry=_REGISTRY)
     except KeyboardInterrupt as interruption:
         told = str(interruption) or "interrupted; with --storage, the same command goes on"
         print(f"jdss: {told}", file=sys.stderr)
