@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import optuna
 from optuna.study import StudyDirection
@@ -31,22 +31,7 @@ from jdss.tuning.study import (
     this_process,
     trial_id_of,
 )
-
-
-class Pool(Protocol):
-    """Where trials are trained."""
-
-    def free(self) -> Sequence[int]:
-        """The slots that can be given an order."""
-
-    def start(self, slot: int, order: Order) -> Mapping[str, Any]:
-        """Has an order trained; returns the process that does it."""
-
-    def next_event(self) -> tuple[int, Rung | Outcome | Died] | None:
-        """What a slot reports; None after some seconds in which nothing came."""
-
-    def answer(self, slot: int, stop: bool) -> None:
-        """Lets a trial go on from its rung, or ends it there; its outcome is its next event."""
+from jdss.tuning.workers import RayPool
 
 
 class OwnProcess:
@@ -59,23 +44,30 @@ class OwnProcess:
         self._ready: list[tuple[int, bool | None]] = []
 
     def free(self) -> Sequence[int]:
+        """The slots that can be given an order."""
         left = [slot for slot in self._slots if slot not in self._trials]
         return [] if self._ready else left[:1]
 
     def start(self, slot: int, order: Order) -> Mapping[str, Any]:
+        """Has an order trained; returns the process that does it."""
         self._trials[slot] = self._attempt(order)
         self._ready.append((slot, None))
         return this_process()
 
     def answer(self, slot: int, stop: bool) -> None:
+        """Lets a trial go on from its rung, or ends it there; its outcome is its next event."""
         self._ready.append((slot, stop))
 
     def next_event(self) -> tuple[int, Rung | Outcome | Died] | None:
+        """What a slot reports; None after some seconds in which nothing came."""
         slot, stop = self._ready.pop(0)
         event = self._trials[slot].send(stop)
         if isinstance(event, Outcome):
             del self._trials[slot]
         return slot, event
+
+
+Pool = OwnProcess | RayPool
 
 
 @dataclass

@@ -26,13 +26,7 @@ from jdss.training.failures import (
     shortage,
 )
 from jdss.training.fit import make_training
-from jdss.training.hyperparameters import (
-    DEFAULTS,
-    NAMES,
-    OPTIMIZERS,
-    OptimizerFactory,
-    hyperparameters,
-)
+from jdss.training.hyperparameters import DEFAULTS, NAMES, OPTIMIZERS, hyperparameters
 from jdss.training.problem import Data, Examined
 from jdss.training.trial import FitResult, Rung, Training, train
 from jdss.training.trial_checkpoint import TrialCheckpoint
@@ -137,6 +131,22 @@ class Objective:
         checkpoint = checkpoint_for(self.search, study, trial.number, about)
         return Order(trial.number, values, found, checkpoint)
 
+    def train(
+        self, values: Mapping[str, Any], number: int, **options: Any
+    ) -> Generator[Rung | FitResult]:
+        """Trains with hyper-parameters: yields rungs, and at last the result.
+
+        What is random follows from the number; `options` are those of `jdss.training.trial.train`.
+        """
+        architecture = check_architecture(self.model, values)
+        model = self.model
+        if not isinstance(model, nn.Module):
+            model = model(**{name: values[name] for name in architecture})
+        own = {name: value for name, value in values.items() if name in NAMES}
+        hyper = hyperparameters(own, optimizers=tuple(self.training.optimizers))
+        key = jax.random.fold_in(jax.random.key(self.seed), number)
+        yield (yield from train(self.training, check_model(model), hyper, key, **options))
+
     def _check_directions(self, study: optuna.Study) -> None:
         wanted = self.training.metric.direction
         got = [direction.name.lower() for direction in study.directions]
@@ -157,22 +167,15 @@ def attempt(objective: Objective, order: Order, **watching: Any) -> Attempt:
     training, outcome = objective.training, Outcome()
     checkpoint = None if order.checkpoint is None else TrialCheckpoint(**order.checkpoint)
 
-    def steps() -> Generator[Rung | FitResult]:
-        yield (
-            yield from train(
-                training,
-                build_model(objective.model, order.values),
-                training_hyperparameters(order.values, training.optimizers),
-                trial_key(objective.seed, order.number),
-                ledger=outcome.ledger,
-                rungs=order.rungs,
-                selections=outcome.selections,
-                checkpoint=checkpoint,
-                **watching,
-            )
-        )
-
-    running = steps()
+    running = objective.train(
+        order.values,
+        order.number,
+        ledger=outcome.ledger,
+        rungs=order.rungs,
+        selections=outcome.selections,
+        checkpoint=checkpoint,
+        **watching,
+    )
     try:
         while outcome.score is None:
             with outcome.ledger.measure("other"):
@@ -251,7 +254,10 @@ def check_problem(
     model: Any, search: Search, task: Task, validation: Any, seed: Any
 ) -> tuple[nn.Module | ModelFactory, Space]:
     """Checks what data is not needed for, and returns model and search space."""
-    model = as_model_or_factory(model)
+    if isinstance(model, nn.Module):
+        check_model(model)
+    elif isinstance(model, nnx.Module) or makes_nnx(model) or not callable(model):
+        model = check_model(model)
     optimizers = task.optimizers or OPTIMIZERS
     given = default_space(optimizers=optimizers) if search.space is None else search.space
     space = check_space(given, optimizers)
@@ -299,23 +305,6 @@ def note_outcome(trial: Any, outcome: Outcome) -> None:
         trial.set_user_attr(name, value)
 
 
-def trial_key(seed: int, number: int) -> jax.Array:
-    """The PRNG key of a trial."""
-    return jax.random.fold_in(jax.random.key(seed), number)
-
-
-# The model of a trial ----------------------------------------------------------------------------
-
-
-def as_model_or_factory(model: Any) -> nn.Module | ModelFactory:
-    """A module, one of NNX or a function of `rngs` to one as of linen; or a function as it is."""
-    if isinstance(model, nn.Module):
-        check_model(model)
-        return model
-    is_nnx = isinstance(model, nnx.Module) or makes_nnx(model)
-    return check_model(model) if is_nnx or not callable(model) else model
-
-
 def check_architecture(model: nn.Module | ModelFactory, names: Iterable[str]) -> tuple[str, ...]:
     """The hyper-parameters that are not training's own; refused if they are not the model's."""
     own = tuple(name for name in names if name not in NAMES)
@@ -339,19 +328,3 @@ def check_architecture(model: nn.Module | ModelFactory, names: Iterable[str]) ->
             f"{', '.join(map(repr, own)) or 'here none'}; it takes {signature} ({error})"
         ) from None
     return own
-
-
-def build_model(model: nn.Module | ModelFactory, values: Mapping[str, Any]) -> nn.Module:
-    """The module of a trial: as given, or made of the architectural hyper-parameters."""
-    own = check_architecture(model, values)
-    if isinstance(model, nn.Module):
-        return check_model(model)
-    return check_model(model(**{name: values[name] for name in own}))
-
-
-def training_hyperparameters(
-    values: Mapping[str, Any], optimizers: Mapping[str, OptimizerFactory]
-) -> Any:
-    """Training's own share of a trial's hyper-parameters, checked."""
-    own = {name: value for name, value in values.items() if name in NAMES}
-    return hyperparameters(own, optimizers=tuple(optimizers))

@@ -92,29 +92,25 @@ class TuneResult:
         best = {name: stored_value(value) for name, value in self.best_hyperparameters.items()}
         # A trial whose worker died has none.
         ledgers = [trial["ledger"]["seconds"] for trial in self.trials if trial["ledger"]]
-        seconds: dict[str, Any] = {
-            "search_seconds": sum(sum(ledger.values()) for ledger in ledgers),
-            "search_compiling_seconds": sum(ledger["compiling"] for ledger in ledgers),
-            "retraining_seconds": None,
-            "retraining_compiling_seconds": None,
+        found = self.retraining
+        retraining = found and {
+            "hyperparameters": best,
+            "test_accuracy": found.test_accuracy,
+            "test_score": found.test_score,
+            "ledger": found.ledger.as_dict(),
         }
-        retraining = None
-        if self.retraining is not None:
-            spent = self.retraining.ledger
-            seconds["retraining_seconds"] = spent.total_seconds
-            seconds["retraining_compiling_seconds"] = spent.seconds["compiling"]
-            retraining = {
-                "hyperparameters": best,
-                "test_accuracy": self.retraining.test_accuracy,
-                "test_score": self.retraining.test_score,
-                "ledger": spent.as_dict(),
-            }
-        total = {"seconds": dict(self.ledger.seconds), "total_seconds": self.ledger.total_seconds}
         return {
             "strategy": self.search["strategy"],
             "search": {name: self.search[name] for name in self.search if name != "strategy"},
             "best": {"hyperparameters": best, "value": self.best_value},
             "trials": self.trials,
             "retraining": retraining,
-            "ledger": {**total, **seconds},
+            "ledger": {
+                **self.ledger.as_dict(),
+                "total_seconds": self.ledger.total_seconds,
+                "search_seconds": sum(sum(ledger.values()) for ledger in ledgers),
+                "search_compiling_seconds": sum(ledger["compiling"] for ledger in ledgers),
+                "retraining_seconds": found and found.ledger.total_seconds,
+                "retraining_compiling_seconds": found and found.ledger.seconds["compiling"],
+            },
         }

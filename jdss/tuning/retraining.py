@@ -11,39 +11,32 @@ import jax
 import numpy as np
 
 from jdss import _checks
-from jdss.data.examples import Examples, HostExamples, Normalization, store
+from jdss.data.examples import Examples, HostExamples, store
 from jdss.ledger import Ledger
 from jdss.progress import progress_bar
-from jdss.training.checkpoint import TrainedModel, TrainedResult, load
+from jdss.training.checkpoint import TrainedModel, load
 from jdss.training.failures import TrainingDivergedError, is_out_of_memory, shortage
 from jdss.training.metrics import measure
 from jdss.training.problem import Problem, check_like
 from jdss.training.schedule import make_schedule
 from jdss.training.state import TrainState
-from jdss.training.trial import run, train
+from jdss.training.trial import FitResult
 from jdss.training.trial_checkpoint import TrialCheckpoint
-from jdss.tuning.objective import (
-    Objective,
-    build_model,
-    checkpoint_for,
-    training_hyperparameters,
-    trial_key,
-)
+from jdss.tuning.objective import Objective, checkpoint_for
 from jdss.tuning.space import stored_value
 from jdss.tuning.study import RETRAINING, SearchStudy
 
 _NUMBER = 2**31 - 1  # its key is apart from every trial's
 
 
-@dataclass(frozen=True)
-class Retraining(TrainedResult):
-    """The winner, trained on the whole original training set.
+@dataclass
+class Retraining(FitResult):
+    """The winner, trained on the whole original training set: a `FitResult`, and more.
 
     Where an earlier call has retrained it already, this is what the study keeps of that: no state,
     no normalization and no history. Where that call was told to save the model, it still predicts.
 
     Attributes:
-      state, history, ledger, normalization, classes, inputs: as in `FitResult`.
       test_accuracy: as a fraction; None where there is no test set, or there are no classes.
       test_score: the search's metric on the test set; None where there is none.
       saved_to: where an earlier call saved the model; None where it did not.
@@ -52,13 +45,8 @@ class Retraining(TrainedResult):
     """
 
     state: TrainState | None  # type: ignore[assignment]
-    test_accuracy: float | None
-    history: list[dict[str, Any]]
-    ledger: Ledger
+    test_accuracy: float | None = None
     test_score: float | None = None
-    normalization: Normalization | None = None
-    classes: np.ndarray | None = None
-    inputs: Any = None
     saved_to: str | None = None
 
     @property
@@ -137,8 +125,8 @@ def known_retraining(
         return None
     ledger = Ledger()
     ledger.add(kept["ledger"])
-    accuracy, score = kept["test_accuracy"], kept["test_score"]
-    return Retraining(None, accuracy, [], ledger, score, saved_to=saved_to)
+    scores = {name: kept[name] for name in ("test_accuracy", "test_score")}
+    return Retraining(None, [], None, None, ledger, saved_to=saved_to, **scores)
 
 
 def retrain(
@@ -150,24 +138,19 @@ def retrain(
     progress: bool,
 ) -> Retraining:
     """Full training with the best hyper-parameters; only here is the test set looked at."""
-    training, ledger = objective.training, Ledger()
-    problem = training.problem.on_everything()
-    hyper = training_hyperparameters(values, training.optimizers)
+    problem, ledger = objective.training.problem.on_everything(), Ledger()
+    training = replace(objective.training, problem=problem, schedule=make_schedule("full", 1.0))
     with (
-        progress_bar(int(hyper.epochs), "retraining", enabled=progress) as bar,
+        progress_bar(1, "retraining", enabled=progress) as bar,
         ledger.measure("other"),
     ):
-        result = run(
-            train(
-                replace(training, problem=problem, schedule=make_schedule("full", 1.0)),
-                build_model(objective.model, values),
-                hyper,
-                trial_key(objective.seed, _NUMBER),
-                ledger=ledger,
-                on_epoch=lambda entry: bar.advance(entry["epoch"], loss=entry["loss"]),
-                checkpoint=checkpoint,
-            )
-        )
+
+        def on_epoch(entry: Mapping[str, Any]) -> None:
+            bar.advance(entry["epoch"], entry["epochs"], loss=entry["loss"])
+
+        options = {"ledger": ledger, "on_epoch": on_epoch, "checkpoint": checkpoint}
+        (result,) = replace(objective, training=training).train(values, _NUMBER, **options)
+        assert isinstance(result, FitResult)
         accuracy, score = None, None
         if test is not None:
             with ledger.measure("evaluating"):
@@ -176,8 +159,7 @@ def retrain(
                 accuracy, score = measure(result.state, examples, rows, training.metric, problem)
     if checkpoint is not None:
         ledger.add(checkpoint.past)
-    about = result.normalization, result.classes, result.inputs
-    return Retraining(result.state, accuracy, result.history, ledger, score, *about)
+    return Retraining(**vars(result), test_accuracy=accuracy, test_score=score)
 
 
 def check_test(test: Any, problem: Problem) -> Examples | HostExamples:
