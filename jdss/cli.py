@@ -25,7 +25,7 @@ import tempfile
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,42 +43,9 @@ _STATUS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Examples:
-    """Where the examples are, and which of them are held out.
-
-    Attributes:
-      validation: The share held out to score trials, or an .npz file.
-      test: An .npz file, looked at once, after retraining.
-      data_dir: Of tensorflow_datasets. Default: TFDS_DATA_DIR.
-      data_on: device, or host for more data than a device holds. Default: by size.
-    """
-
-    validation: str = "0.1"
-    test: str | None = None
-    data_dir: str | None = None
-    data_on: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kept:
-    """What is there after a search.
-
-    Attributes:
-      storage: sqlite:///search.db, search.log, postgresql://… Default: memory.
-      study_name: The study's name in the storage.
-      retrain: Retrain the best on everything.
-      save_to: A new directory for the retrained model.
-    """
-
-    storage: str | None = None
-    study_name: Annotated[str | None, tyro.conf.arg(aliases=("--study",))] = None
-    retrain: bool = True
-    save_to: str | None = None
-
+StudyName = Annotated[str | None, tyro.conf.arg(aliases=("--study",))]
 
 _SELECTION, _TASK, _SEARCH = Selection(), Task(), Search()
-_EXAMPLES, _KEPT = Examples(), Kept()
 _PLAIN = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction, tyro.conf.DisallowNone)
 
 
@@ -92,8 +59,14 @@ def tune(
     selection: Selection = _SELECTION,
     search: Search = _SEARCH,
     task: Task = _TASK,
-    examples: Examples = _EXAMPLES,
-    kept: Kept = _KEPT,
+    validation: str = "0.1",
+    test: str | None = None,
+    data_dir: str | None = None,
+    data_on: str | None = None,
+    storage: str | None = None,
+    study_name: StudyName = None,
+    retrain: bool = True,
+    save_to: str | None = None,
     out: Path | None = None,
     programs: bool = True,
     workers: int = 1,
@@ -128,8 +101,14 @@ def tune(
       selection: How subsets are chosen.
       search: Where, in which order, and for how long.
       task: What is trained on.
-      examples: Where they are, and which of them are held out.
-      kept: What is there afterwards.
+      validation: The share held out to score trials, or an .npz file.
+      test: An .npz file, looked at once, after retraining.
+      data_dir: Of tensorflow_datasets. Default: TFDS_DATA_DIR.
+      data_on: device, or host for more data than a device holds. Default: by size.
+      storage: sqlite:///search.db, search.log, postgresql://… Default: memory.
+      study_name: The study's name in the storage.
+      retrain: Retrain the best on everything.
+      save_to: A new directory for the retrained model.
       out: A .json file for the result: trials, ledger, versions.
       programs: Keep compiled programs on disk, so that a second run compiles nothing.
       workers: Processes that train trials, with Ray.
@@ -143,21 +122,24 @@ def tune(
     jdss.keep_programs(programs)
     from jdss import _arguments as read
 
-    loaded = read.data(data, examples.data_dir)
+    loaded = read.data(data, data_dir)
     result = jdss.tune(
         read.model(model, loaded),
-        loaded if examples.data_on is None else jdss.keep_on(loaded, examples.data_on),
+        loaded if data_on is None else jdss.keep_on(loaded, data_on),
         selection=selection,
         fraction=fraction,
         trials=trials,
         seed=seed,
         task=task,
         search=replace(search, space=read.space(search.space)),
-        validation=read.examples("--validation", examples.validation),
-        test=None if examples.test is None else read.examples("--test", examples.test),
+        validation=read.examples("--validation", validation),
+        test=None if test is None else read.examples("--test", test),
+        storage=storage,
+        study_name=study_name,
         workers=Workers(workers, address=address),
+        retrain=retrain,
+        save_to=save_to,
         progress=progress,
-        **vars(kept),
     )
     print(result.summary())  # first: it is there whatever becomes of the file
     if result.failure is not None:
@@ -208,7 +190,7 @@ def _with_options(command: Callable[..., None], function: Callable[..., Any]) ->
 def report(
     storage: Positional[str],
     *,
-    study_name: Annotated[str | None, tyro.conf.arg(aliases=("--study",))] = None,
+    study_name: StudyName = None,
     out: Path = Path("report.html"),
 ) -> None:
     """Make one self-contained HTML page of a search, finished or running.

@@ -123,7 +123,7 @@ class Driver:
                     if (ended := self._take(pool, *event)) is None:
                         continue
                     trials = self.study.get_trials(deepcopy=False)
-                    show(trials)
+                show(trials)
                 for callback in search.callbacks:
                     callback(self.study, trials[ended])
         except BaseException as error:

@@ -59,31 +59,6 @@ _IN_MEMORY = "search"
 _TASK, _SEARCH = Task(), Search()
 
 
-@contextmanager
-def _one_cache_warning() -> Iterator[None]:
-    """One sentence for all entries of JAX's compilation cache that cannot be read."""
-    told = False
-    with warnings.catch_warnings():
-        show = warnings.showwarning
-
-        def show_once(message: Warning | str, *arguments: Any, **options: Any) -> None:
-            nonlocal told
-            if not str(message).startswith("Error reading persistent compilation cache entry"):
-                show(message, *arguments, **options)
-            elif not told:
-                told = True
-                text = (
-                    f"the compilation cache {jax.config.values['jax_compilation_cache_dir']} has "
-                    "entries that cannot be read: those programs are compiled again; remove the "
-                    "directory to have them cached anew"
-                )
-                show(RuntimeWarning(text), RuntimeWarning, *arguments[1:], **options)
-
-        warnings.showwarning = show_once
-        yield
-
-
-@_one_cache_warning()
 def tune(
     model: nn.Module | ModelFactory,
     data: Data,
