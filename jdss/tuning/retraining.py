@@ -68,10 +68,14 @@ def retrain_and_save(
 ) -> tuple[Retraining | None, str | None]:
     """The retrained model, and what went wrong: a warning, so that the search is not lost."""
     problem = objective.training.problem
-    about = {
+    about: dict[str, Any] = {
         "hyperparameters": {name: stored_value(value) for name, value in values.items()},
-        "test": None if test is None else _everything(test, problem).fingerprint(),
+        "test": None,
     }
+    if test is not None:
+        everyone = np.arange(len(test), dtype=np.int32)
+        tested = replace(problem, examples=test, train=everyone, validation=everyone[:0])
+        about["test"] = tested.fingerprint()
     if known := known_retraining(study, about, save_to):
         return known, None
     identity = {"retraining": about["hyperparameters"]}
@@ -140,16 +144,14 @@ def retrain(
     """Full training with the best hyper-parameters; only here is the test set looked at."""
     problem, ledger = objective.training.problem.on_everything(), Ledger()
     training = replace(objective.training, problem=problem, schedule=make_schedule("full", 1.0))
-    with (
-        progress_bar(1, "retraining", enabled=progress) as bar,
-        ledger.measure("other"),
-    ):
-
-        def on_epoch(entry: Mapping[str, Any]) -> None:
-            bar.advance(entry["epoch"], entry["epochs"], loss=entry["loss"])
-
-        options = {"ledger": ledger, "on_epoch": on_epoch, "checkpoint": checkpoint}
-        (result,) = replace(objective, training=training).train(values, _NUMBER, **options)
+    with progress_bar(1, "retraining", enabled=progress) as bar, ledger.measure("other"):
+        (result,) = replace(objective, training=training).train(
+            values,
+            _NUMBER,
+            ledger=ledger,
+            on_epoch=lambda entry: bar.advance(entry["epoch"], entry["epochs"], loss=entry["loss"]),
+            checkpoint=checkpoint,
+        )
         assert isinstance(result, FitResult)
         accuracy, score = None, None
         if test is not None:
@@ -172,8 +174,3 @@ def check_test(test: Any, problem: Problem) -> Examples | HostExamples:
         _checks.check_labels(labels, num_examples=len(labels), num_classes=problem.num_classes)
     # Their own statistics are never used: `retrain` puts in those of all that was trained on.
     return store(rows, labels, place, statistics_of=np.zeros(1, int))
-
-
-def _everything(test: Any, problem: Problem) -> Problem:
-    everyone = np.arange(len(test), dtype=np.int32)
-    return Problem(test, everyone, everyone[:0], problem.num_classes)
