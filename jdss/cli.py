@@ -12,7 +12,8 @@ Set JDSS_TRACEBACK=1 to see where an error comes from.
 """
 
 # Options are made by tyro from the functions below and from the dataclasses of `jdss.config`, whose
-# docstrings are their help. Nothing of JAX is imported before a command runs: `--help` is fast.
+# docstrings are their help. Nothing of JAX is imported before a command runs: `--help` is fast (but
+# that of `select`, whose options are those of a function).
 
 import importlib
 import inspect
@@ -225,9 +226,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(MISTAKE)
     command = COMMANDS[name]
     if command is select:
-        from jdss.selection import strategies
+        import jdss
 
-        command = _with_options(select, strategies.select)
+        command = _with_options(select, jdss.select)
     try:
         tyro.cli(command, prog=f"jdss {name}", args=rest, config=_PLAIN, registry=_REGISTRY)
     except KeyboardInterrupt as interruption:
