@@ -106,13 +106,12 @@ def data(text: str, data_dir: str | None) -> jdss.Dataset | tuple[np.ndarray, np
 def model(given: Any, loaded: jdss.Dataset | tuple[np.ndarray, np.ndarray]) -> Any:
     """A network by name, or as imported; a class that takes `num_classes` is told."""
     if isinstance(given, str):
-        known = {name: at for name, at in _MODELS.items() if hasattr(jdss.models, at)}
-        if given not in known:
+        if given not in _MODELS:
             raise ValueError(
-                f"model must be one of {', '.join(known)}, or package.module:attribute; "
+                f"model must be one of {', '.join(_MODELS)}, or package.module:attribute; "
                 f"got {given!r}"
             )
-        given = getattr(jdss.models, known[given])
+        given = getattr(jdss.models, _MODELS[given])
     if not (isinstance(given, type) and issubclass(given, (nn.Module, nnx.Module))):
         return given
     told = {}

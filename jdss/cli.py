@@ -12,9 +12,11 @@ Set JDSS_TRACEBACK=1 to see where an error comes from.
 """
 
 # Options are made by tyro from the functions below and from the dataclasses of `jdss.config`, whose
-# docstrings are their help. Nothing of JAX is imported before a command runs: `--help` is fast.
+# docstrings are their help. Nothing of JAX is imported before a command runs: `--help` is fast (but
+# that of `select`, whose options are those of a function).
 
 import importlib
+import inspect
 import json
 import operator
 import os
@@ -24,7 +26,7 @@ import tempfile
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,42 +44,9 @@ _STATUS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Examples:
-    """Where the examples are, and which of them are held out.
-
-    Attributes:
-      validation: The share held out to score trials, or an .npz file.
-      test: An .npz file, looked at once, after retraining.
-      data_dir: Of tensorflow_datasets. Default: TFDS_DATA_DIR.
-      data_on: device, or host for more data than a device holds. Default: by size.
-    """
-
-    validation: str = "0.1"
-    test: str | None = None
-    data_dir: str | None = None
-    data_on: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kept:
-    """What is there after a search.
-
-    Attributes:
-      storage: sqlite:///search.db, search.log, postgresql://… Default: memory.
-      study_name: The study's name in the storage.
-      retrain: Retrain the best on everything.
-      save_to: A new directory for the retrained model.
-    """
-
-    storage: str | None = None
-    study_name: Annotated[str | None, tyro.conf.arg(aliases=("--study",))] = None
-    retrain: bool = True
-    save_to: str | None = None
-
+StudyName = Annotated[str | None, tyro.conf.arg(aliases=("--study",))]
 
 _SELECTION, _TASK, _SEARCH = Selection(), Task(), Search()
-_EXAMPLES, _KEPT = Examples(), Kept()
 _PLAIN = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction, tyro.conf.DisallowNone)
 
 
@@ -91,8 +60,14 @@ def tune(
     selection: Selection = _SELECTION,
     search: Search = _SEARCH,
     task: Task = _TASK,
-    examples: Examples = _EXAMPLES,
-    kept: Kept = _KEPT,
+    validation: str = "0.1",
+    test: str | None = None,
+    data_dir: str | None = None,
+    data_on: str | None = None,
+    storage: str | None = None,
+    study_name: StudyName = None,
+    retrain: bool = True,
+    save_to: str | None = None,
     out: Path | None = None,
     programs: bool = True,
     workers: int = 1,
@@ -127,8 +102,14 @@ def tune(
       selection: How subsets are chosen.
       search: Where, in which order, and for how long.
       task: What is trained on.
-      examples: Where they are, and which of them are held out.
-      kept: What is there afterwards.
+      validation: The share held out to score trials, or an .npz file.
+      test: An .npz file, looked at once, after retraining.
+      data_dir: Of tensorflow_datasets. Default: TFDS_DATA_DIR.
+      data_on: device, or host for more data than a device holds. Default: by size.
+      storage: sqlite:///search.db, search.log, postgresql://… Default: memory.
+      study_name: The study's name in the storage.
+      retrain: Retrain the best on everything.
+      save_to: A new directory for the retrained model.
       out: A .json file for the result: trials, ledger, versions.
       programs: Keep compiled programs on disk, so that a second run compiles nothing.
       workers: Processes that train trials, with Ray.
@@ -142,21 +123,24 @@ def tune(
     jdss.keep_programs(programs)
     from jdss import _arguments as read
 
-    loaded = read.data(data, examples.data_dir)
+    loaded = read.data(data, data_dir)
     result = jdss.tune(
         read.model(model, loaded),
-        loaded if examples.data_on is None else jdss.keep_on(loaded, examples.data_on),
+        loaded if data_on is None else jdss.keep_on(loaded, data_on),
         selection=selection,
         fraction=fraction,
         trials=trials,
         seed=seed,
         task=task,
         search=replace(search, space=read.space(search.space)),
-        validation=read.examples("--validation", examples.validation),
-        test=None if examples.test is None else read.examples("--test", examples.test),
+        validation=read.examples("--validation", validation),
+        test=None if test is None else read.examples("--test", test),
+        storage=storage,
+        study_name=study_name,
         workers=Workers(workers, address=address),
+        retrain=retrain,
+        save_to=save_to,
         progress=progress,
-        **vars(kept),
     )
     print(result.summary())  # first: it is there whatever becomes of the file
     if result.failure is not None:
@@ -165,19 +149,7 @@ def tune(
         read.write_result(out, result, data)
 
 
-def select(
-    file: Positional[Path],
-    *,
-    out: Path = Path("subset.npz"),
-    method: str = "grad_match",
-    fraction: float | None = None,
-    budget: int | None = None,
-    lifting: str | None = None,
-    batch_size: int = 128,
-    learning_rate: float = 0.05,
-    options: Mapping[str, Any] | None = None,
-    seed: int = 0,
-) -> None:
+def select(file: Positional[Path], *, out: Path = Path("subset.npz"), **options: Any) -> None:
     """Pick a weighted subset by the gradients of a network's last layer.
 
         jdss select layer.npz --fraction 0.1 --out subset.npz
@@ -187,14 +159,6 @@ def select(
       file: An .npz file with logits [n, c], labels [n] and features [n, d], the inputs of the last
         dense layer.
       out: A .npz or .json file for the indices and weights.
-      method: grad_match, craig, glister, uniform or stratified.
-      fraction: The share of examples to select. Default: 0.05.
-      budget: How many examples to select, in place of a share.
-      lifting: all, per_class or per_batch. Default: the method's own.
-      batch_size: Examples in a batch, for per_batch.
-      learning_rate: Of the step that glister looks ahead.
-      options: For the method, in JSON.
-      seed: Decides on everything random.
     """
     import jdss
     from jdss import _arguments as read
@@ -202,27 +166,32 @@ def select(
     logits, features, labels = read.arrays(file, ("logits", "features", "labels"))
     if out.suffix not in (".npz", ".json"):
         raise ValueError(f"--out must end in .npz or .json, got {out}")
-    subset = jdss.select(
-        logits,
-        features,
-        labels,
-        method=method,
-        fraction=fraction,
-        budget=budget,
-        lifting=lifting,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        options=options,
-        seed=seed,
-    )
+    subset = jdss.select(logits, features, labels, **options)
     read.write_subset(out, subset)
     print(f"{len(subset.indices)} of {len(labels)} examples, in {out}")
+
+
+def _with_options(command: Callable[..., None], function: Callable[..., Any]) -> Any:
+    """The command with the keyword arguments of a function of the library, and their help."""
+    known = inspect.signature(function).parameters.values()
+    options = [parameter for parameter in known if parameter.kind is parameter.KEYWORD_ONLY]
+    own = list(inspect.signature(command).parameters.values())[:-1]  # without **options
+    text = inspect.getdoc(function) or ""
+    explained = text[text.index(f"\n  {options[0].name}: ") : text.index("\n\nReturns:")]
+
+    def complete(**given: Any) -> None:
+        command(**given)
+
+    complete.__doc__ = (inspect.getdoc(command) or "") + explained
+    complete.__annotations__ = {one.name: one.annotation for one in (*own, *options)}
+    vars(complete)["__signature__"] = inspect.Signature([*own, *options])
+    return complete
 
 
 def report(
     storage: Positional[str],
     *,
-    study_name: Annotated[str | None, tyro.conf.arg(aliases=("--study",))] = None,
+    study_name: StudyName = None,
     out: Path = Path("report.html"),
 ) -> None:
     """Make one self-contained HTML page of a search, finished or running.
@@ -255,8 +224,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if name not in COMMANDS:
         print(f"jdss: no command {name!r}\n\n{__doc__}", file=sys.stderr)
         sys.exit(MISTAKE)
+    command = COMMANDS[name]
+    if command is select:
+        import jdss
+
+        command = _with_options(select, jdss.select)
     try:
-        tyro.cli(COMMANDS[name], prog=f"jdss {name}", args=rest, config=_PLAIN, registry=_REGISTRY)
+        tyro.cli(command, prog=f"jdss {name}", args=rest, config=_PLAIN, registry=_REGISTRY)
     except KeyboardInterrupt as interruption:
         told = str(interruption) or "interrupted; with --storage, the same command goes on"
         print(f"jdss: {told}", file=sys.stderr)

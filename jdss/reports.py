@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from jdss._secrets import hide_passwords
 from jdss.tuning.storage import open_storage
+from jdss.tuning.study import RETRAINING, SEARCH, describe_trial
 
 _MANY_SCORES = 10  # of completed trials, for importances to mean something
 _GREY = "#7b8794"  # to be read on white and on black
@@ -100,42 +101,28 @@ def _open_study(storage: Any, study_name: str | None) -> optuna.Study:
 
 def _content(study: optuna.Study) -> dict[str, Any]:
     """What the template shows."""
-    search = dict(study.user_attrs.get("jdss:search", {}))
+    search = dict(study.user_attrs.get(SEARCH, {}))
     metric = str(search.pop("metric", "value"))
-    trials = [_described(trial) for trial in study.get_trials(deepcopy=False)]
-    states = [trial["state"] for trial in trials]
+    trials = [describe_trial(trial) for trial in study.get_trials(deepcopy=False)]
     complete = [
         trial for trial in trials if trial["state"] == "complete" and math.isfinite(trial["value"])
     ]
     best = max if study.direction == optuna.study.StudyDirection.MAXIMIZE else min
     spent = Counter[str]()
     for trial in trials:
-        spent.update(trial["seconds"])
+        spent.update(trial["ledger"]["seconds"] if trial["ledger"] else {})
     return {
         "name": study.study_name,
         "metric": metric,
-        "states": Counter(states),
+        "states": Counter(trial["state"] for trial in trials),
         "best": best(complete, key=lambda trial: trial["value"], default=None),
-        "retraining": study.user_attrs.get("jdss:retraining"),
+        "retraining": study.user_attrs.get(RETRAINING),
         "figures": _drawn(_figures(study, metric, {trial["value"] for trial in complete})),
         "ledger": {line: seconds for line, seconds in spent.items() if seconds > 0},
         "trials": trials,
         "names": list(dict.fromkeys(name for t in trials for name in t["hyperparameters"])),
         "search": search,
         "made": f"{datetime.now():%Y-%m-%d %H:%M} on {platform.platform()}",
-    }
-
-
-def _described(trial: FrozenTrial) -> dict[str, Any]:
-    known = trial.user_attrs
-    return {
-        "number": trial.number,
-        "state": {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower()),
-        "value": trial.value,
-        "hyperparameters": known.get("jdss:hyperparameters", trial.params),
-        "seconds": (known.get("jdss:ledger") or {}).get("seconds", {}),
-        "failure": known.get("jdss:failure"),
-        **(known.get("jdss:selections") or [{}])[-1],
     }
 
 

@@ -76,14 +76,10 @@ def search(files, *more):
 
 
 def arguments_of(name):
-    """The arguments of a command by name, those that stand in its own dataclasses among them."""
-    found = {}
-    for parameter in inspect.signature(cli.COMMANDS[name]).parameters.values():
-        if isinstance(parameter.default, (cli.Examples, cli.Kept)):
-            found |= {one.name: one.default for one in dataclasses.fields(parameter.default)}
-        else:
-            found[parameter.name] = parameter.default
-    return found
+    """The arguments of a command by name, with their defaults."""
+    command = cli.COMMANDS[name]
+    command = cli._with_options(command, jdss.select) if name == "select" else command
+    return {one.name: one.default for one in inspect.signature(command).parameters.values()}
 
 
 def options(name):

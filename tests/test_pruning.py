@@ -278,14 +278,14 @@ def test_a_worker_that_dies_at_a_rung_leaves_nothing_to_the_next_trial(perceptro
     study.pruner = Below()
     run = jdss.objective(perceptron, blobs, space=SPACE, selection="uniform")
     random = optuna.samplers.RandomSampler(0)
-    driver = Driver(study, Lease(study), run, jdss.Search(), 3, lambda number: random, None)
+    driver = Driver(study, Lease(study), run, 3, lambda number: random, None)
     pool = Script(
         *(Rung(1, 0.1), Died()),
         *(Rung(1, 0.8), Died(), Rung(1, 0.8), Rung(3, 0.9), Outcome(score=0.9, accuracy=0.9)),
         *(Rung(1, 0.7), Outcome(score=0.6, accuracy=0.6)),
     )
     with pytest.warns(RuntimeWarning, match="died in trial 1; .* trained again"):
-        driver.run(pool, lambda: None)
+        driver.run(pool, lambda trials: None)
     assert pool.answers == [True, False, False, False, False]
     states = [TrialState.PRUNED, TrialState.COMPLETE, TrialState.COMPLETE]
     assert [trial.state for trial in study.trials] == states

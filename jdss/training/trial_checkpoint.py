@@ -9,7 +9,6 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,17 +32,13 @@ class TrialCheckpoint:
       path: of the file; its directory is made when it is needed.
       identity: what the trial computes, in JSON's types. A file of another trial is not used.
       every: seconds between two checkpoints; they are made at the end of a stretch of training.
-      tell: called on loading with the epoch and the score of each rung that was passed.
       past: seconds that earlier attempts spent up to the checkpoint.
-      reports: epoch and score at each rung that was passed.
     """
 
     path: Path
     identity: Any
     every: float = 60.0
-    tell: Callable[[int, float], None] = lambda epoch, score: None
     past: Ledger = field(default_factory=Ledger)
-    reports: list[tuple[int, float]] = field(default_factory=list)
     _last: float = field(default_factory=time.monotonic)
     _broken: bool = False
 
@@ -69,9 +64,6 @@ class TrialCheckpoint:
             return state, None
         history.extend(about["history"])
         selections.extend(about["selections"])
-        for epoch, score in about["reports"]:
-            self.reports.append((epoch, score))
-            self.tell(epoch, score)
         self.past.add(about["ledger"])
         return jax.tree.unflatten(structure, map(jnp.asarray, found)), subset
 
@@ -91,7 +83,7 @@ class TrialCheckpoint:
             spent.add(self.past)
             spent.add(ledger)
             about = {"identity": self.identity, "history": history, "selections": selections}
-            about |= {"reports": self.reports, "ledger": spent.as_dict()}
+            about["ledger"] = spent.as_dict()
             content = {
                 "about": json.dumps(about),
                 "state": _by_place(state),

@@ -10,29 +10,18 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from jdss.config import Search
 from jdss.training.trial import Rung
-from jdss.tuning.objective import (
-    Attempt,
-    Died,
-    Objective,
-    Order,
-    Outcome,
-    checkpoint_path,
-    note_outcome,
-)
+from jdss.tuning.objective import Attempt, Died, Objective, Order, Outcome, note_outcome
 from jdss.tuning.sampling import Cohorts, Grid, Samplers
-from jdss.tuning.space import HYPERPARAMETERS
 from jdss.tuning.storage import StorageError, explained
 from jdss.tuning.study import (
-    SEARCH,
     WORKER,
     Lease,
     SearchStudy,
@@ -42,22 +31,7 @@ from jdss.tuning.study import (
     this_process,
     trial_id_of,
 )
-
-
-class Pool(Protocol):
-    """Where trials are trained."""
-
-    def free(self) -> Sequence[int]:
-        """The slots that can be given an order."""
-
-    def start(self, slot: int, order: Order) -> Mapping[str, Any]:
-        """Has an order trained; returns the process that does it."""
-
-    def next_event(self) -> tuple[int, Rung | Outcome | Died] | None:
-        """What a slot reports; None after some seconds in which nothing came."""
-
-    def answer(self, slot: int, stop: bool) -> None:
-        """Lets a trial go on from its rung, or ends it there; its outcome is its next event."""
+from jdss.tuning.workers import RayPool
 
 
 class OwnProcess:
@@ -70,23 +44,30 @@ class OwnProcess:
         self._ready: list[tuple[int, bool | None]] = []
 
     def free(self) -> Sequence[int]:
+        """The slots that can be given an order."""
         left = [slot for slot in self._slots if slot not in self._trials]
         return [] if self._ready else left[:1]
 
     def start(self, slot: int, order: Order) -> Mapping[str, Any]:
+        """Has an order trained; returns the process that does it."""
         self._trials[slot] = self._attempt(order)
         self._ready.append((slot, None))
         return this_process()
 
     def answer(self, slot: int, stop: bool) -> None:
+        """Lets a trial go on from its rung, or ends it there; its outcome is its next event."""
         self._ready.append((slot, stop))
 
     def next_event(self) -> tuple[int, Rung | Outcome | Died] | None:
+        """What a slot reports; None after some seconds in which nothing came."""
         slot, stop = self._ready.pop(0)
         event = self._trials[slot].send(stop)
         if isinstance(event, Outcome):
             del self._trials[slot]
         return slot, event
+
+
+Pool = OwnProcess | RayPool
 
 
 @dataclass
@@ -104,7 +85,6 @@ class Driver:
     study: SearchStudy
     lease: Lease
     objective: Objective
-    search: Search
     trials: int  # in all
     samplers: Samplers
     place: Any  # where the study is kept, for what is said of it
@@ -112,126 +92,118 @@ class Driver:
     _running: dict[int, _Running] = field(default_factory=dict)
     _cut_off: set[int] = field(default_factory=set)
 
-    def run(self, pool: Pool, show: Callable[[], None]) -> None:
-        """Runs what is missing of the search.
+    def run(self, pool: Pool, show: Callable[[Sequence[FrozenTrial]], None]) -> None:
+        """Runs what is missing of the search; `show` is called whenever a trial has ended.
 
         Raises:
           KeyboardInterrupt: after Ctrl-C; every trial that was cut off waits for the next call.
           StorageError: where the storage fails. The trials that run are found by the next call.
         """
-        end = time.monotonic() + (self.search.timeout or math.inf)
+        search = self.objective.search
+        end = time.monotonic() + (search.timeout or math.inf)
         try:
             while True:
                 with explained(self.place):
                     self.lease.renew()
+                    trials = self.study.get_trials(deepcopy=False)
                     is_over = self.study.stopped or time.monotonic() >= end
                     for slot in pool.free():
-                        if self._is_left(is_over) and self._is_next_of_cohort():
-                            self._begin(pool, slot)
-                    self._halve(pool, is_over)
-                    if not self._running and not self._is_left(is_over):
+                        if (number := self._next(trials, is_over)) is None:
+                            break
+                        self._begin(pool, slot, trials, number)
+                        trials = self.study.get_trials(deepcopy=False)
+                    following = self._next(trials, is_over)
+                    if following is None and not self._running:
                         return
+                    self._halve(pool, trials, begun=following is None)
                 if (event := pool.next_event()) is None:
                     continue
                 with explained(self.place):
                     self.lease.check()
-                    number = self._take(pool, *event)
-                    if number is None:
+                    if (ended := self._take(pool, *event)) is None:
                         continue
-                    show()
-                    frozen = self.study.get_trials(deepcopy=False)[number]
-                for callback in self.search.callbacks:
-                    callback(self.study, frozen)
+                    trials = self.study.get_trials(deepcopy=False)
+                show(trials)
+                for callback in search.callbacks:
+                    callback(self.study, trials[ended])
         except BaseException as error:
             if not isinstance(error, StorageError):
                 with suppress(Exception):  # of a storage that is away: the next call finds them
                     release_running(self.study)
             raise
 
-    def attainable(self) -> int:
+    def attainable(self, trials: Sequence[FrozenTrial]) -> int:
         """How many trials there are: no more than points on a grid, besides those enqueued."""
         sampler = self.study.sampler
         if not isinstance(sampler, Grid):
             return self.trials
-        trials = self.study.get_trials(deepcopy=False)
         return min(
             self.trials, sampler.size + sum("fixed_params" in t.system_attrs for t in trials)
         )
 
-    def _is_left(self, is_over: bool) -> bool:
-        """Whether there is a trial to begin: after the end, only one whose worker died."""
-        if is_over:
-            return bool(self._cut_off)
-        return len(finished_trials(self.study)) + len(self._running) < self.attainable()
+    def _next(self, trials: Sequence[FrozenTrial], is_over: bool) -> int | None:
+        """The trial that waits longest, or a new one; None if none may begin now.
 
-    def _next(self, trials: Sequence[FrozenTrial]) -> int:
-        """The number of the trial that waits longest, or of a new one."""
+        After the end, only one whose worker died; and no cohort before the last one is done.
+        """
+        known = len(finished_trials(trials)) + len(self._running)
         waiting = (trial.number for trial in trials if trial.state == TrialState.WAITING)
-        return next(waiting, len(trials))
+        number = next(waiting, len(trials))
+        is_left = bool(self._cut_off) if is_over else known < self.attainable(trials)
+        is_late = self.cohorts is not None and self._running and number not in self._cohort()
+        return number if is_left and not is_late else None
 
-    def _is_next_of_cohort(self) -> bool:
-        """Whether the next trial may begin beside those that run."""
-        if self.cohorts is None or not self._running:
-            return True
-        return self._next(self.study.get_trials(deepcopy=False)) in self._cohort(self.cohorts)
-
-    def _cohort(self, cohorts: Cohorts) -> range:
+    def _cohort(self) -> range:
         """The cohort that all running trials are of."""
-        return cohorts.of(next(iter(self._running.values())).trial.number)
+        assert self.cohorts is not None
+        return self.cohorts.of(next(iter(self._running.values())).trial.number)
 
-    def _halve(self, pool: Pool, is_over: bool) -> None:
+    def _halve(self, pool: Pool, trials: Sequence[FrozenTrial], *, begun: bool) -> None:
         """Answers trials at rungs: "stop" as soon as enough others are better, "go on" at last.
 
         What is read is in the study, so that a search that is resumed answers as before.
+
+        Args:
+          pool: that is answered.
+          trials: all of the study.
+          begun: whether all trials of the cohort are.
         """
         waiting = {slot: one for slot, one in self._running.items() if one.waits}
         if self.cohorts is None or not waiting:
             return
-        trials = self.study.get_trials(deepcopy=False)
-        cohort = self._cohort(self.cohorts)
+        cohort = self._cohort()
         sign = -1.0 if self.study.direction == StudyDirection.MAXIMIZE else 1.0
         answers: dict[int, bool] = {}
         for slot, one in waiting.items():
             there = [t for t in trials if t.number in cohort and one.waits in t.intermediate_values]
             order = sorted((sign * t.intermediate_values[one.waits], t.number) for t in there)
-            rank = [number for _, number in order].index(one.trial.number)
-            if rank >= self.cohorts.kept(len(cohort), one.waits):
+            kept = order[: self.cohorts.kept(len(cohort), one.waits)]
+            if one.trial.number not in (number for _, number in kept):
                 answers[slot] = True
-        begun = is_over or self._next(trials) not in cohort
         if not answers and begun and len(waiting) == len(self._running):
             first = min(one.waits for one in waiting.values())
-            answers = {s: False for s, one in waiting.items() if one.waits == first}
+            answers = {slot: False for slot, one in waiting.items() if one.waits == first}
         for slot, stop in answers.items():
             self._running[slot].waits, self._running[slot].pruned = 0, stop
             pool.answer(slot, stop)
 
-    def _begin(self, pool: Pool, slot: int) -> None:
-        """Begins the trial that waits longest, or a new one."""
-        trials = self.study.get_trials(deepcopy=False)
-        number = self._next(trials)
+    def _begin(self, pool: Pool, slot: int, trials: Sequence[FrozenTrial], number: int) -> None:
+        """Begins a trial that waits, or a new one."""
         self.study.sampler = self.samplers(number)
+        reported: Mapping[int, float] = {}
         if number < len(trials):
             # `ask` might pass it over: Optuna's storage in memory looks only behind the last one
             # that waited.
             trial_id = trial_id_of(self.study, number)
             self.study.storage.set_trial_state_values(trial_id, TrialState.RUNNING)
             trial = optuna.Trial(self.study, trial_id)
+            reported = trials[number].intermediate_values
         else:
             trial = self.study.ask()
-        self._cut_off.discard(trial.number)
+        self._cut_off.discard(number)
         order = self.objective.order(trial, self.study)
-        if self.search.checkpoints is not None:
-            name, every = self.study.study_name, self.search.checkpoint_every
-            path = checkpoint_path(self.search.checkpoints, name, trial.number)
-            identity = {
-                "search": self.study.user_attrs.get(SEARCH),
-                "place": trial.number,
-                "hyperparameters": trial.user_attrs[HYPERPARAMETERS],
-            }
-            order = replace(order, checkpoint={"path": path, "identity": identity, "every": every})
         trial.set_user_attr(WORKER, dict(pool.start(slot, order)))
-        known = dict(trials[trial.number].intermediate_values) if trial.number < len(trials) else {}
-        self._running[slot] = _Running(trial, known)
+        self._running[slot] = _Running(trial, reported)
 
     def _take(self, pool: Pool, slot: int, event: Rung | Outcome | Died) -> int | None:
         """Tells the study what a slot reports; returns the trial's number if it has ended."""

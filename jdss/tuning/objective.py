@@ -26,30 +26,17 @@ from jdss.training.failures import (
     shortage,
 )
 from jdss.training.fit import make_training
-from jdss.training.hyperparameters import (
-    DEFAULTS,
-    NAMES,
-    OPTIMIZERS,
-    OptimizerFactory,
-    hyperparameters,
-)
+from jdss.training.hyperparameters import DEFAULTS, NAMES, OPTIMIZERS, hyperparameters
 from jdss.training.problem import Data, Examined
-from jdss.training.trial import Rung, Training, train
+from jdss.training.trial import FitResult, Rung, Training, train
 from jdss.training.trial_checkpoint import TrialCheckpoint
 from jdss.tuning.sampling import rungs
-from jdss.tuning.space import (
-    HYPERPARAMETERS,
-    Space,
-    check_space,
-    default_space,
-    stored_value,
-    suggest,
-)
-from jdss.tuning.study import FAILURE, LEDGER, SELECTIONS
+from jdss.tuning.space import Space, check_space, default_space, stored_value, suggest
+from jdss.tuning.study import FAILURE, HYPERPARAMETERS, LEDGER, SEARCH, SELECTIONS
 
 ModelFactory = Callable[..., nn.Module]
 
-_TASK = Task()
+_TASK, _SEARCH = Task(), Search()
 
 
 @dataclass(frozen=True)
@@ -82,7 +69,7 @@ Attempt = Generator[Rung | Outcome, bool | None, None]
 
 @dataclass(frozen=True)
 class Objective:
-    """A callable for `study.optimize`; made by `jdss.objective`.
+    """A callable for `study.optimize`.
 
     A trial that diverges is recorded as failed, with its reason in the user attribute
     "jdss:failure": pass `catch=(jdss.TrainingDivergedError,)` to `study.optimize` for the search
@@ -90,7 +77,9 @@ class Objective:
 
     Attributes:
       training: the data, on the devices, and how models are trained on it.
-      model, space, seed, first_rung, reduction_factor: as `jdss.objective` takes them.
+      model, seed: as `jdss.objective` takes them.
+      space: what the hyper-parameters of trials are drawn from.
+      search: rungs and checkpoints.
 
     Made by `jdss.objective`.
     """
@@ -99,8 +88,7 @@ class Objective:
     model: nn.Module | ModelFactory
     space: Space
     seed: int
-    first_rung: int = 1
-    reduction_factor: int = 3
+    search: Search = _SEARCH
 
     def __call__(self, trial: Any) -> float:
         """Runs a trial, also a fixed or a frozen one, and returns its score on the validation set.
@@ -132,12 +120,32 @@ class Objective:
         values = suggest(trial, self.space)
         noted = {name: stored_value(value) for name, value in values.items()}
         trial.set_user_attr(HYPERPARAMETERS, noted)
-        if study is None or isinstance(study.pruner, optuna.pruners.NopPruner):
+        if study is None:
             return Order(trial.number, values)
-        epochs = int(values.get("epochs", DEFAULTS["epochs"]))
-        factor = self.reduction_factor
-        found = rungs(epochs, first_rung=self.first_rung, reduction_factor=factor)
-        return Order(trial.number, values, found)
+        found: tuple[int, ...] = ()
+        if not isinstance(study.pruner, optuna.pruners.NopPruner):
+            epochs = int(values.get("epochs", DEFAULTS["epochs"]))
+            first, factor = self.search.first_rung, self.search.reduction_factor
+            found = rungs(epochs, first_rung=first, reduction_factor=factor)
+        about = {"place": trial.number, "hyperparameters": noted}
+        checkpoint = checkpoint_for(self.search, study, trial.number, about)
+        return Order(trial.number, values, found, checkpoint)
+
+    def train(
+        self, values: Mapping[str, Any], number: int, **options: Any
+    ) -> Generator[Rung | FitResult]:
+        """Trains with hyper-parameters: yields rungs, and at last the result.
+
+        What is random follows from the number; `options` are those of `jdss.training.trial.train`.
+        """
+        architecture = check_architecture(self.model, values)
+        model = self.model
+        if not isinstance(model, nn.Module):
+            model = model(**{name: values[name] for name in architecture})
+        own = {name: value for name, value in values.items() if name in NAMES}
+        hyper = hyperparameters(own, optimizers=tuple(self.training.optimizers))
+        key = jax.random.fold_in(jax.random.key(self.seed), number)
+        yield (yield from train(self.training, check_model(model), hyper, key, **options))
 
     def _check_directions(self, study: optuna.Study) -> None:
         wanted = self.training.metric.direction
@@ -158,35 +166,26 @@ def attempt(objective: Objective, order: Order, **watching: Any) -> Attempt:
     """
     training, outcome = objective.training, Outcome()
     checkpoint = None if order.checkpoint is None else TrialCheckpoint(**order.checkpoint)
-    found: tuple[float | None, float | None] = None, None
 
-    def steps() -> Generator[Rung]:
-        nonlocal found
-        result = yield from train(
-            training,
-            build_model(objective.model, order.values),
-            training_hyperparameters(order.values, training.optimizers),
-            trial_key(objective.seed, order.number),
-            ledger=outcome.ledger,
-            rungs=order.rungs,
-            selections=outcome.selections,
-            checkpoint=checkpoint,
-            **watching,
-        )
-        found = result.validation_score, result.validation_accuracy
-
-    running = steps()
+    running = objective.train(
+        order.values,
+        order.number,
+        ledger=outcome.ledger,
+        rungs=order.rungs,
+        selections=outcome.selections,
+        checkpoint=checkpoint,
+        **watching,
+    )
     try:
-        while True:
+        while outcome.score is None:
             with outcome.ledger.measure("other"):
-                rung = next(running, None)
-            score = found[0] if rung is None else rung.score
+                step = next(running)
+            score = step.score if isinstance(step, Rung) else step.validation_score
             if score is None or not math.isfinite(score):  # Optuna takes no other
                 raise TrainingDivergedError(f"the metric {training.metric.name!r} became {score}")
-            if rung is None:
-                outcome.score, outcome.accuracy = found
-                break
-            if (yield rung):
+            if isinstance(step, FitResult):
+                outcome.score, outcome.accuracy = score, step.validation_accuracy
+            elif (yield step):
                 break
     except TrainingDivergedError as error:
         outcome.error = TrainingDivergedError(*error.args)  # without all that its frames hold
@@ -245,29 +244,41 @@ def objective(
       >>> 0 <= study.best_value <= 1
       True
     """
-    Search(first_rung=first_rung, reduction_factor=reduction_factor)
-    model = as_model_or_factory(model)
-    checked = check_problem(model, space, task, validation, seed)
+    search = Search(space=space, first_rung=first_rung, reduction_factor=reduction_factor)
+    model, checked = check_problem(model, search, task, validation, seed)
     training = make_training(data, selection, fraction, task, validation=validation, seed=seed)
-    return Objective(training, model, checked, seed, first_rung, reduction_factor)
+    return Objective(training, model, checked, seed, search)
 
 
-def check_problem(model: Any, space: Any, task: Task, validation: Any, seed: Any) -> Space:
-    """Checks what data is not needed for, and returns the search space."""
+def check_problem(
+    model: Any, search: Search, task: Task, validation: Any, seed: Any
+) -> tuple[nn.Module | ModelFactory, Space]:
+    """Checks what data is not needed for, and returns model and search space."""
+    if isinstance(model, nn.Module):
+        check_model(model)
+    elif isinstance(model, nnx.Module) or makes_nnx(model) or not callable(model):
+        model = check_model(model)
     optimizers = task.optimizers or OPTIMIZERS
-    given = default_space(optimizers=optimizers) if space is None else space
-    checked = check_space(given, optimizers)
-    if isinstance(checked, Mapping):
-        check_architecture(model, checked)
+    given = default_space(optimizers=optimizers) if search.space is None else search.space
+    space = check_space(given, optimizers)
+    if isinstance(space, Mapping):
+        check_architecture(model, space)
     if validation is None:
         raise TypeError("validation must be a fraction or (inputs, labels): it scores the trials")
     _checks.check_seed(seed)
-    return checked
+    return model, space
 
 
-def checkpoint_path(directory: Any, study_name: str, number: int | str) -> Path:
-    """The file of a trial's checkpoints."""
-    return Path(directory) / re.sub(r"[^\w.-]", "_", f"{study_name}-{number}.msgpack")
+def checkpoint_for(
+    search: Search, study: optuna.Study, name: int | str, about: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """What a `TrialCheckpoint` of a training of a search is made of, if it is to have one."""
+    if search.checkpoints is None:
+        return None
+    file = re.sub(r"[^\w.-]", "_", f"{study.study_name}-{name}.msgpack")
+    identity = {"search": study.user_attrs.get(SEARCH), **about}
+    path, every = Path(search.checkpoints) / file, search.checkpoint_every
+    return {"path": path, "identity": identity, "every": every}
 
 
 def note_outcome(trial: Any, outcome: Outcome) -> None:
@@ -294,30 +305,8 @@ def note_outcome(trial: Any, outcome: Outcome) -> None:
         trial.set_user_attr(name, value)
 
 
-def trial_key(seed: int, number: int) -> jax.Array:
-    """The PRNG key of a trial."""
-    return jax.random.fold_in(jax.random.key(seed), number)
-
-
-# The model of a trial ----------------------------------------------------------------------------
-
-
-def as_model_or_factory(model: Any) -> nn.Module | ModelFactory:
-    """A module, one of NNX or a function of `rngs` to one as of linen; or a function as it is."""
-    if isinstance(model, nn.Module):
-        check_model(model)
-        return model
-    is_nnx = isinstance(model, nnx.Module) or makes_nnx(model)
-    return check_model(model) if is_nnx or not callable(model) else model
-
-
 def check_architecture(model: nn.Module | ModelFactory, names: Iterable[str]) -> tuple[str, ...]:
-    """The hyper-parameters that are not training's own, if they are the model's.
-
-    Raises:
-      ValueError: where the model is a module, which has none, or a function that does not take
-        them.
-    """
+    """The hyper-parameters that are not training's own; refused if they are not the model's."""
     own = tuple(name for name in names if name not in NAMES)
     if isinstance(model, nn.Module):
         if own:
@@ -339,19 +328,3 @@ def check_architecture(model: nn.Module | ModelFactory, names: Iterable[str]) ->
             f"{', '.join(map(repr, own)) or 'here none'}; it takes {signature} ({error})"
         ) from None
     return own
-
-
-def build_model(model: nn.Module | ModelFactory, values: Mapping[str, Any]) -> nn.Module:
-    """The module of a trial: as given, or made of the architectural hyper-parameters."""
-    own = check_architecture(model, values)
-    if isinstance(model, nn.Module):
-        return check_model(model)
-    return check_model(model(**{name: values[name] for name in own}))
-
-
-def training_hyperparameters(
-    values: Mapping[str, Any], optimizers: Mapping[str, OptimizerFactory]
-) -> Any:
-    """Training's own share of a trial's hyper-parameters, checked."""
-    own = {name: value for name, value in values.items() if name in NAMES}
-    return hyperparameters(own, optimizers=tuple(optimizers))

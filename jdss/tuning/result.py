@@ -1,13 +1,10 @@
 """What a search found, and what it cost."""
 
 from dataclasses import dataclass
-from io import StringIO
 from typing import Any
 
 import numpy as np
 import optuna
-from rich.console import Console
-from rich.table import Table
 
 from jdss.ledger import Ledger
 from jdss.tuning.retraining import Retraining
@@ -47,27 +44,24 @@ class TuneResult:
         metric, retraining = self.search["metric"], self.retraining
         states = [trial["state"] for trial in self.trials]
         counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-        table = Table(title=f"{len(states)} trials: {counts}", show_header=False)
-        for name, value in self.best_hyperparameters.items():
-            table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
-        table.add_section()
-        table.add_row(f"validation {metric}", f"{self.best_value:.4g}")
+        scores: dict[str, Any] = {f"validation {metric}": self.best_value}
         if retraining is not None and retraining.test_accuracy is not None:
-            table.add_row("test accuracy after retraining", f"{retraining.test_accuracy:.4g}")
+            scores["test accuracy after retraining"] = retraining.test_accuracy
         elif retraining is not None and retraining.test_score is not None:
-            table.add_row(f"test {metric} after retraining", f"{retraining.test_score:.4g}")
-        table.add_section()
-        for line, seconds in self.ledger.seconds.items():
-            if seconds >= 0.05:
-                table.add_row(f"{line} (s)", f"{seconds:.1f}")
+            scores[f"test {metric} after retraining"] = retraining.test_score
+        seconds = self.ledger.seconds.items()
+        times = {f"{line} (s)": f"{spent:.1f}" for line, spent in seconds if spent >= 0.05}
         if (everything := self.seconds_on_everything()) is not None:
             search = self.ledger.total_seconds - self.ledger.seconds["retraining"]
-            times = f"{everything:.0f}, {everything / search:.1f} times as long"
-            table.add_section()
-            table.add_row("on all the data, estimated (s)", times)
-        console = Console(width=100, file=StringIO())
-        console.print(table)
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+            longer = f"{everything:.0f}, {everything / search:.1f} times as long"
+            times["on all the data, estimated (s)"] = longer
+        lines = [f"{len(states)} trials: {counts}"]
+        for part in (self.best_hyperparameters, scores, times):
+            lines.append("")
+            for name, value in part.items():
+                shown = f"{value:.4g}" if isinstance(value, float) else value
+                lines.append(f"{name:<30}  {shown}")
+        return "\n".join(lines)
 
     __str__ = summary
 
@@ -98,29 +92,25 @@ class TuneResult:
         best = {name: stored_value(value) for name, value in self.best_hyperparameters.items()}
         # A trial whose worker died has none.
         ledgers = [trial["ledger"]["seconds"] for trial in self.trials if trial["ledger"]]
-        seconds: dict[str, Any] = {
-            "search_seconds": sum(sum(ledger.values()) for ledger in ledgers),
-            "search_compiling_seconds": sum(ledger["compiling"] for ledger in ledgers),
-            "retraining_seconds": None,
-            "retraining_compiling_seconds": None,
+        found = self.retraining
+        retraining = found and {
+            "hyperparameters": best,
+            "test_accuracy": found.test_accuracy,
+            "test_score": found.test_score,
+            "ledger": found.ledger.as_dict(),
         }
-        retraining = None
-        if self.retraining is not None:
-            spent = self.retraining.ledger
-            seconds["retraining_seconds"] = spent.total_seconds
-            seconds["retraining_compiling_seconds"] = spent.seconds["compiling"]
-            retraining = {
-                "hyperparameters": best,
-                "test_accuracy": self.retraining.test_accuracy,
-                "test_score": self.retraining.test_score,
-                "ledger": spent.as_dict(),
-            }
-        total = {"seconds": dict(self.ledger.seconds), "total_seconds": self.ledger.total_seconds}
         return {
             "strategy": self.search["strategy"],
             "search": {name: self.search[name] for name in self.search if name != "strategy"},
             "best": {"hyperparameters": best, "value": self.best_value},
             "trials": self.trials,
             "retraining": retraining,
-            "ledger": {**total, **seconds},
+            "ledger": {
+                **self.ledger.as_dict(),
+                "total_seconds": self.ledger.total_seconds,
+                "search_seconds": sum(sum(ledger.values()) for ledger in ledgers),
+                "search_compiling_seconds": sum(ledger["compiling"] for ledger in ledgers),
+                "retraining_seconds": found and found.ledger.total_seconds,
+                "retraining_compiling_seconds": found and found.ledger.seconds["compiling"],
+            },
         }

@@ -11,43 +11,32 @@ import jax
 import numpy as np
 
 from jdss import _checks
-from jdss.config import Search
-from jdss.data.examples import Examples, HostExamples, Normalization, store
+from jdss.data.examples import Examples, HostExamples, store
 from jdss.ledger import Ledger
 from jdss.progress import progress_bar
-from jdss.training.checkpoint import TrainedModel, TrainedResult, load
+from jdss.training.checkpoint import TrainedModel, load
 from jdss.training.failures import TrainingDivergedError, is_out_of_memory, shortage
 from jdss.training.metrics import measure
 from jdss.training.problem import Problem, check_like
 from jdss.training.schedule import make_schedule
 from jdss.training.state import TrainState
-from jdss.training.trial import run, train
+from jdss.training.trial import FitResult
 from jdss.training.trial_checkpoint import TrialCheckpoint
-from jdss.tuning.objective import (
-    Objective,
-    build_model,
-    checkpoint_path,
-    training_hyperparameters,
-    trial_key,
-)
+from jdss.tuning.objective import Objective, checkpoint_for
 from jdss.tuning.space import stored_value
-from jdss.tuning.study import SEARCH, SearchStudy
-
-RETRAINING = "jdss:retraining"
-"""The study attribute with what came of retraining: it is not done twice."""
+from jdss.tuning.study import RETRAINING, SearchStudy
 
 _NUMBER = 2**31 - 1  # its key is apart from every trial's
 
 
-@dataclass(frozen=True)
-class Retraining(TrainedResult):
-    """The winner, trained on the whole original training set.
+@dataclass
+class Retraining(FitResult):
+    """The winner, trained on the whole original training set: a `FitResult`, and more.
 
     Where an earlier call has retrained it already, this is what the study keeps of that: no state,
     no normalization and no history. Where that call was told to save the model, it still predicts.
 
     Attributes:
-      state, history, ledger, normalization, classes, inputs: as in `FitResult`.
       test_accuracy: as a fraction; None where there is no test set, or there are no classes.
       test_score: the search's metric on the test set; None where there is none.
       saved_to: where an earlier call saved the model; None where it did not.
@@ -56,13 +45,8 @@ class Retraining(TrainedResult):
     """
 
     state: TrainState | None  # type: ignore[assignment]
-    test_accuracy: float | None
-    history: list[dict[str, Any]]
-    ledger: Ledger
+    test_accuracy: float | None = None
     test_score: float | None = None
-    normalization: Normalization | None = None
-    classes: np.ndarray | None = None
-    inputs: Any = None
     saved_to: str | None = None
 
     @property
@@ -78,24 +62,25 @@ def retrain_and_save(
     values: Mapping[str, Any],
     test: Examples | HostExamples | None,
     study: SearchStudy,
-    search: Search,
     save_to: str | os.PathLike[str] | None,
     *,
     progress: bool,
 ) -> tuple[Retraining | None, str | None]:
     """The retrained model, and what went wrong: a warning, so that the search is not lost."""
     problem = objective.training.problem
-    about = {
+    about: dict[str, Any] = {
         "hyperparameters": {name: stored_value(value) for name, value in values.items()},
-        "test": None if test is None else _everything(test, problem).fingerprint(),
+        "test": None,
     }
+    if test is not None:
+        everyone = np.arange(len(test), dtype=np.int32)
+        tested = replace(problem, examples=test, train=everyone, validation=everyone[:0])
+        about["test"] = tested.fingerprint()
     if known := known_retraining(study, about, save_to):
         return known, None
-    checkpoint = None
-    if search.checkpoints is not None:
-        path = checkpoint_path(search.checkpoints, study.study_name, "retraining")
-        identity = {"search": study.user_attrs.get(SEARCH), "retraining": about["hyperparameters"]}
-        checkpoint = TrialCheckpoint(path, identity, search.checkpoint_every)
+    identity = {"retraining": about["hyperparameters"]}
+    given = checkpoint_for(objective.search, study, "retraining", identity)
+    checkpoint = None if given is None else TrialCheckpoint(**given)
     retraining, failure = None, None
     try:
         retraining = retrain(objective, values, test, checkpoint, progress=progress)
@@ -130,12 +115,9 @@ def retrain_and_save(
 def known_retraining(
     study: SearchStudy, about: Mapping[str, Any], save_to: Any
 ) -> Retraining | None:
-    """What an earlier call has found, if it is what this one asks for.
+    """What an earlier call has found, if it is what this one asks for, as far as that is known.
 
-    Args:
-      study: of the search.
-      about: hyper-parameters and test set, as far as they are known yet.
-      save_to: where the model is to be: one that is there already need not be trained.
+    A model that is to be saved must be there already, where that call saved it.
     """
     kept = study.user_attrs.get(RETRAINING)
     if not kept or any(kept[name] != value for name, value in about.items()):
@@ -147,8 +129,8 @@ def known_retraining(
         return None
     ledger = Ledger()
     ledger.add(kept["ledger"])
-    accuracy, score = kept["test_accuracy"], kept["test_score"]
-    return Retraining(None, accuracy, [], ledger, score, saved_to=saved_to)
+    scores = {name: kept[name] for name in ("test_accuracy", "test_score")}
+    return Retraining(None, [], None, None, ledger, saved_to=saved_to, **scores)
 
 
 def retrain(
@@ -160,24 +142,17 @@ def retrain(
     progress: bool,
 ) -> Retraining:
     """Full training with the best hyper-parameters; only here is the test set looked at."""
-    training, ledger = objective.training, Ledger()
-    problem = training.problem.on_everything()
-    hyper = training_hyperparameters(values, training.optimizers)
-    with (
-        progress_bar(int(hyper.epochs), "retraining", enabled=progress) as bar,
-        ledger.measure("other"),
-    ):
-        result = run(
-            train(
-                replace(training, problem=problem, schedule=make_schedule("full", 1.0)),
-                build_model(objective.model, values),
-                hyper,
-                trial_key(objective.seed, _NUMBER),
-                ledger=ledger,
-                on_epoch=lambda entry: bar.advance(entry["epoch"], loss=entry["loss"]),
-                checkpoint=checkpoint,
-            )
+    problem, ledger = objective.training.problem.on_everything(), Ledger()
+    training = replace(objective.training, problem=problem, schedule=make_schedule("full", 1.0))
+    with progress_bar(1, "retraining", enabled=progress) as bar, ledger.measure("other"):
+        (result,) = replace(objective, training=training).train(
+            values,
+            _NUMBER,
+            ledger=ledger,
+            on_epoch=lambda entry: bar.advance(entry["epoch"], entry["epochs"], loss=entry["loss"]),
+            checkpoint=checkpoint,
         )
+        assert isinstance(result, FitResult)
         accuracy, score = None, None
         if test is not None:
             with ledger.measure("evaluating"):
@@ -186,8 +161,7 @@ def retrain(
                 accuracy, score = measure(result.state, examples, rows, training.metric, problem)
     if checkpoint is not None:
         ledger.add(checkpoint.past)
-    about = result.normalization, result.classes, result.inputs
-    return Retraining(result.state, accuracy, result.history, ledger, score, *about)
+    return Retraining(**vars(result), test_accuracy=accuracy, test_score=score)
 
 
 def check_test(test: Any, problem: Problem) -> Examples | HostExamples:
@@ -200,8 +174,3 @@ def check_test(test: Any, problem: Problem) -> Examples | HostExamples:
         _checks.check_labels(labels, num_examples=len(labels), num_classes=problem.num_classes)
     # Their own statistics are never used: `retrain` puts in those of all that was trained on.
     return store(rows, labels, place, statistics_of=np.zeros(1, int))
-
-
-def _everything(test: Any, problem: Problem) -> Problem:
-    everyone = np.arange(len(test), dtype=np.int32)
-    return Problem(test, everyone, everyone[:0], problem.num_classes)

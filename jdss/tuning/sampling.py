@@ -28,7 +28,8 @@ from optuna.trial import FrozenTrial
 
 from jdss.config import Search
 from jdss.training.hyperparameters import DEFAULTS
-from jdss.tuning.space import Space, stored
+from jdss.tuning.space import Space, extremes, stored
+from jdss.tuning.study import STARTUP_SAMPLERS
 
 _LARGEST_GRID = 1_000_000
 _NEEDS = {"gp": "torch", "cmaes": "cmaes"}
@@ -41,19 +42,8 @@ _CLASSES = {
     "nsgaiii": "NSGAIIISampler",
     "brute_force": "BruteForceSampler",
 }
-STARTUP_SAMPLERS = ("tpe", "gp", "cmaes")
-"""The samplers that `n_startup_trials` means something to."""
-
 Samplers = Callable[[int], BaseSampler]
 """From a trial's number to its sampler."""
-
-
-def default_startup_trials(trials: int) -> int:
-    """How many trials TPE draws at random first: two fifths, and at most Optuna's ten.
-
-    Optuna's own ten would make a search of ten trials a random search under another name.
-    """
-    return min(max(round(0.4 * trials), 1), 10)
 
 
 def make_samplers(sampler: Any, *, seed: int, n_startup_trials: int, space: Space) -> Samplers:
@@ -68,23 +58,30 @@ def make_samplers(sampler: Any, *, seed: int, n_startup_trials: int, space: Spac
             f"space must be a mapping for sampler {sampler!r}, which has to know it beforehand; "
             "'brute_force' takes a function of a trial"
         )
-    make = sampler
-    if isinstance(sampler, str):
-        package = _NEEDS.get(sampler)
-        if package is not None and importlib.util.find_spec(package) is None:
-            raise ModuleNotFoundError(
-                f"sampler {sampler!r} needs the package {package}: pip install {package}"
-            )
-        if sampler == "grid":
-            grid = Grid(known, seed)
-            return lambda number: grid
+    if sampler == "grid":
+        grid = Grid(known, seed)
+        return lambda number: grid
+    package = _NEEDS.get(sampler) if isinstance(sampler, str) else None
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise ModuleNotFoundError(
+            f"sampler {sampler!r} needs the package {package}: pip install {package}"
+        )
 
-        def make(trial_seed: int) -> BaseSampler:
-            with warnings.catch_warnings():  # some are experimental, which the user chose
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                if sampler == "qmc":
-                    return _Sobol(known, seed, trial_seed)
-                return _named(sampler, trial_seed, n_startup_trials)
+    def make(trial_seed: int) -> Any:
+        if not isinstance(sampler, str):
+            return sampler(trial_seed)
+        options: dict[str, Any] = {"seed": trial_seed}
+        if sampler in STARTUP_SAMPLERS:
+            options["n_startup_trials"] = n_startup_trials
+        if sampler == "tpe":
+            # The defaults of Optuna 5, on purpose: hyper-parameters are sampled jointly, and a
+            # trial that is still running counts as a bad one, so that two do not try one place.
+            options |= {"multivariate": True, "constant_liar": True}
+        with warnings.catch_warnings():  # some are experimental, which the user chose
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            if sampler == "qmc":
+                return _Sobol(known, seed, trial_seed)
+            return getattr(samplers, _CLASSES[sampler])(**options)
 
     made = make(seed)
     if not isinstance(made, BaseSampler):
@@ -94,18 +91,6 @@ def make_samplers(sampler: Any, *, seed: int, n_startup_trials: int, space: Spac
         )
     # 2³¹ - 1 is prime: neighbouring seeds of searches and trials do not collide.
     return lambda number: make((seed * 1_000_003 + number * 7_919) % (2**31 - 1))
-
-
-def _named(name: str, seed: int, n_startup_trials: int) -> BaseSampler:
-    options: dict[str, Any] = {}
-    if name in STARTUP_SAMPLERS:
-        options["n_startup_trials"] = n_startup_trials
-    if name == "tpe":
-        # The defaults of Optuna 5, on purpose: hyper-parameters are sampled jointly, and a trial
-        # that is still running counts as a bad one, so that two do not try one place.
-        options |= {"multivariate": True, "constant_liar": True}
-    made: BaseSampler = getattr(samplers, _CLASSES[name])(seed=seed, **options)
-    return made
 
 
 class _Sobol(samplers.QMCSampler):
@@ -221,19 +206,18 @@ def _most_epochs(space: Space) -> int | str:
     """The most epochs that a trial can have; "auto", Optuna's way of finding out, if unknown."""
     if not isinstance(space, Mapping):
         return "auto"
-    distribution: Any = space.get("epochs")
-    if distribution is None:
-        return int(DEFAULTS["epochs"])
-    return int(max(getattr(distribution, "choices", None) or (distribution.high,)))
+    return int(max(extremes(space["epochs"]) if "epochs" in space else (DEFAULTS["epochs"],)))
 
 
 def describe_pruner(search: Search) -> dict[str, Any]:
     """The pruner in JSON, with its rungs; these mean nothing without one."""
     if search.pruner == "none" or isinstance(search.pruner, pruners.NopPruner):
         return {"name": "none"}
-    name = search.pruner if isinstance(search.pruner, str) else type(search.pruner).__name__
-    rungs = {"first_rung": search.first_rung, "reduction_factor": search.reduction_factor}
-    return {"name": name, **rungs}
+    return {
+        "name": search.pruner if isinstance(search.pruner, str) else type(search.pruner).__name__,
+        "first_rung": search.first_rung,
+        "reduction_factor": search.reduction_factor,
+    }
 
 
 def rungs(epochs: int, *, first_rung: int, reduction_factor: int) -> tuple[int, ...]:

@@ -21,13 +21,11 @@ from jdss.training.hyperparameters import (
     absolute_learning_rate,
     hyperparameters,
 )
+from jdss.tuning.study import HYPERPARAMETERS
 
 _KINDS = (FloatDistribution, IntDistribution, CategoricalDistribution)
 
 Space = Mapping[str, BaseDistribution] | Callable[[optuna.Trial], Mapping[str, Any]]
-
-HYPERPARAMETERS = "jdss:hyperparameters"
-"""The user attribute with a trial's hyper-parameters, as a storage holds them."""
 
 
 def default_space(
@@ -116,7 +114,7 @@ def check_space(space: Any, optimizers: Iterable[str]) -> Space:
                 f"optuna.distributions.FloatDistribution(1e-3, 0.1, log=True); got {distribution!r}"
             )
         if name in NAMES:
-            for value in _extremes(distribution):
+            for value in extremes(distribution):
                 hyperparameters({name: value}, optimizers=optimizers)
     if "relative_learning_rate" in space:
         if "learning_rate" in space:
@@ -126,12 +124,12 @@ def check_space(space: Any, optimizers: Iterable[str]) -> Space:
                 "space must have an optimizer beside relative_learning_rate, which is a share of "
                 "that optimizer's largest rate"
             )
-        for optimizer in _extremes(space["optimizer"]) if "optimizer" in space else ():
+        for optimizer in extremes(space["optimizer"]) if "optimizer" in space else ():
             absolute_learning_rate({"relative_learning_rate": 1.0, "optimizer": optimizer})
     return space
 
 
-def _extremes(distribution: Any) -> tuple[Any, ...]:
+def extremes(distribution: Any) -> tuple[Any, ...]:
     """The choices, or the lowest and the highest value."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices

@@ -4,11 +4,9 @@ Plain Optuna storages. What goes wrong with one is said in one sentence, without
 trials are kept, and the same call goes on when it is put right.
 """
 
-import errno
 import json
 import os
 import re
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,55 +125,31 @@ def explained(storage: Any) -> Iterator[None]:
         if isinstance(error, ValueError):  # a line of a journal
             known = kind is json.JSONDecodeError or "Invalid log format" in str(error)
         else:
-            known = isinstance(
-                error, (OSError, StorageInternalError)
-            ) or kind.__module__.startswith(("sqlalchemy.", "sqlite3", "psycopg"))
+            packages = ("sqlalchemy.", "sqlite3", "psycopg")
+            is_raised_there = isinstance(error, (OSError, StorageInternalError))
+            known = is_raised_there or kind.__module__.startswith(packages)
         if not known or kind.__name__ in ("ArgumentError", "NoSuchModuleError"):
             raise
-        raise _sentence(storage, error) from error
-
-
-def _sentence(storage: Any, error: BaseException) -> StorageError:
-    is_name = isinstance(storage, (str, os.PathLike))
-    name = os.fspath(storage) if is_name else getattr(storage, "url", type(storage).__name__)
-    cause: BaseException = error  # the driver's own: Optuna and SQLAlchemy each wrap it
-    while (inner := getattr(cause, "orig", None)) or (
-        isinstance(cause, StorageInternalError) and (inner := cause.__cause__)
-    ):
-        cause = inner
-    return StorageError(
-        f"the study's storage {hide_passwords(str(name))} cannot be used: {_reason(cause)}; "
-        "finished trials are kept, and the same call goes on when this is put right"
-    )
-
-
-_FULL = "the disk is full"
-_FILES = {
-    errno.ENOSPC: _FULL,
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file may not grow any more",
-    errno.EACCES: "no permission to write there",
-    errno.EROFS: "the file system is read-only",
-    errno.ENOENT: "the directory does not exist, or the file was removed",
-}
-_SQLITE = {
-    "SQLITE_FULL": _FULL,
-    "SQLITE_IOERR": "the disk is full, or the file may not grow any more",
-    "SQLITE_READONLY": "it is read-only",
-    "SQLITE_CANTOPEN": "the directory must exist and be writable",
-    "SQLITE_NOTADB": "the file is not an SQLite database",
-    "SQLITE_CORRUPT": "the file is damaged",
-    "SQLITE_BUSY": "another process keeps it locked",
-}
+        is_name = isinstance(storage, (str, os.PathLike))
+        name = os.fspath(storage) if is_name else getattr(storage, "url", type(storage).__name__)
+        raise StorageError(
+            f"the study's storage {hide_passwords(str(name))} cannot be used: {_reason(error)}; "
+            "finished trials are kept, and the same call goes on when this is put right"
+        ) from error
 
 
 def _reason(error: BaseException) -> str:
+    """The words of the driver, or the system: Optuna and SQLAlchemy each wrap their errors."""
+    while (inner := getattr(error, "orig", None)) or (
+        isinstance(error, StorageInternalError) and (inner := error.__cause__)
+    ):
+        error = inner
     text = hide_passwords(" ".join(str(error).split()))
-    if isinstance(error, sqlite3.Error):
-        name = getattr(error, "sqlite_errorname", "")
-        return next((known for start, known in _SQLITE.items() if name.startswith(start)), text)
     if isinstance(error, OSError):
-        return _FILES.get(error.errno or 0, text)
+        return error.strerror or text
     if isinstance(error, ValueError):
         return f"it holds a line that is not Optuna's ({text})"
-    return "the server's disk is full" if getattr(error, "sqlstate", None) == "53100" else text
+    # Where SQLite does not say what is wrong with the file.
+    if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_CANTOPEN", "SQLITE_IOERR")):
+        return f"{text}: the directory must exist and be writable, and the disk must have room"
+    return text

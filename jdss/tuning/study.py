@@ -10,7 +10,7 @@ import platform
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from typing import Any, ClassVar
@@ -18,19 +18,20 @@ from typing import Any, ClassVar
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from jdss.tuning.sampling import STARTUP_SAMPLERS, default_startup_trials
-from jdss.tuning.space import HYPERPARAMETERS
 from jdss.tuning.storage import StorageError
 
-# Attributes of a study: what is searched, and how; which process runs it.
-SEARCH, DRIVER = "jdss:search", "jdss:driver"
-# Attributes of a trial: who trains it, how many processes died of it, why it failed, where its
-# seconds went, and the statistics of its selections.
+# Attributes of a study: what is searched, and how; which process runs it; what came of retraining.
+SEARCH, DRIVER, RETRAINING = "jdss:search", "jdss:driver", "jdss:retraining"
+# Attributes of a trial: who trains it, how many processes died of it, why it failed, with which
+# hyper-parameters, where its seconds went, and the statistics of its selections.
 WORKER, DEATHS, FAILURE = "jdss:worker", "jdss:deaths", "jdss:failure"
-LEDGER, SELECTIONS = "jdss:ledger", "jdss:selections"
+HYPERPARAMETERS, LEDGER, SELECTIONS = "jdss:hyperparameters", "jdss:ledger", "jdss:selections"
 
 MOST_DEATHS = 3
 """How many processes a trial may take with it."""
+
+STARTUP_SAMPLERS = ("tpe", "gp", "cmaes")
+"""The samplers that draw their first trials at random."""
 
 _TAKE_OVER = "JDSS_TAKE_OVER"
 _LEASE = 120.0  # seconds after which a driver on another machine that was not seen is gone
@@ -101,8 +102,9 @@ def open_study(
     known = study.user_attrs.get(SEARCH)
     if search["sampler"] in STARTUP_SAMPLERS and search["n_startup_trials"] is None:
         # A search that is resumed keeps its own number, also when more trials are asked for.
+        # Optuna's own ten would make a search of ten trials a random one under another name.
         kept = (known or {}).get("n_startup_trials")
-        search["n_startup_trials"] = kept or default_startup_trials(trials)
+        search["n_startup_trials"] = kept or min(max(round(0.4 * trials), 1), 10)
     if known is None:
         if study.get_trials(deepcopy=False) or len(study.directions) > 1:
             raise DifferentSearchError(
@@ -245,9 +247,8 @@ def _started(pid: int) -> str | None:
 # Trials ------------------------------------------------------------------------------------------
 
 
-def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
+def finished_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """The trials that count: complete, pruned, or failed for a reason of their own."""
-    trials = study.get_trials(deepcopy=False)
     return [
         trial
         for trial in trials
@@ -292,7 +293,7 @@ def release(study: SearchStudy, trial: FrozenTrial, *, killed: bool) -> bool:
 
 def best_trial(study: optuna.Study) -> FrozenTrial:
     """The best of the trials that were completed; those that were pruned do not count."""
-    trials = finished_trials(study)
+    trials = finished_trials(study.get_trials(deepcopy=False))
     if any(trial.state == TrialState.COMPLETE for trial in trials):
         return study.best_trial
     failures = [failure for trial in trials if (failure := failure_of(trial))]
@@ -309,7 +310,7 @@ def describe_trial(trial: FrozenTrial) -> dict[str, Any]:
     """A trial as result files hold it."""
     return {
         "number": trial.number,
-        "state": trial.state.name.lower() if trial.state != TrialState.FAIL else "failed",
+        "state": "failed" if trial.state == TrialState.FAIL else trial.state.name.lower(),
         "value": trial.value,
         "hyperparameters": trial.user_attrs.get(HYPERPARAMETERS, trial.params),
         "failure": failure_of(trial),

@@ -3,7 +3,7 @@
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import optuna
 from flax import linen as nn
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
 from jdss import _checks
@@ -30,35 +30,22 @@ from jdss.training.hyperparameters import DEFAULTS, OPTIMIZERS
 from jdss.training.problem import Data, Examined
 from jdss.training.schedule import Schedule, make_schedule
 from jdss.training.train_on_subset import STEP
-from jdss.training.trial import Training
 from jdss.tuning.driver import Driver, OwnProcess, Pool
-from jdss.tuning.objective import (
-    ModelFactory,
-    Objective,
-    as_model_or_factory,
-    attempt,
-    check_problem,
-)
+from jdss.tuning.objective import ModelFactory, Objective, attempt, check_problem
 from jdss.tuning.result import TuneResult
 from jdss.tuning.retraining import check_test, known_retraining, retrain_and_save
-from jdss.tuning.sampling import (
-    STARTUP_SAMPLERS,
-    Cohorts,
-    describe_pruner,
-    make_pruner,
-    make_samplers,
-)
+from jdss.tuning.sampling import Cohorts, describe_pruner, make_pruner, make_samplers
 from jdss.tuning.space import check_enqueued, describe_space, stored_value, values_of
 from jdss.tuning.storage import explained, open_storage
 from jdss.tuning.study import (
     LEDGER,
+    STARTUP_SAMPLERS,
     Lease,
     SearchInterrupted,
     SearchStudy,
     best_trial,
     describe_trial,
     estimate,
-    failure_of,
     finished_trials,
     open_study,
     release_running,
@@ -72,31 +59,6 @@ _IN_MEMORY = "search"
 _TASK, _SEARCH = Task(), Search()
 
 
-@contextmanager
-def _one_cache_warning() -> Iterator[None]:
-    """One sentence for all entries of JAX's compilation cache that cannot be read."""
-    told = False
-    with warnings.catch_warnings():
-        show = warnings.showwarning
-
-        def show_once(message: Warning | str, *arguments: Any, **options: Any) -> None:
-            nonlocal told
-            if not str(message).startswith("Error reading persistent compilation cache entry"):
-                show(message, *arguments, **options)
-            elif not told:
-                told = True
-                text = (
-                    f"the compilation cache {jax.config.values['jax_compilation_cache_dir']} has "
-                    "entries that cannot be read: those programs are compiled again; remove the "
-                    "directory to have them cached anew"
-                )
-                show(RuntimeWarning(text), RuntimeWarning, *arguments[1:], **options)
-
-        warnings.showwarning = show_once
-        yield
-
-
-@_one_cache_warning()
 def tune(
     model: nn.Module | ModelFactory,
     data: Data,
@@ -173,8 +135,7 @@ def tune(
     selection = as_selection(selection)
     trials = _checks.check_positive_int("trials", trials)
     make_schedule(selection, fraction)  # a bad one is refused before data is read
-    model = as_model_or_factory(model)
-    space = check_problem(model, search.space, task, validation, seed)
+    model, space = check_problem(model, search, task, validation, seed)
     enqueue = check_enqueued(search.enqueue, space, task.optimizers or OPTIMIZERS)
     make_samplers(search.sampler, seed=seed, n_startup_trials=1, space=space)
     if study_name is None and storage is not None:
@@ -188,13 +149,18 @@ def tune(
     ledger = Ledger()
     ledger.seconds["importing"] = importing_seconds()
     with ledger.measure("loading"):
-        training, test_examples = _load(data, test, selection, fraction, task, validation, seed)
-        described = _describe(training, model, space, task, search, seed)
-    objective = Objective(training, model, space, seed, search.first_rung, search.reduction_factor)
-    with (
-        _quiet_optuna(enabled=progress),
-        _driving(opened, name, described, objective, search, trials, storage) as driver,
-    ):
+        placed = data if isinstance(data, Placed) else Placed(data)
+        if isinstance(placed.data, str):
+            placed = replace(placed, data=load_dataset(placed.data))
+        if test is None and isinstance(placed.data, Dataset):
+            test = (placed.data.test_images, placed.data.test_labels)
+        training = make_training(
+            placed, selection, fraction, task, validation=validation, seed=seed
+        )
+        test_examples = None if test is None else check_test(test, training.problem)
+        objective = Objective(training, model, space, seed, search)
+        described = _describe(objective, task)
+    with _driving(opened, name, described, objective, trials, storage) as driver:
         study = driver.study
         with explained(storage):
             for values in enqueue:  # each once, however often a search is resumed
@@ -202,14 +168,14 @@ def tune(
         _run(driver, crew, progress=progress)
         with explained(storage):
             best = best_trial(study)
-            finished = [describe_trial(trial) for trial in finished_trials(study)]
+            finished = [*map(describe_trial, finished_trials(study.get_trials(deepcopy=False)))]
         for trial in finished:
             ledger.add(trial["ledger"] or {"seconds": {}})
         values = values_of(best, space)
         retraining, failure = None, None
         if retrain:
             retraining, failure = retrain_and_save(
-                objective, values, test_examples, study, search, save_to, progress=progress
+                objective, values, test_examples, study, save_to, progress=progress
             )
     if retraining is not None:
         compiling = retraining.ledger.seconds["compiling"]
@@ -221,106 +187,70 @@ def tune(
     )
 
 
-def _load(
-    data: Any,
-    test: Any,
-    selection: Selection,
-    fraction: float,
-    task: Task,
-    validation: Any,
-    seed: int,
-) -> tuple[Training, Any]:
-    """What the trials share, and the test set, if there is one."""
-    placed = data if isinstance(data, Placed) else Placed(data)
-    if isinstance(placed.data, str):
-        placed = replace(placed, data=load_dataset(placed.data))
-    if test is None and isinstance(placed.data, Dataset):
-        test = (placed.data.test_images, placed.data.test_labels)
-    training = make_training(placed, selection, fraction, task, validation=validation, seed=seed)
-    return training, None if test is None else check_test(test, training.problem)
-
-
 @contextmanager
 def _driving(
     opened: optuna.storages.BaseStorage,
     name: str,
     described: dict[str, Any],
     objective: Objective,
-    search: Search,
     trials: int,
     storage: Any,
 ) -> Iterator[Driver]:
     """The driver of a study that no other process runs meanwhile; what was cut off waits in it."""
+    search, space, seed = objective.search, objective.space, objective.seed
     with explained(storage):
         study = open_study(opened, name, described, trials)
         lease = Lease(study)
     try:
-        space, startup = objective.space, described["n_startup_trials"] or 1
-        made = make_samplers(
-            search.sampler, seed=objective.seed, n_startup_trials=startup, space=space
-        )
+        startup = described["n_startup_trials"] or 1
+        made = make_samplers(search.sampler, seed=seed, n_startup_trials=startup, space=space)
         study.sampler, study.pruner = made(0), make_pruner(search, space)
         with explained(storage):
             release_running(study, lease.before)
-        yield Driver(study, lease, objective, search, trials, made, storage)
+        yield Driver(study, lease, objective, trials, made, storage)
     except KeyboardInterrupt as error:
         how = "the same call goes on"
-        if isinstance(study.storage, optuna.storages.InMemoryStorage):
-            name = study.study_name
+        if isinstance(opened, optuna.storages.InMemoryStorage):
             how = f"tune(…, storage=error.storage, study_name={name!r}) goes on, error being this"
         number = "?"
         with suppress(Exception):  # of a storage that is away
-            number = str(len(finished_trials(study)))
+            number = str(len(finished_trials(study.get_trials(deepcopy=False))))
         text = f"the search was interrupted with {number} of {trials} trials finished: {how}"
         raise SearchInterrupted(text, study, study.storage) from error
     finally:
         lease.release()
 
 
-@contextmanager
-def _quiet_optuna(*, enabled: bool) -> Iterator[None]:
-    """Optuna's line for every trial would tear the progress bars, which say the same."""
-    verbosity = optuna.logging.get_verbosity()
-    if enabled:
-        optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-
-
 def _run(driver: Driver, workers: Workers, *, progress: bool) -> None:
     """Runs what is missing, with a bar for the trials and one for the epochs."""
-    study, objective, training = driver.study, driver.objective, driver.objective.training
+    objective, training = driver.objective, driver.objective.training
     with explained(driver.place):
-        done, total = len(finished_trials(study)), driver.attainable()
+        before = driver.study.get_trials(deepcopy=False)
+    done, total = len(finished_trials(before)), driver.attainable(before)
     if done >= total:
         if progress:
-            name = study.study_name
+            name = driver.study.study_name
             text = f"all {done} trials of the study {name!r} are finished: none is run again"
             print(text, file=sys.stderr)
         return
-    strategy = training.schedule.strategy
-    told: list[Any] = []
-    warned: list[Any] = []
     better = max if training.metric.direction == "maximize" else min
+    told = False
     with ExitStack() as stack:
-        outer = stack.enter_context(progress_bar(total, strategy.name, enabled=progress))
+        name = training.schedule.strategy.name
+        outer = stack.enter_context(progress_bar(total, name, enabled=progress))
 
-        def show() -> None:
-            trials = finished_trials(study)
-            values = [t.value or 0.0 for t in trials if t.state == TrialState.COMPLETE]
-            outer.advance(len(trials), best=better(values, default=None))
-            ended = [t for t in trials if LEDGER in t.user_attrs and not failure_of(t)]
-            if ended and not told:
-                told.append(describe_trial(ended[0]))
-                _tell_cost(told[0], training.schedule, total, progress=progress)
-            complete = [trial for trial in ended if trial.state == TrialState.COMPLETE]
-            if complete and not warned:
-                warned.append(describe_trial(complete[0]))
-                _warn_if_subsets_cannot_pay(warned[0], training.schedule)
+        def show(trials: Sequence[FrozenTrial]) -> None:
+            nonlocal told
+            finished = finished_trials(trials)
+            complete = [trial for trial in finished if trial.state == TrialState.COMPLETE]
+            values = [trial.value or 0.0 for trial in complete]
+            outer.advance(len(finished), best=better(values, default=None))
+            measured = [trial for trial in complete if LEDGER in trial.user_attrs]
+            if measured and not told:
+                told = True
+                _say_costs(describe_trial(measured[0]), training.schedule, total, progress)
 
-        show()
+        show(before)
         pool: Pool
         if workers.number > 1:
             pool = stack.enter_context(ray_pool(workers, objective))
@@ -334,19 +264,16 @@ def _run(driver: Driver, workers: Workers, *, progress: bool) -> None:
                     driver.lease.renew()
 
             ahead = stack.enter_context(closing(Ahead(batch_sizes_of(objective.space))))
-            slots = 1
-            if driver.search.pruner == "asha":
-                driver.cohorts = Cohorts(total, objective.first_rung, objective.reduction_factor)
+            slots, search = 1, objective.search
+            if search.pruner == "asha":
+                driver.cohorts = Cohorts(total, search.first_rung, search.reduction_factor)
                 slots = total
-            train_one = partial(attempt, objective, on_epoch=on_epoch, ahead=ahead)
-            pool = OwnProcess(train_one, slots)
+            pool = OwnProcess(partial(attempt, objective, on_epoch=on_epoch, ahead=ahead), slots)
         driver.run(pool, show)
 
 
-def _tell_cost(
-    trial: Mapping[str, Any], schedule: Schedule, trials: int, *, progress: bool
-) -> None:
-    """Says by the first trial that ended what a search will cost."""
+def _say_costs(trial: Mapping[str, Any], schedule: Schedule, trials: int, progress: bool) -> None:
+    """Says by a completed trial what a search will cost, and warns where subsets cannot pay."""
     spent, everything = estimate(trial, schedule.fraction)
     if progress and schedule.strategy.select is not None:
         tqdm.write(
@@ -354,11 +281,6 @@ def _tell_cost(
             f"the data they would take about {trials * everything:.0f} s",
             file=sys.stderr,
         )
-
-
-def _warn_if_subsets_cannot_pay(trial: Mapping[str, Any], schedule: Schedule) -> None:
-    """Compares the first trial that was completed with what it would have been on everything."""
-    spent, everything = estimate(trial, schedule.fraction)
     if spent > max(everything, 1.0) and schedule.strategy.needs_gradients:
         warnings.warn(
             f"subsets do not pay here: without compiling, a trial took {spent:.1f} s, and training "
@@ -380,10 +302,9 @@ def _check_save_to(save_to: Any, storage: optuna.storages.BaseStorage, name: str
     raise FileExistsError(f"save_to must not exist yet, but {os.fspath(save_to)} does")
 
 
-def _describe(
-    training: Training, model: Any, space: Any, task: Task, search: Search, seed: int
-) -> dict[str, Any]:
+def _describe(objective: Objective, task: Task) -> dict[str, Any]:
     """What is searched, and how, in JSON."""
+    training, search, model = objective.training, objective.search, objective.model
     problem, sampler = training.problem, search.sampler
     own = getattr(sampler, "__qualname__", None) or type(sampler).__name__
     given = repr(model) if isinstance(model, nn.Module) else stored_value(model)
@@ -395,8 +316,8 @@ def _describe(
             "pruner": describe_pruner(search),
             "metric": training.metric.name,
             "direction": training.metric.direction,
-            "space": describe_space(space),
-            "seed": seed,
+            "space": describe_space(objective.space),
+            "seed": objective.seed,
             "model": model.class_name if isinstance(model, NnxModel) else given,
             "optimizers": list(training.optimizers),
             "augmentation": task.augmentation,

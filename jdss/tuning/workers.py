@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from jdss import parallel
-from jdss.config import Workers
+from jdss.config import Search, Workers
 from jdss.data.examples import Examples
 from jdss.training.trial import Rung
 from jdss.tuning.objective import Died, Objective, Order, Outcome, attempt
@@ -79,14 +79,14 @@ class _Slot:
 
 
 class RayPool:
-    """A pool of workers (`jdss.tuning.driver.Pool`)."""
+    """A pool of workers, as the driver has one of its own process."""
 
     def __init__(self, ray: Any, workers: Workers, objective: Objective) -> None:
         self._ray = ray
         self._resources = _share(ray, workers)
-        # Once for all workers, and on no device of this process; they need not know the space.
+        # Once for all workers, and on no device of this process; they need not know the search.
         on_no_device = _with_examples(objective, jax.device_get)
-        self._objective = ray.put(replace(on_no_device, space={}))
+        self._objective = ray.put(replace(on_no_device, space={}, search=Search()))
         self._deaths_without_trial = 0
         self._waited = 0.0
         self._slots = [self._new_slot() for _ in range(workers.number)]
@@ -120,12 +120,7 @@ class RayPool:
         slot.pending = slot.actor.answer.remote(stop)
 
     def next_event(self) -> tuple[int, Rung | Outcome | Died] | None:
-        """What a worker reports.
-
-        Raises:
-          Exception: a bug in the user's code, with a note on where it was.
-          WorkerError: where workers die before they have a trial, again and again.
-        """
+        """What a worker reports; a bug in a user's code is raised, with a note on where it was."""
         pending = {slot.pending: n for n, slot in enumerate(self._slots) if slot.pending}
         ready, _ = self._ray.wait(list(pending), num_returns=1, timeout=_WAIT)
         if not ready:
@@ -181,12 +176,7 @@ class RayPool:
 
 @contextmanager
 def ray_pool(workers: Workers, objective: Objective) -> Iterator[RayPool]:
-    """A pool of workers, with Ray started for it where there is none.
-
-    Raises:
-      ModuleNotFoundError: where Ray is not installed.
-      WorkerError: where no cluster answers at the address.
-    """
+    """A pool of workers, with Ray started for it where there is none."""
     ray = import_ray()
     begun = not ray.is_initialized()
     if begun:
