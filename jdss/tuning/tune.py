@@ -46,6 +46,7 @@ from jdss.tuning.study import (
     best_trial,
     describe_trial,
     estimate,
+    failure_of,
     finished_trials,
     open_study,
     release_running,
@@ -234,21 +235,25 @@ def _run(driver: Driver, workers: Workers, *, progress: bool) -> None:
             print(text, file=sys.stderr)
         return
     better = max if training.metric.direction == "maximize" else min
-    told = False
+    told = warned = False
     with ExitStack() as stack:
         name = training.schedule.strategy.name
         outer = stack.enter_context(progress_bar(total, name, enabled=progress))
 
         def show(trials: Sequence[FrozenTrial]) -> None:
-            nonlocal told
+            nonlocal told, warned
             finished = finished_trials(trials)
             complete = [trial for trial in finished if trial.state == TrialState.COMPLETE]
             values = [trial.value or 0.0 for trial in complete]
             outer.advance(len(finished), best=better(values, default=None))
-            measured = [trial for trial in complete if LEDGER in trial.user_attrs]
-            if measured and not told:
-                told = True
-                _say_costs(describe_trial(measured[0]), training.schedule, total, progress)
+            ended = [t for t in finished if LEDGER in t.user_attrs and not failure_of(t)]
+            if ended and not told and progress:
+                _say_cost(describe_trial(ended[0]), training.schedule, total)
+            told = told or bool(ended)
+            completed = [trial for trial in ended if trial.state == TrialState.COMPLETE]
+            if completed and not warned:
+                _warn_if_subsets_cannot_pay(describe_trial(completed[0]), training.schedule)
+            warned = warned or bool(completed)
 
         show(before)
         pool: Pool
@@ -272,15 +277,20 @@ def _run(driver: Driver, workers: Workers, *, progress: bool) -> None:
         driver.run(pool, show)
 
 
-def _say_costs(trial: Mapping[str, Any], schedule: Schedule, trials: int, progress: bool) -> None:
-    """Says by a completed trial what a search will cost, and warns where subsets cannot pay."""
+def _say_cost(trial: Mapping[str, Any], schedule: Schedule, trials: int) -> None:
+    """Says by the first trial that ended what a search will cost."""
     spent, everything = estimate(trial, schedule.fraction)
-    if progress and schedule.strategy.select is not None:
+    if schedule.strategy.select is not None:
         tqdm.write(
             f"{trials} trials take at most about {trials * spent:.0f} s, without compiling; on all "
             f"the data they would take about {trials * everything:.0f} s",
             file=sys.stderr,
         )
+
+
+def _warn_if_subsets_cannot_pay(trial: Mapping[str, Any], schedule: Schedule) -> None:
+    """Compares the first trial that was completed with what it would have been on everything."""
+    spent, everything = estimate(trial, schedule.fraction)
     if spent > max(everything, 1.0) and schedule.strategy.needs_gradients:
         warnings.warn(
             f"subsets do not pay here: without compiling, a trial took {spent:.1f} s, and training "
