@@ -19,10 +19,10 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
+from experiments import trainings
 from experiments.comparison import groups
 from experiments.results import Result
 from experiments.tables import percent
-from experiments.trainings import cost
 
 # Colours of different lightness (after Okabe and Ito) and different markers, so that neither
 # colour vision nor a colour printer is needed.
@@ -159,31 +159,22 @@ def progress(trials: Sequence[Mapping[str, Any]]) -> pd.Series:
 def accuracy_against_cost(results: Iterable[Result], path: Path) -> Pair:
     """Trainings by GRAD-MATCH with several R and shares of candidates: accuracy against cost.
 
-    The cost is counted, not timed: epochs on all the data (see `experiments.trainings.cost`).
+    The cost is counted, not timed: epochs on all the data (see `experiments.trainings.frame`).
 
     Raises:
       ValueError: without results of such trainings.
     """
-    rows = [
-        {
-            "R": result["strategy"]["select_every"],
-            "candidates": result["strategy"].get("candidates", 1.0),
-            "cost": cost([trial], result["strategy"]),
-            "accuracy": 100 * trial["test_accuracy"],
-        }
-        for result in results
-        if result["strategy"]["way"].startswith("grad_match-R")
-        for trial in result["trials"]
-        if trial["test_accuracy"] is not None
-    ]
-    if not rows:
+    frame = trainings.frame(results)
+    rows = frame[frame["way"].str.startswith("grad_match-R")].dropna(subset="test_accuracy")
+    if rows.empty:
         raise ValueError("results must hold trainings by GRAD-MATCH with several R, got none")
+    rows = rows.assign(accuracy=100 * rows["test_accuracy"].astype(float))
     with figure(path) as (drawn, axes):
         for (share, part), color, marker in zip(
-            pd.DataFrame(rows).groupby("candidates"), _OTHER_COLORS, _MARKERS, strict=False
+            rows.groupby("candidates"), _OTHER_COLORS, _MARKERS, strict=False
         ):
-            at = part.groupby("R")[["cost", "accuracy"]].mean()
-            sds = part.groupby("R")["accuracy"].std()
+            at = part.groupby("select_every")[["cost", "accuracy"]].mean()
+            sds = part.groupby("select_every")["accuracy"].std()
             look = {"color": color, "marker": marker, "capsize": 3}
             label = f"candidates {percent(share)}"
             axes.errorbar(at["cost"], at["accuracy"], yerr=sds, **look, label=label)

@@ -5,7 +5,6 @@ need it are left out. `pip install -e '.[peers]'` installs all but CORDS, which 
 of much that it does not need here: `pip install --no-deps cords==0.0.4` beside the extra.
 """
 
-import heapq
 import importlib
 import importlib.util
 import logging
@@ -13,7 +12,6 @@ import sys
 import types
 import warnings
 from collections.abc import Callable
-from importlib import metadata
 from typing import Any
 
 import jax
@@ -21,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jdss
+from experiments.results import installed_version
 from jdss.training.forward import compute_last_layer
 from jdss.training.problem import Problem
 
@@ -40,8 +39,7 @@ class MissingPeerError(RuntimeError):
 
 def versions() -> dict[str, str | None]:
     """The peers' versions; None for one not installed."""
-    known = {one.metadata["Name"]: one.version for one in metadata.distributions()}
-    return {package: known.get(package) for package in PACKAGES}
+    return {package: installed_version(package) for package in PACKAGES}
 
 
 def import_peer(module: str, install: str) -> Any:
@@ -111,19 +109,12 @@ def plain_greedy(similarity: jax.Array, budget: int) -> Callable[[], jax.Array]:
 
 
 def exact_greedy(similarity: np.ndarray, budget: int) -> list[int]:
-    """Lazy greedy with a queue, every gain in float64: the oracle of the objective."""
-    best = np.zeros(len(similarity))
-    queue = [(-float(row.sum(dtype=np.float64)), j, 0) for j, row in enumerate(similarity)]
-    heapq.heapify(queue)
-    chosen: list[int] = []
-    while len(chosen) < budget:
-        _, j, age = heapq.heappop(queue)
-        if age == len(chosen):
-            chosen.append(j)
-            best = np.maximum(best, similarity[j])
-        else:
-            gain = float(np.maximum(similarity[j] - best, 0).sum())
-            heapq.heappush(queue, (-gain, j, len(chosen)))
+    """The same with every gain in float64: the oracle of the objective."""
+    best, chosen = np.zeros(len(similarity)), list[int]()
+    for _ in range(budget):
+        gains = np.maximum(similarity - best, 0).sum(axis=1)
+        chosen.append(int(gains.argmax()))
+        best = np.maximum(best, similarity[chosen[-1]])
     return chosen
 
 

@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.timing import load_average, write_json
-from experiments.results import environment
+from experiments.benchmarks.timing import load_average
+from experiments.results import environment, write_json
 from experiments.tables import Table
 
 COMMAND = ("tune", "lenet", "mnist", "--fraction", "0.05", "--trials", "10", "--no-retrain")
