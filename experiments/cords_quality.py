@@ -104,7 +104,8 @@ def selector(
     form: Form, problem: Problem, state: jdss.TrainState, budget: int
 ) -> Callable[[Any], tuple[np.ndarray, Any]]:
     """A function of the network to places int64[k] in the training set, and weights."""
-    torch = peers.import_peer("torch", "torch")
+    import torch
+
     if form.strategy is None:  # CORDS's own takes its seed from the system
         every = len(problem.train)
         return lambda model: (np.random.choice(every, budget, replace=False), torch.ones(budget))
@@ -133,7 +134,8 @@ def train_cords(
     our_loop: bool = False,
 ) -> dict[str, Any]:
     """One training on CORDS's subsets, in its loop or in ours, as a result file holds it."""
-    torch = peers.import_peer("torch", "torch")
+    import torch
+
     network = jdss.models.LeNet(problem.num_classes or 10)
     key, _, _ = jax.random.split(jax.random.key(seed), 3)  # with which `jdss.fit` begins
     state = jdss.init_state(network, problem.examples.inputs, key)
@@ -160,8 +162,7 @@ def train_cords(
         for places in order.tensor_split(even) if our_loop else order.split(batch_size):
             yield torch.as_tensor(indices)[places], weights[places]
 
-    def train(epoch: Iterable[tuple[Any, Any]]) -> int:
-        steps = 0
+    def train(epoch: Iterable[tuple[Any, Any]]) -> None:
         for places, weights in epoch:
             optimizer.zero_grad()
             losses = losses_of(model(images[places]), labels[places])
@@ -169,8 +170,6 @@ def train_cords(
             torch.dot(losses, weights / total).backward()
             optimizer.step()
             cosine.step()
-            steps += 1
-        return steps
 
     def accuracy(images: Any, labels: Any) -> float:
         with torch.no_grad():
@@ -182,7 +181,7 @@ def train_cords(
     with ledger.measure("warm_start"):
         everyone = torch.arange(len(images)), torch.ones(len(images))
         passes = itertools.chain.from_iterable(batches(*everyone) for _ in itertools.count())
-        steps = train(itertools.islice(passes, warm_steps))
+        train(itertools.islice(passes, warm_steps))
     for epoch in range(warm_epochs, epochs):
         if (epoch - warm_epochs) % SELECT_EVERY == 0:
             start = time.process_time()
@@ -191,7 +190,7 @@ def train_cords(
             selections.append({"epoch": epoch, "num_selected": len(indices)})
             selections[-1]["processor_seconds"] = time.process_time() - start
         with ledger.measure("training"):
-            steps += train(batches(indices, weights))
+            train(batches(indices, weights))
     with ledger.measure("evaluating"):
         validation_accuracy = accuracy(*peers.tensors(problem.examples, problem.validation))
     return {
@@ -201,7 +200,7 @@ def train_cords(
         "failure": None,
         "validation_accuracy": validation_accuracy,
         "test_accuracy": accuracy(*peers.tensors(test, np.arange(len(test)))),
-        "steps": steps,
+        "steps": cosine.last_epoch,
         "selections": selections,
         "ledger": ledger.as_dict(),
     }

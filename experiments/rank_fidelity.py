@@ -138,9 +138,6 @@ def compare(results: Sequence[Result]) -> tuple[np.ndarray, list[dict[str, Any]]
     Of each way, but those that are not finished: the accuracies that it is judged by and its own
     (`judge`, `scores`), rank correlations over all configurations (`spearman`), those that `trains`
     and the `best`, what it is above others, the `regret` and `rank` of its choice.
-
-    Raises:
-      ValueError: without two full trainings of the same configurations.
     """
     frame = trainings.frame(results)
     frame["configuration"] = [

@@ -45,9 +45,6 @@ def write_result(path: str | os.PathLike[str], result: Any, **more: Any) -> None
 
     `result` is a `jdss.TuneResult` or a mapping; `more` is what else the file holds. With where it
     was made (if the result does not say) it has all `REQUIRED_KEYS`.
-
-    Raises:
-      ValueError: where keys are missing; and as `write_json`.
     """
     known = result.as_dict() if hasattr(result, "as_dict") else result
     content = {**environment(), **more, **known}
@@ -59,12 +56,8 @@ def write_result(path: str | os.PathLike[str], result: Any, **more: Any) -> None
 def write_json(path: Path, content: Any) -> None:
     """Writes a file, whole or not at all; an earlier one stays until it is ready.
 
-    Floats are kept to nine significant digits, which tell any two float32 values apart. Absolute
-    paths inside texts are cut down to their last component.
-
-    Raises:
-      ValueError: where a number is NaN or infinite (it is named; a failed trial's value is None).
-      TypeError: where a value has no JSON form.
+    Floats are kept to nine significant digits, which tell any two float32 values apart, and must be
+    finite. Absolute paths inside texts are cut down to their last component.
     """
     text = json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -199,12 +192,7 @@ def _cpu() -> str | None:
 
 
 def read_results(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Reads every `*.json` of a directory (not of those below it), sorted by file name.
-
-    Raises:
-      FileNotFoundError: where there is no such directory.
-      ValueError: for a file that cannot be read or is incomplete, naming it.
-    """
+    """Reads every `*.json` of a directory (not of those below it), sorted by file name."""
     if not Path(directory).is_dir():
         raise FileNotFoundError(f"no directory of results at {directory}")
     results = []

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 import jdss
-from experiments import trainings
+from experiments import figures, trainings
 from experiments.results import Result, read_results
 from experiments.tables import UNKNOWN, Table, percent, points
 from experiments.trainings import BASIC, FULL, subsets
@@ -215,6 +215,33 @@ def _random_like(name: str) -> str:
         return "uniform-f0.05"
     setting = re.search(r"-[fk][\d.]+$", name)
     return "uniform" + (setting[0] if setting else "")
+
+
+def figure(results: Sequence[Result], path: Path) -> figures.Pair:
+    """Trainings by GRAD-MATCH with several R and shares of candidates: accuracy against cost.
+
+    The cost is counted, not timed: epochs on all the data (see `trainings.frame`).
+    """
+    frame = trainings.frame(results)
+    rows = frame[frame["way"].str.startswith("grad_match-R")].dropna(subset="test_accuracy")
+    rows = rows.assign(accuracy=100 * rows["test_accuracy"].astype(float))
+    with figures.figure(path) as (drawn, axes):
+        for (share, part), color, marker in zip(
+            rows.groupby("candidates"), figures.OTHER_COLORS, figures.MARKERS, strict=False
+        ):
+            at = part.groupby("select_every")[["cost", "accuracy"]].mean()
+            sds = part.groupby("select_every")["accuracy"].std()
+            look = {"color": color, "marker": marker, "capsize": 3}
+            label = f"candidates {percent(share)}"
+            axes.errorbar(at["cost"], at["accuracy"], yerr=sds, **look, label=label)
+            for every, place in at.iterrows():
+                axes.annotate(f" R = {every}", place, xytext=(4, -10), textcoords="offset points")
+        axes.margins(x=0.12)
+        axes.set_xlabel("cost of a training, in epochs on all the data")
+        axes.set_ylabel("test accuracy (%)")
+        axes.set_title("GRAD-MATCH at 5%: R and the share of candidates")
+        figures.legend(drawn)
+    return figures.written(path)
 
 
 def show(out: Path) -> None:

@@ -182,8 +182,7 @@ class Run:
     def is_finished(self) -> bool:
         """Whether the result file is there, with as many retrainings as asked for.
 
-        Raises:
-          ValueError: where it is of another experiment.
+        One of another experiment is refused.
         """
         if not self.path.exists():
             return False
@@ -264,11 +263,8 @@ def draw(results: Sequence[Result], out: Path) -> list[Path]:
 def run_module(module: str, arguments: Sequence[str]) -> None:
     """Runs `python -m module` to its end, with this process's output.
 
-    Ctrl-C and SIGTERM end it before they end this process, so that no search goes on unseen. To be
-    called in the main thread.
-
-    Raises:
-      SystemExit: with its exit status, if that is not 0; after a signal with 128 and its number.
+    Ctrl-C and SIGTERM end it before they end this process, so that no search goes on unseen. Where
+    its status is not 0 this process ends with it; after a signal, with 128 and its number.
     """
     told: list[int] = []
     started: list[subprocess.Popen[bytes]] = []

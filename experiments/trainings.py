@@ -196,10 +196,7 @@ def run(
     """Does the trainings of a plan, hyper-parameters each, that its file does not hold yet.
 
     Each is written into the file as it ends. `settings` are what files say beside: scale, dataset
-    and seeds.
-
-    Raises:
-      ValueError: where the file holds trainings of other settings.
+    and seeds; a file with others is refused.
     """
     plan, here = list(plan), environment()
     strategy = {"way": way.name, "label": way.label, **way.schedule.describe()}

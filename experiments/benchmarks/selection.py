@@ -49,7 +49,7 @@ def with_peers(
     for name, make in theirs.items():
         try:
             functions[name] = make()
-        except peers.MissingPeerError as error:
+        except ImportError as error:
             missing[name] = str(error)
             print(f"without {name}: {error}")
     return functions, missing
@@ -95,7 +95,6 @@ def facility_location(scale: Scale) -> dict[str, Any]:
         {
             "submodlib, lazy": partial(peers.submodlib_lazy, similarity, budget),
             "apricot, lazy": partial(peers.apricot_lazy, similarity, budget),
-            "plain greedy in JAX": partial(peers.plain_greedy, given, budget),
         },
     )
     table, results = measure(functions, repeats=scale.repeats)
@@ -115,15 +114,12 @@ def pursuit(scale: Scale) -> dict[str, Any]:
     """Residual and seconds of matching pursuit on one class; every residual taken in float64."""
     description, gradients, rows = one_class(scale)
     total, target = rows.sum(axis=0), gradients.weighted_sum(jnp.ones(len(rows)))
-    narrow = rows.astype(np.float32), total.astype(np.float32)
     table = []
     for budget in scale.budgets:
         theirs: dict[str, Any] = {
             "exact: NNLS refits in float64": partial(peers.nnls_pursuit, rows, total, budget),
             "scikit-learn orthogonal_mp (signed)": partial(peers.sklearn_omp, rows, total, budget),
         }
-        for solver in peers.CORDS_SOLVERS:
-            theirs[f"cords {solver}"] = partial(peers.cords_omp, *narrow, budget, solver=solver)
         run = partial(jdss.orthogonal_matching_pursuit, gradients, target, budget)
         functions, missing = with_peers({"jdss": run}, theirs)
         found, results = measure(functions, repeats=scale.repeats, uncompiled=theirs)
