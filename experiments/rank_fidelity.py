@@ -184,13 +184,10 @@ def compare(results: Sequence[Result]) -> tuple[np.ndarray, list[dict[str, Any]]
         if way == "full":  # and the other way round: what the second would choose, by the first
             mirrored = regret(*both.T)
             row["regret"] = Interval(*np.mean([row["regret"], mirrored], axis=0).tolist())
+        row["order"] = (way != "full", strategy["fraction"], -(row["spearman"] or [0])[0])
         rows.append(row)
 
-    def order_of(row: dict[str, Any]) -> tuple[Any, ...]:
-        strategy = row["result"]["strategy"]
-        return strategy["way"] != "full", strategy["fraction"], -(row["spearman"] or [0])[0]
-
-    return trains, sorted(rows, key=order_of)
+    return trains, sorted(rows, key=lambda row: row["order"])
 
 
 def table(results: Sequence[Result]) -> Table:

@@ -110,12 +110,9 @@ def about(scale: str, problem: Problem, test: Examples, *more: str) -> dict[str,
     """What files of trainings on MNIST say of their scale and data."""
     description = ", ".join([f"{IMAGES[scale] or 60_000:,} of 60,000 training images", *more])
     sizes = {"train": len(problem.train), "validation": len(problem.validation), "test": len(test)}
+    reduced = IMAGES[scale] is not None
     return {
-        "scale": {
-            "name": scale,
-            "reduced": IMAGES[scale] is not None,
-            "description": description,
-        },
+        "scale": {"name": scale, "reduced": reduced, "description": description},
         "dataset": {"name": "mnist", **sizes},
     }
 

@@ -60,7 +60,7 @@ def test_a_section_is_complete_and_keeps_the_others(
         names = [row["name"] for row in section["rows"]]
         assert names[:2] == ["jdss", "jdss, from gradients"]
         assert all(abs(row["relative_to_exact"]) < 1e-6 for row in section["rows"][:2])
-        assert "without submodlib, lazy: import of submodlib" in capsys.readouterr().out
+        assert "without submodlib, lazy: No module named" in capsys.readouterr().out
     else:
         assert section["rows"][0]["atoms"] == 5
         assert list(section["missing"]) == ["scikit-learn orthogonal_mp (signed)"]
@@ -85,7 +85,7 @@ def test_the_oracles_are_right_on_small_problems():
     generator = np.random.default_rng(0)
     rows = generator.random((9, 5))
     target = rows.T @ generator.random(9)
-    weights = peers.nnls_pursuit(rows, target, 9)()
+    weights = peers.nnls_pursuit(rows, target, 9)
     assert np.linalg.norm(target - weights @ rows) <= nnls(rows.T, target)[1] + 1e-9
 
     similarity = np.float32(generator.random((12, 12)))

@@ -85,30 +85,26 @@ def exact_greedy(similarity: np.ndarray, budget: int) -> list[int]:
 # Pursuit: rows float[n, p], target float[p] -> weights float[n] ---------------------------------
 
 
-def nnls_pursuit(rows: np.ndarray, target: np.ndarray, budget: int) -> Callable[[], np.ndarray]:
+def nnls_pursuit(rows: np.ndarray, target: np.ndarray, budget: int) -> np.ndarray:
     """Non-negative matching pursuit whose every refit is SciPy's exact NNLS, in float64.
 
     The refit is over the support and the new row; rows of weight zero leave, and may return.
     """
-
-    def run() -> np.ndarray:
+    weights = np.zeros(len(rows))
+    # Rows leave, so there are more steps than places.
+    for _ in range(8 * budget):
+        support = np.flatnonzero(weights)
+        correlations = rows @ (target - weights[support] @ rows[support])
+        correlations[support] = -np.inf
+        best = int(np.argmax(correlations))
+        if len(support) == budget or correlations[best] <= 0:
+            break
+        tried = np.append(support, best)
         weights = np.zeros(len(rows))
-        # Rows leave, so there are more steps than places.
-        for _ in range(8 * budget):
-            support = np.flatnonzero(weights)
-            correlations = rows @ (target - weights[support] @ rows[support])
-            correlations[support] = -np.inf
-            best = int(np.argmax(correlations))
-            if len(support) == budget or correlations[best] <= 0:
-                break
-            tried = np.append(support, best)
-            weights = np.zeros(len(rows))
-            weights[tried], _ = nnls(rows[tried].T, target, maxiter=50 * budget)
-            if weights[best] == 0:  # no progress: it would be chosen again
-                break
-        return weights
-
-    return run
+        weights[tried], _ = nnls(rows[tried].T, target, maxiter=50 * budget)
+        if weights[best] == 0:  # no progress: it would be chosen again
+            break
+    return weights
 
 
 def sklearn_omp(rows: np.ndarray, target: np.ndarray, budget: int) -> Callable[[], np.ndarray]:

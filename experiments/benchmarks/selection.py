@@ -116,13 +116,16 @@ def pursuit(scale: Scale) -> dict[str, Any]:
     total, target = rows.sum(axis=0), gradients.weighted_sum(jnp.ones(len(rows)))
     table = []
     for budget in scale.budgets:
-        theirs: dict[str, Any] = {
+        ours: Functions = {
+            "jdss": partial(jdss.orthogonal_matching_pursuit, gradients, target, budget),
             "exact: NNLS refits in float64": partial(peers.nnls_pursuit, rows, total, budget),
-            "scikit-learn orthogonal_mp (signed)": partial(peers.sklearn_omp, rows, total, budget),
         }
-        run = partial(jdss.orthogonal_matching_pursuit, gradients, target, budget)
-        functions, missing = with_peers({"jdss": run}, theirs)
-        found, results = measure(functions, repeats=scale.repeats, uncompiled=theirs)
+        scikit = "scikit-learn orthogonal_mp (signed)"
+        functions, missing = with_peers(
+            ours, {scikit: partial(peers.sklearn_omp, rows, total, budget)}
+        )
+        uncompiled = functions.keys() - {"jdss"}
+        found, results = measure(functions, repeats=scale.repeats, uncompiled=uncompiled)
         subset, results["jdss"] = results["jdss"], np.zeros(len(rows))
         np.add.at(results["jdss"], np.asarray(subset.indices), np.asarray(subset.weights))
         for name, row in found.items():
