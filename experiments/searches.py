@@ -125,7 +125,8 @@ class Run:
                 # Of which Hyperband draws its brackets: the same for all strategies.
                 study_name=f"{recipe.dataset}-{self.options.scale}-{self.seed}",
             )
-        content, more = found.as_dict(), {"programs": vars(programs)}
+        content = found.as_dict()
+        more: dict[str, Any] = {"programs": vars(programs)}
         (train, validation), ledger = found.search["examples"], content["ledger"]
         ledger["seconds"]["loading"] += loading
         ledger["total_seconds"] += loading
