@@ -61,11 +61,7 @@ def runs(results: Iterable[Result]) -> pd.DataFrame:
 
 
 def groups(results: Iterable[Result]) -> list[tuple[str, pd.DataFrame]]:
-    """(label, its runs) of each strategy of one study, full and random data first.
-
-    Raises:
-      ValueError: without results, or with those of several studies.
-    """
+    """(label, its runs) of each strategy of one study, full and random data first."""
     frame = runs(results)
     if len(studies := sorted(frame["study"].unique())) > 1:
         raise ValueError(f"results must be of one study, got {'; '.join(studies)}")
@@ -97,8 +93,13 @@ def _run(result: Result) -> dict[str, Any]:
         "seeds": json.dumps(result["seeds"]),
         "seed": result["seeds"].get("search"),
         "trials": trials,
-        "states": pd.Series([trial["state"] for trial in trials], dtype=object).value_counts(),
-        "epochs": _epochs_trained(trials),
+        # A pruned trial's, up to the rung at which it was stopped.
+        "epochs": sum(
+            max(map(int, trial["rungs"]), default=0)
+            if trial["state"] == "pruned"
+            else trial["hyperparameters"].get("epochs", float("nan"))
+            for trial in trials
+        ),
         # Unknown where trials were scored by something else.
         "validation_accuracy": max(completed, default=None)
         if search.get("metric", "accuracy") == "accuracy"
@@ -113,17 +114,6 @@ def _run(result: Result) -> dict[str, Any]:
         "energy": energy,
         "ledger": {**seconds, "total": ledger.get("total_seconds", sum(seconds.values()))},
     }
-
-
-def _epochs_trained(trials: Iterable[Result]) -> float | None:
-    """In all: a pruned trial's, up to the rung at which it was stopped."""
-    found = [
-        max(map(int, trial["rungs"]), default=0)
-        if trial["state"] == "pruned"
-        else trial["hyperparameters"].get("epochs")
-        for trial in trials
-    ]
-    return None if None in found else float(sum(found))
 
 
 def _base_label(strategy: Result) -> str:
@@ -165,9 +155,6 @@ def comparison(results: Iterable[Result]) -> Table:
 
 
 def _cells(part: pd.DataFrame) -> dict[str, str]:
-    def of(name: str, digits: int, unit: str = "", factor: float = 1.0) -> str:
-        return number(part[name], digits, unit, factor)
-
     def speedup(name: str) -> str:
         whole, compiled = (part[f"{name}{which}_speedup"].dropna() for which in ("", "_compiled"))
         # Of the bracketed figure only the mean, to keep the column narrow.
@@ -175,31 +162,31 @@ def _cells(part: pd.DataFrame) -> dict[str, str]:
         return f"{number(whole, 1, '×')} ({without})" if len(whole) else UNKNOWN
 
     estimated = any(energy["is_estimate"] for energy in part["energy"] if energy)
-    joules = of("joules", 0, " (est.)" if estimated else "")
     return {
         "fraction": percent(part["fraction"].iloc[0]),
         "trials": _trials(part),
-        "epochs trained": of("epochs", 0),
+        "epochs trained": number(part["epochs"], 0),
         "seeds": str(len(part)),
-        "best validation accuracy": of("validation_accuracy", 2, "%", 100),
-        "test accuracy": of("test_accuracy", 2, "%", 100),
+        "best validation accuracy": number(part["validation_accuracy"], 2, "%", 100),
+        "test accuracy": number(part["test_accuracy"], 2, "%", 100),
         "over full data (points)": points(part["over_full"]),
-        "search (s)": of("search", 1),
-        "search without compilation (s)": of("search_compiled", 1),
-        "retraining (s)": of("retraining", 1),
-        "end to end (s)": of("end_to_end", 1),
+        "search (s)": number(part["search"], 1),
+        "search without compilation (s)": number(part["search_compiled"], 1),
+        "retraining (s)": number(part["retraining"], 1),
+        "end to end (s)": number(part["end_to_end"], 1),
         "search speedup": speedup("search"),
         "end-to-end speedup": speedup("end_to_end"),
         "search, of random's speed": number(part["of_random"].dropna(), 0, "%", 100),
-        "search spent selecting": of("selecting_share", 1, "%", 100),
+        "search spent selecting": number(part["selecting_share"], 1, "%", 100),
         "memory (GB)": number(part["memory"].dropna(), 2, factor=1e-9),
-        "energy (J)": joules,
+        "energy (J)": number(part["joules"], 0, " (est.)" if estimated else ""),
     }
 
 
 def _trials(part: pd.DataFrame) -> str:
     """As "10", or "9 + 1 failed"; means over seeds, as everything else."""
-    counts = pd.DataFrame(list(part["states"])).fillna(0).mean()
+    states = pd.Series([trial["state"] for trials in part["trials"] for trial in trials])
+    counts = states.value_counts() / len(part)
     texts = {state: f"{count:.1f}".removesuffix(".0") for state, count in counts.items()}
     others = (f"{texts[state]} {state}" for state in sorted(texts) if state != "complete")
     return " + ".join([texts.get("complete", "0"), *others])
@@ -216,8 +203,6 @@ def _notes(every: pd.DataFrame, many_seeds: bool) -> str:
             "Means ± standard deviations over seeds; differences are paired by seed, with the 95% "
             "interval of their mean."
         )
-    if 0 < (alone := every["memory"].notna().sum()) < len(every):
-        notes.append(f"Memory is of {alone} searches that had a process of their own.")
     if known := [energy for energy in every["energy"] if energy]:
         estimated = any(energy["is_estimate"] for energy in known)
         methods = "; ".join(dict.fromkeys(energy["method"] for energy in known))
@@ -232,8 +217,7 @@ def ledger_table(results: Iterable[Result]) -> Table:
     frame = pd.DataFrame(
         {label: pd.DataFrame(list(part["ledger"])).fillna(0.0).mean() for label, part in found}
     ).fillna(0.0)
-    lines = [*LINES, *frame.index.difference([*LINES, "total"]), "total"]
-    frame = frame.reindex([line for line in lines if line in frame.index])
+    frame = frame.reindex([line for line in (*LINES, "total") if line in frame.index])
     frame.index = frame.index.str.replace("_", " ")
     texts = frame.map(lambda seconds: f"{seconds:,.1f}").rename_axis("line").reset_index()
     return Table(texts, f"Seconds: {found[0][1]['title'].iloc[0]}")
@@ -244,10 +228,6 @@ def differences(results: Iterable[Result]) -> Table:
 
     Results of several directories may be taken together, since accuracies, unlike seconds, depend
     on the machine by chance only. They are paired by the seed of the search.
-
-    Raises:
-      ValueError: for results of several studies or without full data, two of the same strategy and
-        seed, or a retraining without a test accuracy.
     """
     frame = pd.concat([part for _, part in groups(results)])
     for bad, what in (

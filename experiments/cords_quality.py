@@ -22,9 +22,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
@@ -59,25 +57,19 @@ LABELS = {
 }
 
 
-@dataclass(frozen=True)
-class Form:
-    """One of CORDS's strategies, as it is used.
-
-    Attributes:
-      label: for a reader.
-      ours: the name of the way of `WAYS` that it is compared with.
-      strategy: its name in `peers.cords_strategy`; None for random subsets.
-      options: of the strategy.
-      in_order: whether CRAIG is made to go through each class in order.
-      outer: what its second loader reads: "validation" or "training".
-    """
+class Form(NamedTuple):
+    """One of CORDS's strategies, as it is used."""
 
     label: str
     ours: str
+    """The name of the way of `WAYS` that it is compared with."""
     strategy: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    """Its name in `peers.cords_strategy`; None for random subsets."""
+    options: Mapping[str, Any] = {}
     in_order: bool = False
+    """Whether CRAIG is made to go through each class in order."""
     outer: str = "validation"
+    """What its second loader reads: "validation" or "training"."""
 
 
 _CPU = {"eta": HYPERPARAMETERS["learning_rate"], "linear_layer": True}
@@ -88,26 +80,22 @@ _BATCH = {**_GPU, "selection_type": "PerBatch", "lam": 0.0}
 _CRAIG = {**_CLASS, "linear_layer": False, "if_convex": False}
 _ROUNDS = {**_CPU, "linear_layer": False, "selection_type": "Supervised", "greedy": "RGreedy"}
 _STOCHASTIC = {**_ROUNDS, "greedy": "Stochastic"}
+_MATCH, _OWN_WAY, _SAME = "grad_match", "grad_match-own", "the same, CPU solver"
 _R, _S, _FOR = "GLISTER, r-greedy", "GLISTER, stochastic greedy", ", for the training set"
-_SAME = "the same, CPU solver"
 FORMS = {
     "uniform": Form("random", "uniform"),
-    "grad_match-own": Form(
-        "GRAD-MATCH per class and gradient", "grad_match-own", "grad_match", {**_GPU, **_OWN}
-    ),
-    "grad_match-own-cpu": Form(_SAME, "grad_match-own", "grad_match", {**_CPU, **_OWN}),
-    "grad_match": Form("GRAD-MATCH per class", "grad_match", "grad_match", {**_GPU, **_CLASS}),
-    "grad_match-cpu": Form(_SAME, "grad_match", "grad_match", {**_CPU, **_CLASS}),
-    "grad_match-batch": Form(
-        "GRAD-MATCH of mini-batches", "grad_match-batch", "grad_match", _BATCH
-    ),
+    _OWN_WAY: Form("GRAD-MATCH per class and gradient", _OWN_WAY, _MATCH, {**_GPU, **_OWN}),
+    "grad_match-own-cpu": Form(_SAME, _OWN_WAY, _MATCH, {**_CPU, **_OWN}),
+    _MATCH: Form("GRAD-MATCH per class", _MATCH, _MATCH, {**_GPU, **_CLASS}),
+    "grad_match-cpu": Form(_SAME, _MATCH, _MATCH, {**_CPU, **_CLASS}),
+    "grad_match-batch": Form("GRAD-MATCH of mini-batches", "grad_match-batch", _MATCH, _BATCH),
     "craig": Form("CRAIG per class", "craig", "craig", _CRAIG),
-    "craig-in_order": Form("the same, in order", "craig", "craig", _CRAIG, in_order=True),
+    "craig-in_order": Form("the same, in order", "craig", "craig", _CRAIG, True),
     "glister": Form(_R, "glister-validation", "glister", _ROUNDS),
     "glister-stochastic": Form(_S, "glister-stochastic-validation", "glister", _STOCHASTIC),
-    "glister-training": Form(_R + _FOR, "glister", "glister", _ROUNDS, outer="training"),
+    "glister-training": Form(_R + _FOR, "glister", "glister", _ROUNDS, False, "training"),
     "glister-stochastic-training": Form(
-        _S + _FOR, "glister-stochastic", "glister", _STOCHASTIC, outer="training"
+        _S + _FOR, "glister-stochastic", "glister", _STOCHASTIC, False, "training"
     ),
 }
 
@@ -116,7 +104,8 @@ def selector(
     form: Form, problem: Problem, state: jdss.TrainState, budget: int
 ) -> Callable[[Any], tuple[np.ndarray, Any]]:
     """A function of the network to places int64[k] in the training set, and weights."""
-    torch = peers.import_peer("torch", "torch")
+    import torch
+
     if form.strategy is None:  # CORDS's own takes its seed from the system
         every = len(problem.train)
         return lambda model: (np.random.choice(every, budget, replace=False), torch.ones(budget))
@@ -145,7 +134,8 @@ def train_cords(
     our_loop: bool = False,
 ) -> dict[str, Any]:
     """One training on CORDS's subsets, in its loop or in ours, as a result file holds it."""
-    torch = peers.import_peer("torch", "torch")
+    import torch
+
     network = jdss.models.LeNet(problem.num_classes or 10)
     key, _, _ = jax.random.split(jax.random.key(seed), 3)  # with which `jdss.fit` begins
     state = jdss.init_state(network, problem.examples.inputs, key)
@@ -172,8 +162,7 @@ def train_cords(
         for places in order.tensor_split(even) if our_loop else order.split(batch_size):
             yield torch.as_tensor(indices)[places], weights[places]
 
-    def train(epoch: Iterable[tuple[Any, Any]]) -> int:
-        steps = 0
+    def train(epoch: Iterable[tuple[Any, Any]]) -> None:
         for places, weights in epoch:
             optimizer.zero_grad()
             losses = losses_of(model(images[places]), labels[places])
@@ -181,8 +170,6 @@ def train_cords(
             torch.dot(losses, weights / total).backward()
             optimizer.step()
             cosine.step()
-            steps += 1
-        return steps
 
     def accuracy(images: Any, labels: Any) -> float:
         with torch.no_grad():
@@ -194,7 +181,7 @@ def train_cords(
     with ledger.measure("warm_start"):
         everyone = torch.arange(len(images)), torch.ones(len(images))
         passes = itertools.chain.from_iterable(batches(*everyone) for _ in itertools.count())
-        steps = train(itertools.islice(passes, warm_steps))
+        train(itertools.islice(passes, warm_steps))
     for epoch in range(warm_epochs, epochs):
         if (epoch - warm_epochs) % SELECT_EVERY == 0:
             start = time.process_time()
@@ -203,7 +190,7 @@ def train_cords(
             selections.append({"epoch": epoch, "num_selected": len(indices)})
             selections[-1]["processor_seconds"] = time.process_time() - start
         with ledger.measure("training"):
-            steps += train(batches(indices, weights))
+            train(batches(indices, weights))
     with ledger.measure("evaluating"):
         validation_accuracy = accuracy(*peers.tensors(problem.examples, problem.validation))
     return {
@@ -213,59 +200,57 @@ def train_cords(
         "failure": None,
         "validation_accuracy": validation_accuracy,
         "test_accuracy": accuracy(*peers.tensors(test, np.arange(len(test)))),
-        "steps": steps,
+        "steps": cosine.last_epoch,
         "selections": selections,
         "ledger": ledger.as_dict(),
     }
 
 
-def describe(name: str, form: Form) -> dict[str, Any]:
-    """What result files say of a form."""
-    return {
-        "way": name,
-        "label": form.label,
-        "name": form.strategy or "uniform",
-        "fraction": FRACTION,
-        "select_every": SELECT_EVERY,
-        "warm_start": WARM_START,
-        "outer": form.outer,
-        "options": dict(form.options),
-        "in_order": form.in_order,
-    }
-
-
-def train_all(arguments: argparse.Namespace, out: Path) -> None:
+def train_all(arguments: argparse.Namespace) -> None:
     """Every form and way that has no file yet, seed by seed."""
-    scale, epochs = arguments.scale, robustness.EPOCHS[arguments.scale]
-    mnist = jdss.load_dataset("mnist", data_dir=arguments.data_dir).head(robustness.IMAGES[scale])
-    said = len(mnist.labels), True, [f"{epochs} epochs"]
+    scale, epochs, mnist = (
+        arguments.scale,
+        robustness.EPOCHS[arguments.scale],
+        trainings.load(arguments),
+    )
     for seed, side in itertools.product(arguments.seeds, arguments.sides):
         if arguments.condition == "clean":
             problem, test = trainings.split(mnist)
         else:
             corrupted = robustness.corrupt(mnist, arguments.condition, seed)
             problem, test = corrupted.problem, corrupted.test
-        settings = trainings.described(scale, *said, problem, test)
+        settings = trainings.about(scale, problem, test, f"{epochs} epochs")
         settings["dataset"]["condition"] = arguments.condition
         settings |= {"library": side, "seeds": {"training": seed, "split": 0}}
         known = {form.ours for form in FORMS.values()} if side == "jdss" else set(FORMS)
         for name in sorted(known & set(arguments.methods or known)):
-            path = out / f"{side}-{name}-seed{seed}.json"
+            path = arguments.out / f"{side}-{name}-seed{seed}.json"
             if path.exists():
                 continue
             if side == "jdss":
-                plan = [({**HYPERPARAMETERS, "epochs": epochs}, seed)]
-                network = jdss.models.LeNet(num_classes=10)
-                trainings.run(path, problem, test, network, WAYS[name], plan, settings=settings)
+                plan = [{**HYPERPARAMETERS, "epochs": epochs}]
+                trainings.run(path, problem, test, WAYS[name], plan, seed, settings=settings)
             else:
-                here, ours = environment(), side == "cords-in-our-loop"
+                form, ours = FORMS[name], side == "cords-in-our-loop"
+                trial = train_cords(problem, test, form, epochs, seed, our_loop=ours)
+                here = environment()
                 here["versions"] |= peers.versions()
-                trial = train_cords(problem, test, FORMS[name], epochs, seed, our_loop=ours)
+                strategy = {
+                    "way": name,
+                    "label": form.label,
+                    "name": form.strategy or "uniform",
+                    "fraction": FRACTION,
+                    "select_every": SELECT_EVERY,
+                    "warm_start": WARM_START,
+                    "outer": form.outer,
+                    "options": form.options,
+                    "in_order": form.in_order,
+                }
                 result = {
                     **here,
                     "model": "LeNet",
                     "network": "its twin in PyTorch, with the weights that Flax initialises",
-                    "strategy": describe(name, FORMS[name]),
+                    "strategy": strategy,
                     "trials": [{"number": 0, **trainings.origin(here), **trial}],
                     "ledger": trial["ledger"],
                 }
@@ -275,25 +260,14 @@ def train_all(arguments: argparse.Namespace, out: Path) -> None:
 
 def table(results: Sequence[Result]) -> Table:
     """One row a form of CORDS's; differences are ours less CORDS's, paired by seed."""
-    frame = pd.DataFrame(
-        {
-            "side": result["library"],
-            "way": result["strategy"]["way"],
-            "seed": trial["seed"],
-            "accuracy": trial["test_accuracy"],
-            "seconds": trainings.seconds(trial),
-            "selecting": trainings.selecting(trial),
-        }
-        for result in results
-        for trial in result["trials"]
-    ).set_index("seed")
+    frame = trainings.frame(results).set_index("seed")
     found = dict(iter(frame.groupby(["side", "way"])))
 
     def accuracy(part: pd.DataFrame) -> str:
-        return number(part["accuracy"], 2, f"% ({len(part)})", factor=100)
+        return number(part["test_accuracy"], 2, f"% ({len(part)})", factor=100)
 
     def difference(ours: pd.DataFrame, theirs: pd.DataFrame) -> str:
-        return points(ours["accuracy"] - theirs["accuracy"])
+        return points(ours["test_accuracy"] - theirs["test_accuracy"])
 
     def median(part: pd.DataFrame, name: str) -> str:
         return f"{part[name].median():.1f}" if len(part) else UNKNOWN
@@ -330,18 +304,14 @@ def table(results: Sequence[Result]) -> Table:
     )
 
 
-def main() -> None:
-    parser = trainings.options(__doc__, "cords-quality")
-    parser.add_argument("--condition", choices=("clean", *robustness.CORRUPTION), default="clean")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
-    parser.add_argument("--methods", nargs="+", choices={**FORMS, **WAYS}, metavar="NAME")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    arguments = parser.parse_args()
-    out = arguments.out or Path(f"runs/cords-quality-{arguments.scale}")
-    if not arguments.report:
-        train_all(arguments, out)
-    print(table(read_results(out)).markdown())
-
-
 if __name__ == "__main__":
-    main()
+    trainings.main(
+        "cords-quality",
+        __doc__,
+        train_all,
+        lambda out: print(table(read_results(out)).markdown()),
+        condition={"choices": ("clean", *robustness.CORRUPTION), "default": "clean"},
+        sides={"nargs": "+", "choices": SIDES, "default": SIDES},
+        methods={"nargs": "+", "choices": {**FORMS, **WAYS}, "metavar": "NAME"},
+        seeds={"nargs": "+", "type": int, "default": [0, 1, 2]},
+    )

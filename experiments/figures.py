@@ -21,8 +21,6 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from experiments.comparison import groups
 from experiments.results import Result
-from experiments.tables import percent
-from experiments.trainings import cost
 
 # Colours of different lightness (after Okabe and Ito) and different markers, so that neither
 # colour vision nor a colour printer is needed.
@@ -33,8 +31,8 @@ _COLORS = {
     "glister": "#56b4e9",
     "grad_match": "#a8328f",
 }
-_OTHER_COLORS = ("#009e73", "#d55e00", "#0072b2", "#b8a200")
-_MARKERS = "oXs^DvPhp*<>"
+OTHER_COLORS = ("#009e73", "#d55e00", "#0072b2", "#b8a200")
+MARKERS = "oXs^DvPhp*<>"
 _LINES = {"none": "-", "asha": (0, (5, 2)), "hyperband": (0, (1, 1))}
 GREY = "#555555"
 _STYLE = {
@@ -58,9 +56,6 @@ def speedups(results: Iterable[Result], path: Path) -> Pair:
     The dashed line is the end-to-end speedup that n trials on a fraction f would have if nothing
     but training took time and every training took as many epochs: (n + 1) / (n·f + 1). With a
     pruner, or a winner of few epochs, a search can be faster.
-
-    Raises:
-      ValueError: without results to compare with full data, or with several studies.
     """
     found = [
         (label, part)
@@ -114,9 +109,6 @@ def anytime(results: Iterable[Result], path: Path) -> Pair:
 
     The line is the median over searches, the band reaches from the least to the most. A mark at
     the end of the search and its retraining has the test error of what was found.
-
-    Raises:
-      ValueError: without completed trials, or with several studies.
     """
     found = groups(results)
     curves = {
@@ -154,47 +146,6 @@ def progress(trials: Sequence[Mapping[str, Any]]) -> pd.Series:
     ends = np.cumsum([sum(trial["ledger"]["seconds"].values()) for trial in trials])
     values = [trial["value"] if trial["state"] == "complete" else None for trial in trials]
     return pd.Series(values, index=ends, dtype=float).dropna().cummax()
-
-
-def accuracy_against_cost(results: Iterable[Result], path: Path) -> Pair:
-    """Trainings by GRAD-MATCH with several R and shares of candidates: accuracy against cost.
-
-    The cost is counted, not timed: epochs on all the data (see `experiments.trainings.cost`).
-
-    Raises:
-      ValueError: without results of such trainings.
-    """
-    rows = [
-        {
-            "R": result["strategy"]["select_every"],
-            "candidates": result["strategy"].get("candidates", 1.0),
-            "cost": cost([trial], result["strategy"]),
-            "accuracy": 100 * trial["test_accuracy"],
-        }
-        for result in results
-        if result["strategy"]["way"].startswith("grad_match-R")
-        for trial in result["trials"]
-        if trial["test_accuracy"] is not None
-    ]
-    if not rows:
-        raise ValueError("results must hold trainings by GRAD-MATCH with several R, got none")
-    with figure(path) as (drawn, axes):
-        for (share, part), color, marker in zip(
-            pd.DataFrame(rows).groupby("candidates"), _OTHER_COLORS, _MARKERS, strict=False
-        ):
-            at = part.groupby("R")[["cost", "accuracy"]].mean()
-            sds = part.groupby("R")["accuracy"].std()
-            look = {"color": color, "marker": marker, "capsize": 3}
-            label = f"candidates {percent(share)}"
-            axes.errorbar(at["cost"], at["accuracy"], yerr=sds, **look, label=label)
-            for every, place in at.iterrows():
-                axes.annotate(f" R = {every}", place, xytext=(4, -10), textcoords="offset points")
-        axes.margins(x=0.12)
-        axes.set_xlabel("cost of a training, in epochs on all the data")
-        axes.set_ylabel("test accuracy (%)")
-        axes.set_title("GRAD-MATCH at 5%: R and the share of candidates")
-        legend(drawn)
-    return written(path)
 
 
 # What all figures share -------------------------------------------------------------------------
@@ -236,7 +187,7 @@ def log_axis(axes: Any, name: str, subs: Sequence[int]) -> None:
 
 def _looks(found: Sequence[tuple[str, pd.DataFrame]]) -> dict[str, dict[str, Any]]:
     """By label. A strategy has one colour with all pruners; further settings of it have others."""
-    spare = itertools.cycle(_OTHER_COLORS)
+    spare = itertools.cycle(OTHER_COLORS)
     known: dict[str, str] = {}
     for _, part in found:
         name, settings = part[["name", "settings"]].iloc[0]
@@ -246,7 +197,7 @@ def _looks(found: Sequence[tuple[str, pd.DataFrame]]) -> dict[str, dict[str, Any
             known[settings] = next(spare) if taken else str(own)
     return {
         label: {"color": known[part["settings"].iloc[0]], "marker": marker, "markeredgecolor": "w"}
-        for (label, part), marker in zip(found, itertools.cycle(_MARKERS), strict=False)
+        for (label, part), marker in zip(found, itertools.cycle(MARKERS), strict=False)
     }
 
 

@@ -50,18 +50,6 @@ def enlarged(
     return np.asarray(found.round(), np.uint8)[..., None], labels[source]
 
 
-def found_by(result: jdss.TuneResult) -> dict[str, float]:
-    """A search's seconds without compilation, which the first search pays for all; its winner."""
-    ledgers = pd.DataFrame([trial["ledger"]["seconds"] for trial in result.trials])
-    values = [trial["hyperparameters"] for trial in result.trials]
-    assert result.retraining is not None
-    return {
-        "seconds": float(ledgers.drop(columns="compiling").sum().sum()),
-        "configuration": values.index(result.best_hyperparameters),
-        "accuracy": 100 * (result.retraining.test_accuracy or 0.0),
-    }
-
-
 def draw(found: pd.DataFrame, path: Path) -> None:
     """Seconds from zero, and test accuracy on an axis that begins where guessing is."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
@@ -93,7 +81,7 @@ def main() -> None:
     )
     test = enlarged(digits.test_images, digits.test_labels, len(digits.test_labels), keys[2])
     space = jdss.default_space(epochs=(6, 8), batch_sizes=(64,))
-    found = pd.DataFrame()
+    rows = {}
     for name, (selection, pruner) in SEARCHES.items():
         result = jdss.tune(
             jdss.models.LeNet(num_classes=10),
@@ -106,12 +94,19 @@ def main() -> None:
             search=jdss.Search(space=space, sampler="random", pruner=pruner),
             seed=arguments.seed,
         )
-        one = found_by(result)
-        found = pd.concat([found, pd.DataFrame([one], index=[name])])
+        assert result.retraining is not None
+        # Without compilation, which the first search pays for all.
+        ledgers = pd.DataFrame([trial["ledger"]["seconds"] for trial in result.trials])
+        seconds = ledgers.drop(columns="compiling").sum().sum()
+        values = [trial["hyperparameters"] for trial in result.trials]
+        winner = values.index(result.best_hyperparameters)
+        accuracy = 100 * (result.retraining.test_accuracy or 0.0)
+        rows[name] = {"seconds": seconds, "configuration": winner, "accuracy": accuracy}
         print(
-            f"{name:>21}: {one['seconds']:6.1f} s, configuration {one['configuration']:2.0f}, "
-            f"{one['accuracy']:.1f}% on the test set after retraining"
+            f"{name:>21}: {seconds:6.1f} s, configuration {winner:2}, "
+            f"{accuracy:.1f}% on the test set after retraining"
         )
+    found = pd.DataFrame(rows).T
     draw(found, arguments.out / "quickstart.png")
     ours, theirs = found.iloc[0], found.iloc[-1]
     same = "the same" if ours["configuration"] == theirs["configuration"] else "another"

@@ -16,7 +16,7 @@ what a trial costs whose subsets are selected.
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,43 +29,33 @@ from experiments import figures, trainings
 from experiments.mnist import SCALES
 from experiments.results import Result, read_results
 from experiments.tables import Table, percent
-from experiments.trainings import FULL, Way, cost, subsets
+from experiments.trainings import BASIC, FULL, Way, subsets
 from jdss.training.hyperparameters import absolute_learning_rate
 
 CONFIGURATIONS = {"smoke": 3, "laptop": 32, "paper": 32}
 AGAIN = Way("full-again", "full data, another seed", jdss.Selection("full"))
-SELECTED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "uniform": ("random", {}),
-    "uniform-fresh": ("random, anew every epoch", {"every": 1, "warm_start": 0.0}),
-    "grad_match-half": ("GRAD-MATCH, half of the candidates", {"candidates": 0.5}),
-    "grad_match": ("GRAD-MATCH", {}),
-    "grad_match-quarter": ("GRAD-MATCH, a quarter of the candidates", {"candidates": 0.25}),
-    "craig": ("CRAIG", {}),
-    "glister": ("GLISTER", {}),
-}
+QUARTER = ("GRAD-MATCH, a quarter of the candidates", {"candidates": 0.25})
 RESAMPLES = 10_000
 BEST = 10
 """To tell good from bad is not enough: so many of the best are also ranked by themselves."""
 ABOVE_GUESSING = 0.2
 """A configuration trains if both full trainings are by this much more accurate than guessing."""
 
-Trials = Sequence[Mapping[str, Any]]
 
-
-def ways(fractions: Sequence[float]) -> list[Way]:
-    """Every way of training, by fraction; full data first."""
+def ways(fractions: Sequence[float]) -> dict[str, Way]:
+    """Every way of training, by name; full data first."""
     found = [AGAIN, FULL]
     # A warm start of all epochs is full training for as many steps as the subsets would take.
     cut_short = jdss.Selection("uniform", warm_start=1.0)
     for fraction in fractions:
         found += [
             subsets(f"{name}-{fraction:g}", f"{label}, {percent(fraction)}", fraction, **more)
-            for name, (label, more) in SELECTED.items()
+            for name, (label, more) in {**BASIC, "grad_match-quarter": QUARTER}.items()
         ]
         for share in (fraction, 2 * fraction):
             label = f"full data, cut short to {percent(share)} of the steps"
             found += [Way(f"cut_short-{share:g}", label, cut_short, share)] * (share < 1)
-    return list({way.name: way for way in found}.values())
+    return {way.name: way for way in found}
 
 
 def configurations(scale: str) -> list[dict[str, Any]]:
@@ -76,31 +66,19 @@ def configurations(scale: str) -> list[dict[str, Any]]:
     return [absolute_learning_rate(study.ask(space).params) for _ in range(CONFIGURATIONS[scale])]
 
 
-def train_all(arguments: argparse.Namespace, out: Path) -> None:
+def train_all(arguments: argparse.Namespace) -> None:
     """Trains every configuration in every way that is asked for."""
-    trainings.keep_programs("rank-fidelity")
-    scale = SCALES[arguments.scale]
-    mnist = jdss.load_dataset("mnist", data_dir=arguments.data_dir).head(scale.images)
-    problem, test = trainings.split(mnist)
-    known = {way.name: way for way in ways(arguments.fractions)}
-    epochs = [f"{scale.epochs[0]} to {scale.epochs[1]} epochs"]
-    reduced = scale.images is not None
-    settings = trainings.described(
-        arguments.scale, len(mnist.labels), reduced, epochs, problem, test
-    )
+    problem, test = trainings.split(trainings.load(arguments))
+    known, scale = ways(arguments.fractions), arguments.scale
+    epochs = "{} to {} epochs".format(*SCALES[scale].epochs)
     for name in arguments.ways or known:
         if name not in known:
             raise SystemExit(f"--ways takes {', '.join(known)}; got {name}")
         seed = 1 if name == AGAIN.name else 0
-        trainings.run(
-            out / f"{name}.json",
-            problem,
-            test,
-            jdss.models.LeNet(num_classes=10),
-            known[name],
-            [(values, seed) for values in configurations(arguments.scale)],
-            settings={**settings, "seeds": {"configurations": 0, "split": 0, "training": seed}},
-        )
+        settings = trainings.about(scale, problem, test, epochs)
+        settings["seeds"] = {"configurations": 0, "split": 0, "training": seed}
+        path, plan = arguments.out / f"{name}.json", configurations(scale)
+        trainings.run(path, problem, test, known[name], plan, seed, settings=settings)
 
 
 # How well cheap trainings stand for full ones ---------------------------------------------------
@@ -118,49 +96,40 @@ class Interval(NamedTuple):
         return f"{value} ({low} to {high})"
 
 
+def bootstrap(statistic: Callable[..., Any], *data: np.ndarray) -> Interval:
+    """A statistic along the last axis; draws in which it is unknown are left out."""
+    count = len(data[0])
+    draws = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))  # alike for all ways
+    found = statistic(*(values[draws] for values in data))
+    return Interval(float(statistic(*data)), *np.nanquantile(found, (0.025, 0.975)).tolist())
+
+
 def correlation(
     truth: np.ndarray, scores: np.ndarray, others: np.ndarray | None = None
 ) -> Interval | None:
     """Spearman's, or by how much it is above that of other scores; None where all are alike."""
-    if min(map(np.ptp, (truth, scores)), default=0) == 0:
+
+    def spearman(a: np.ndarray, b: np.ndarray) -> Any:
+        a, b = (stats.rankdata(values, axis=-1) for values in (a, b))
+        a, b = (ranks - ranks.mean(axis=-1, keepdims=True) for ranks in (a, b))
+        with np.errstate(invalid="ignore"):
+            return (a * b).sum(axis=-1) / np.sqrt((a**2).sum(axis=-1) * (b**2).sum(axis=-1))
+
+    data = [truth, scores] if others is None else [truth, scores, others]
+    if any(len(set(values)) < 2 for values in data):
         return None
-    value, draws = float(stats.spearmanr(truth, scores).statistic), _correlations(truth, scores)
-    if others is not None:
-        value -= float(stats.spearmanr(truth, others).statistic)
-        draws = draws - _correlations(truth, others)
-    return Interval(value, *np.nanquantile(draws, (0.025, 0.975)).tolist())
-
-
-def _draws(count: int) -> np.ndarray:
-    """Configurations drawn anew, int[RESAMPLES, count]: the same for all ways."""
-    return np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
-
-
-def _correlations(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Spearman's correlation in each draw; NaN where all that was drawn is alike."""
-    draws = _draws(len(truth))
-    a, b = (stats.rankdata(values[draws], axis=1) for values in (truth, scores))
-    a, b = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (a, b))
-    norms = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
-    return (a * b).sum(axis=1) / np.where(norms > 0, norms, np.nan)
+    return bootstrap(lambda a, b, *c: spearman(a, b) - sum(spearman(a, one) for one in c), *data)
 
 
 def regret(truth: np.ndarray, scores: np.ndarray) -> Interval:
     """By how much what the scores choose is worse than the best; of ties, the mean counts."""
 
-    def of(truths: np.ndarray, scored: np.ndarray) -> np.ndarray:
-        chosen = scored == scored.max(axis=-1, keepdims=True)
-        means = (truths * chosen).sum(axis=-1) / chosen.sum(axis=-1)
-        return np.maximum(truths.max(axis=-1) - means, 0.0)
+    def of(truth: np.ndarray, scores: np.ndarray) -> Any:
+        chosen = scores == scores.max(axis=-1, keepdims=True)
+        means = (truth * chosen).sum(axis=-1) / chosen.sum(axis=-1)
+        return np.maximum(truth.max(axis=-1) - means, 0.0)
 
-    draws = _draws(len(truth))
-    low, high = np.quantile(of(truth[draws], scores[draws]), (0.025, 0.975))
-    return Interval(float(of(truth, scores)), float(low), float(high))
-
-
-def accuracies(trials: Trials, of: str = "validation") -> np.ndarray:
-    """Of each training; one that diverged is the worst of all."""
-    return np.array([trial[f"{of}_accuracy"] or 0.0 for trial in trials])
+    return bootstrap(of, truth, scores)
 
 
 def compare(results: Sequence[Result]) -> tuple[np.ndarray, list[dict[str, Any]]]:
@@ -169,35 +138,30 @@ def compare(results: Sequence[Result]) -> tuple[np.ndarray, list[dict[str, Any]]
     Of each way, but those that are not finished: the accuracies that it is judged by and its own
     (`judge`, `scores`), rank correlations over all configurations (`spearman`), those that `trains`
     and the `best`, what it is above others, the `regret` and `rank` of its choice.
-
-    Raises:
-      ValueError: without two full trainings of the same configurations.
     """
-    by_way = {result["strategy"]["way"]: result for result in results}
-    full = by_way["full"]["trials"] if "full" in by_way else []
-
-    def in_order(way: str) -> Trials:
-        """Its trainings of full training's configurations; none where one is missing."""
-        known = by_way[way]["trials"] if way in by_way else []
-        found = {_configuration(trial): trial for trial in known}
-        wanted = [_configuration(trial) for trial in full]
-        return [found[one] for one in wanted] if found.keys() >= set(wanted) else []
-
-    if not full or not (again := in_order(AGAIN.name)):
+    frame = trainings.frame(results)
+    frame["configuration"] = [
+        json.dumps(values, sort_keys=True) for values in frame["hyperparameters"]
+    ]
+    kinds = ["validation_accuracy", "test_accuracy", "cost"]
+    frame[kinds] = frame[kinds].astype(float).fillna(0.0)  # what diverged is the worst of all
+    order = frame.loc[frame["way"] == "full", "configuration"]
+    wide = frame.pivot(index="configuration", columns="way", values=kinds).loc[order]
+    accuracy, test, cost = (wide[kind].dropna(axis=1) for kind in kinds)
+    if not {"full", AGAIN.name} <= set(accuracy):
         raise ValueError(f"results must hold 'full' and {AGAIN.name!r} of the same configurations")
-    both = np.stack([accuracies(one) for one in (full, again)])
-    tests = np.stack([accuracies(one, "test") for one in (full, again)])
-    classes = by_way["full"]["dataset"].get("classes", 10)
-    trains = (both > 1 / classes + ABOVE_GUESSING).all(axis=0)
-    best = np.argsort(-both.mean(axis=0), kind="stable")[:BEST]
+    both = accuracy[["full", AGAIN.name]].to_numpy()
+    trains = (both > 1 / 10 + ABOVE_GUESSING).all(axis=1)
+    best = np.argsort(-both.mean(axis=1), kind="stable")[:BEST]
     rows = []
-    for way, result in by_way.items():
-        trials, strategy = in_order(way), result["strategy"]
-        if not trials or way == AGAIN.name:
+    for result in results:
+        strategy = result["strategy"]
+        way, fraction = strategy["way"], f"{strategy['fraction']:g}"
+        if way == AGAIN.name or way not in accuracy:
             continue
-        scores, judge, test = accuracies(trials), both.mean(axis=0), tests.mean(axis=0)
-        if way == "full":
-            judge, test = both[1], tests[1]
+        judges = [AGAIN.name] if way == "full" else ["full", AGAIN.name]
+        judge, tested = (one[judges].mean(axis=1).to_numpy() for one in (accuracy, test))
+        scores = accuracy[way].to_numpy()
         chosen, wanted = scores == scores.max(), judge == judge.max()
         row = {
             "result": result,
@@ -207,38 +171,23 @@ def compare(results: Sequence[Result]) -> tuple[np.ndarray, list[dict[str, Any]]
             "trains": correlation(judge[trains], scores[trains]),
             "best": correlation(judge[best], scores[best]),
             "regret": regret(judge, scores),
-            "test_regret": float(test[wanted].mean() - test[chosen].mean()),
+            "test_regret": float(tested[wanted].mean() - tested[chosen].mean()),
             "rank": float(np.mean([(judge > one).sum() + 1 for one in judge[chosen]])),
-            "cheaper": cost(full, by_way["full"]["strategy"]) / cost(trials, strategy),
+            "cheaper": cost["full"].sum() / cost[way].sum(),
         }
-        for name, rival in _rivals(strategy).items():
-            if rival != way and (others := in_order(rival)):
-                row[name] = correlation(judge, scores, accuracies(others))
+        # What it is to be better than, of its fraction.
+        rivals = {"over_random": f"uniform-{fraction}", "over_cut_short": f"cut_short-{fraction}"}
+        for name, rival in rivals.items():
+            itself = strategy["name"] == "uniform" and name == "over_random"
+            if rival in accuracy and not itself and not way.startswith("cut_short"):
+                row[name] = correlation(judge, scores, accuracy[rival].to_numpy())
         if way == "full":  # and the other way round: what the second would choose, by the first
-            mirrored = regret(both[0], both[1])
+            mirrored = regret(*both.T)
             row["regret"] = Interval(*np.mean([row["regret"], mirrored], axis=0).tolist())
+        row["order"] = (way != "full", strategy["fraction"], -(row["spearman"] or [0])[0])
         rows.append(row)
 
-    def order(row: Mapping[str, Any]) -> tuple[Any, ...]:
-        strategy = row["result"]["strategy"]
-        return strategy["way"] != "full", strategy["fraction"], -(row["spearman"] or [0])[0]
-
-    return trains, sorted(rows, key=order)
-
-
-def _rivals(strategy: Mapping[str, Any]) -> dict[str, str]:
-    """What a way is to be better than, of its fraction: random subsets and full, cut short."""
-    rivals = {
-        "over_random": f"uniform-{strategy['fraction']:g}",
-        "over_cut_short": f"cut_short-{strategy['fraction']:g}",
-    }
-    if strategy["name"] == "uniform":
-        del rivals["over_random"]
-    return {} if strategy["way"].startswith("cut_short") else rivals
-
-
-def _configuration(trial: Mapping[str, Any]) -> str:
-    return json.dumps(trial["hyperparameters"], sort_keys=True)
+    return trains, sorted(rows, key=lambda row: row["order"])
 
 
 def table(results: Sequence[Result]) -> Table:
@@ -310,18 +259,18 @@ def figure(results: Sequence[Result], path: Path) -> figures.Pair:
     return figures.written(path)
 
 
-def main() -> None:
-    parser = trainings.options(__doc__, "rank-fidelity")
-    parser.add_argument("--fractions", nargs="+", type=float, default=(0.05,))
-    parser.add_argument("--ways", nargs="+", help="of those, by name; default: all", metavar="WAY")
-    arguments = parser.parse_args()
-    out = arguments.out or Path(f"runs/rank-fidelity-{arguments.scale}")
-    if not arguments.report:
-        train_all(arguments, out)
+def show(out: Path) -> None:
     results = read_results(out)
     print(table(results).markdown())
     figure(results, out / "rank_fidelity")
 
 
 if __name__ == "__main__":
-    main()
+    trainings.main(
+        "rank-fidelity",
+        __doc__,
+        train_all,
+        show,
+        fractions={"nargs": "+", "type": float, "default": [0.05]},
+        ways={"nargs": "+", "help": "of those, by name; default: all", "metavar": "WAY"},
+    )

@@ -17,28 +17,17 @@ from typing import Any
 
 import pandas as pd
 
-from experiments import (
-    comparison,
-    cords_quality,
-    figures,
-    rank_fidelity,
-    robustness,
-    rungs,
-    searches,
-)
+from experiments import comparison, cords_quality, rank_fidelity, robustness, rungs, searches
 from experiments.benchmarks import search
 from experiments.results import RESULTS, read_results
 from experiments.tables import Table
 
 ROOT = Path(__file__).parent.parent
-PAGES = tuple(
-    ROOT / name
-    for name in (
-        "README.md",
-        "docs/results.md",
-        "docs/results-constant-rate.md",
-        "experiments/benchmarks/README.md",
-    )
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs/results.md",
+    ROOT / "docs/results-constant-rate.md",
+    ROOT / "experiments/benchmarks/README.md",
 )
 _TABLE = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 _BRIEF = ("trials", "test accuracy", "search (s)", "search speedup", "end-to-end speedup")
@@ -58,8 +47,6 @@ def tables_in(text: str) -> list[str]:
 
 def table(directory: str) -> Table:
     """The table of a directory below `experiments/results`, of the kind that its name tells."""
-    if directory == "benchmarks/search":
-        return search.table(json.loads((RESULTS / f"{directory}.json").read_text()))
     if directory.startswith("benchmarks/"):
         return benchmark(*directory.split("/")[1:])
     kind, _, rest = directory.partition("-")
@@ -77,14 +64,16 @@ def table(directory: str) -> Table:
 def benchmark(file: str, *keys: str) -> Table:
     """What a benchmark's file holds: the rows of a section, or a row for each case."""
     content = json.loads((RESULTS / "benchmarks" / f"{file}.json").read_text())
+    if file == "search":
+        return search.table(content)
     if file == "training":
         found = {one["case"]: one[keys[0]] for one in content["trials"] if keys[0] in one}
         frame = pd.DataFrame(found).T.rename_axis("case").reset_index()
     else:
-        found = content["sections"][keys[0]][keys[1]]
-        floors = isinstance(found, dict)
-        frame = pd.DataFrame(found.items() if floors else found)
-        frame = frame.set_axis(["floor", "seconds"], axis=1) if floors else frame
+        rows = content["sections"][keys[0]][keys[1]]
+        if isinstance(rows, dict):  # floors
+            rows = [{"floor": name, "seconds": seconds} for name, seconds in rows.items()]
+        frame = pd.DataFrame(rows)
 
     def text(value: Any) -> str:
         if isinstance(value, float):
@@ -108,7 +97,7 @@ def draw(directory: Path) -> list[Path]:
         return searches.draw(read_results(directory), directory)
     schedule = directory / "schedule"
     if any("-R2-c" in path.name for path in schedule.glob("*.json")):
-        return [*figures.accuracy_against_cost(read_results(schedule), schedule / "defaults")]
+        return [*robustness.figure(read_results(schedule), schedule / "defaults")]
     return []
 
 

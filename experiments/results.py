@@ -27,39 +27,38 @@ RESULTS = Path(__file__).parent / "results"
 
 Result = Mapping[str, Any]
 
-_WHERE = ("command", "commit", "versions", "hardware")
-REQUIRED_KEYS = (*_WHERE, "seeds", "scale", "dataset", "strategy", "trials", "ledger")
+REQUIRED_KEYS = (
+    *("command", "commit", "versions", "hardware"),
+    *("seeds", "scale", "dataset", "strategy", "trials", "ledger"),
+)
 """What every result file has."""
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "optuna", "numpy", "codecarbon")
 _CHECKOUT = Path(__file__).resolve().parents[1]
-# From the root with two or more components (so that "1/2" and "and/or" are not paths), from a
-# drive, or inside a URL of a file or of SQLite.
-_ABSOLUTE_PATH = re.compile(
-    r"(?:(?<![\w.~:/\\-])|(?<=:///)|(?<=file://))"
-    r"(?:/(?=[^\s'\"/]+/)|[A-Za-z]:[\\/])[^\s'\",;]+"
-)
+# From the root with two or more components (so that "1/2" and "and/or" are not paths), also in a
+# URL of a file or of SQLite.
+_ABSOLUTE_PATH = re.compile(r"(?:(?<![\w.~:/-])|(?<=:///)|(?<=file://))/(?=[^\s'\"/]+/)[^\s'\",;]+")
 
 
 def write_result(path: str | os.PathLike[str], result: Any, **more: Any) -> None:
-    """Writes a result file (JSON), whole or not at all; an earlier one stays until it is ready.
-
-    Floats are kept to nine significant digits, which tell any two float32 values apart. Absolute
-    paths inside texts are cut down to their last component.
+    """Writes a result file.
 
     `result` is a `jdss.TuneResult` or a mapping; `more` is what else the file holds. With where it
     was made (if the result does not say) it has all `REQUIRED_KEYS`.
-
-    Raises:
-      ValueError: where keys are missing, or a number is NaN or infinite (it is named; a failed
-        trial's value is None).
-      TypeError: where a value has no JSON form.
     """
-    path = Path(path)
     known = result.as_dict() if hasattr(result, "as_dict") else result
     content = {**environment(), **more, **known}
     if missing := [key for key in REQUIRED_KEYS if key not in content]:
-        raise ValueError(f"result for {path.name} lacks {', '.join(missing)}")
+        raise ValueError(f"result for {Path(path).name} lacks {', '.join(missing)}")
+    write_json(Path(path), content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a file, whole or not at all; an earlier one stays until it is ready.
+
+    Floats are kept to nine significant digits, which tell any two float32 values apart, and must be
+    finite. Absolute paths inside texts are cut down to their last component.
+    """
     text = json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -102,42 +101,47 @@ def environment() -> dict[str, Any]:
     files other than results differ, None outside a checkout; `versions`, None for what is not
     installed; `hardware`.
     """
-    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
     kinds = [device.device_kind for device in jax.local_devices()]
-    devices = [{"kind": kind, "count": kinds.count(kind)} for kind in sorted(set(kinds))]
     return {
         "command": command(sys.orig_argv),
         "commit": commit(_CHECKOUT),
-        "versions": versions(),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: installed_version(package) for package in _PACKAGES},
+            # Of the code that runs, which a checkout may hold without having it installed.
+            "jdss": jdss.__version__,
+        },
         "hardware": {
             "platform": platform.platform(),
             "cpu": _cpu(),
-            "cores": len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count(),
+            "cores": cores(),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "jax_backend": jax.default_backend(),
-            "devices": devices,
+            "devices": [{"kind": kind, "count": kinds.count(kind)} for kind in sorted(set(kinds))],
         },
     }
 
 
-def versions() -> dict[str, str | None]:
-    """Of Python and the packages that shape a result."""
-    installed = {one.metadata["Name"]: one.version for one in metadata.distributions()}
-    found = {package: installed.get(package) for package in _PACKAGES}
-    # Of the code that runs, which a checkout may hold without having it installed.
-    return {"python": platform.python_version(), **found, "jdss": jdss.__version__}
+def installed_version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def cores() -> int | None:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def command(argv: Sequence[str]) -> str:
     """The command line of a process (`sys.orig_argv`), without local paths and passwords."""
-    return shlex.join(["python", *(_portable(hide_passwords(word)) for word in argv[1:])])
 
+    def portable(word: str) -> str:
+        option, equals, value = hide_passwords(word).rpartition("=")
+        return option + equals + without_paths(value.removeprefix(f"{Path.cwd()}/"))
 
-def _portable(argument: str) -> str:
-    option, equals, value = argument.rpartition("=")
-    if value.startswith("/") and Path(value).is_relative_to(Path.cwd()):
-        return f"{option}{equals}{Path(value).relative_to(Path.cwd())}"
-    return f"{option}{equals}{without_paths(value)}"
+    return shlex.join(["python", *map(portable, argv[1:])])
 
 
 def without_paths(text: str) -> str:
@@ -147,12 +151,9 @@ def without_paths(text: str) -> str:
       >>> without_paths("read from /home/someone/tfds today")
       'read from .../tfds today'
     """
-
-    def last(path: str) -> str:
-        return ".../" + re.split(r"[\\/]", path.rstrip("/\\"))[-1]
-
-    whole = text.startswith("/") or re.match(r"[A-Za-z]:[\\/]", text)  # a path may hold spaces
-    return last(text) if whole else _ABSOLUTE_PATH.sub(lambda match: last(match[0]), text)
+    if text.startswith("/"):  # it may hold spaces
+        return f".../{Path(text).name}"
+    return _ABSOLUTE_PATH.sub(lambda match: f".../{Path(match[0]).name}", text)
 
 
 def commit(checkout: Path) -> str | None:
@@ -161,22 +162,22 @@ def commit(checkout: Path) -> str | None:
     def git(*arguments: str) -> str:
         # Inside a git hook these variables name another repository.
         env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-        command = ["git", "-C", str(checkout), *arguments]
-        done = subprocess.run(
-            command, env=env, capture_output=True, text=True, check=True, timeout=30
+        return subprocess.check_output(
+            ["git", "-C", str(checkout), *arguments],
+            env=env,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            timeout=30,
         )
-        return done.stdout.strip()
 
     try:
-        # An installed package may lie in the checkout of somebody else's project.
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != checkout:
-            return None
-        head = git("rev-parse", "HEAD")
+        root, head = git("rev-parse", "--show-toplevel", "HEAD").splitlines()
         results = ":(exclude)experiments/results"
         changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", results)
     except (OSError, subprocess.SubprocessError):
         return None
-    return head + ("-dirty" if changes else "")
+    # An installed package may lie in the checkout of somebody else's project.
+    return head + "-dirty" * bool(changes) if Path(root).resolve() == checkout else None
 
 
 def _cpu() -> str | None:
@@ -186,32 +187,24 @@ def _cpu() -> str | None:
     fields = dict(re.findall(r"^(.*?)\s*: (.*)$", first, re.MULTILINE))
     known = [key for key in ("cpu family", "model", "stepping") if key in fields]
     numbers = ", ".join(f"{key} {fields[key]}" for key in known)
-    name = fields.get("model name")
-    return f"{name} ({numbers})" if name and numbers else name or platform.processor() or None
+    name = fields.get("model name") or platform.processor() or None
+    return f"{name} ({numbers})" if numbers else name
 
 
 def read_results(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Reads every `*.json` of a directory (not of those below it), sorted by file name.
-
-    Raises:
-      FileNotFoundError: where there is no such directory.
-      ValueError: for a file that cannot be read or is incomplete, naming it.
-    """
-    directory = Path(directory)
-    if not directory.is_dir():
+    """Reads every `*.json` of a directory (not of those below it), sorted by file name."""
+    if not Path(directory).is_dir():
         raise FileNotFoundError(f"no directory of results at {directory}")
-    return [_read(path) for path in sorted(directory.glob("*.json"))]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable result file: {error}") from error
-    missing = [key for key in REQUIRED_KEYS if not isinstance(result, dict) or key not in result]
-    if missing:
-        raise ValueError(f"{path} is not a complete result file: it lacks {', '.join(missing)}")
-    return result
+    results = []
+    for path in sorted(Path(directory).glob("*.json")):
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} is not a readable result file: {error}") from error
+        if missing := [key for key in REQUIRED_KEYS if key not in result]:
+            raise ValueError(f"{path} is not a complete result file: it lacks {', '.join(missing)}")
+        results.append(result)
+    return results
 
 
 def as_read(value: Any) -> Any:

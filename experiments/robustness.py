@@ -14,6 +14,7 @@ validation accuracy is no fair score. `--report` makes the tables anew from the 
 """
 
 import argparse
+import itertools
 import re
 import statistics
 from collections.abc import Sequence
@@ -22,18 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 import jdss
-from experiments import trainings
+from experiments import figures, trainings
 from experiments.results import Result, read_results
 from experiments.tables import UNKNOWN, Table, percent, points
-from experiments.trainings import FULL, Way, subsets
+from experiments.trainings import BASIC, FULL, subsets
 from jdss.data.examples import Examples
 from jdss.training.problem import Problem, make_problem
 from jdss.training.trial import FitResult
 
-IMAGES = {"smoke": 1_000, "laptop": 20_000, "paper": None}
 EPOCHS = {"smoke": 2, "laptop": 20, "paper": 20}
 NOISE, RARE_CLASSES, RARE_SHARE = 0.2, 5, 0.1
 CORRUPTION = {
@@ -41,27 +40,20 @@ CORRUPTION = {
     "imbalance": {"rare_classes": RARE_CLASSES, "kept_of_each": RARE_SHARE},
 }
 
-_FRESH: dict[str, Any] = {"every": 1, "warm_start": 0.0}
-_HALF: dict[str, Any] = {"candidates": 0.5}
 _FOR_VALIDATION: dict[str, Any] = {"outer": "validation"}
 _STOCHASTIC: dict[str, Any] = {"lifting": "all", "options": {"greedy": "stochastic"}}
-_BASIC: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("uniform", "random", {}),
-    ("uniform-fresh", "random, anew every epoch", _FRESH),
-    ("craig", "CRAIG", {}),
-    ("grad_match", "GRAD-MATCH", {}),
-    ("grad_match-half", "GRAD-MATCH, half of the candidates", _HALF),
-    ("glister", "GLISTER", {}),
-)
-_TWO = (("uniform", "random"), ("grad_match", "GRAD-MATCH"))
+_TWO = [(name, BASIC[name][0]) for name in ("uniform", "grad_match")]
 WAYS = (
     FULL,
-    *(subsets(name, label, **more) for name, label, more in _BASIC),
-    *(subsets(f"{name}-f0.01", f"{label}, 1%", 0.01, **more) for name, label, more in _BASIC),
+    *(subsets(name, label, **more) for name, (label, more) in BASIC.items()),
+    *(
+        subsets(f"{name}-f0.01", f"{label}, 1%", 0.01, **more)
+        for name, (label, more) in BASIC.items()
+    ),
     subsets("grad_match-own", "GRAD-MATCH, own class's gradient", gradients="own_class"),
     subsets("stratified", "random, by class"),
-    subsets("craig-half", "CRAIG, half of the candidates", **_HALF),
-    subsets("glister-half", "GLISTER, half of the candidates", **_HALF),
+    subsets("craig-half", "CRAIG, half of the candidates", candidates=0.5),
+    subsets("glister-half", "GLISTER, half of the candidates", candidates=0.5),
     subsets("glister-validation", "GLISTER for the validation set", **_FOR_VALIDATION),
     subsets(
         "glister-stochastic", "GLISTER, stochastic greedy, all classes together", **_STOCHASTIC
@@ -147,53 +139,38 @@ def corrupt(dataset: jdss.Dataset, condition: str, seed: int) -> Corrupted:
     return Corrupted(problem, test, wrong=own != true, rare=true < RARE_CLASSES)
 
 
-def train_all(arguments: argparse.Namespace, out: Path) -> None:
+def train_all(arguments: argparse.Namespace) -> None:
     """Every way of training, condition by condition and seed by seed."""
-    trainings.keep_programs("robustness")
-    images, every = IMAGES[arguments.scale], arguments.select_every
-    mnist = jdss.load_dataset("mnist", data_dir=arguments.data_dir).head(images)
-    epochs = EPOCHS[arguments.scale] if arguments.epochs is None else arguments.epochs
+    mnist, every = trainings.load(arguments), arguments.select_every
+    epochs = arguments.epochs or EPOCHS[arguments.scale]
     hyperparameters, said = {"epochs": epochs}, [f"{epochs} epochs"]
     if every is not None:
         said.append(f"R = {every}")
     if arguments.learning_rate is not None:
         hyperparameters["learning_rate"] = arguments.learning_rate
         said.append(f"learning rate {arguments.learning_rate:g}")
-    for condition in arguments.conditions:
-        ways = [way for way in CONDITIONS[condition] if way.name in (arguments.ways or [way.name])]
-        if every is not None:  # ways that differ in R alone would all be one
-            ways = [with_interval(way, every) for way in ways if "-R" not in way.name]
+    for condition, seed in itertools.product(arguments.conditions, arguments.seeds):
         # Another seed draws other wrong labels, and other examples of the rare classes.
-        for seed in arguments.seeds:
-            made = corrupt(mnist, condition, seed)
-            settings = trainings.described(
-                arguments.scale,
-                len(mnist.labels),
-                images is not None,
-                said,
+        made = corrupt(mnist, condition, seed)
+        settings = trainings.about(arguments.scale, made.problem, made.test, *said)
+        settings["dataset"] |= {"condition": condition, "corruption": CORRUPTION.get(condition)}
+        settings["seeds"] = {"training": seed, "split": 0}
+        for way in CONDITIONS[condition]:
+            if way.name not in (arguments.ways or [way.name]) or (every and "-R" in way.name):
+                continue  # ways that differ in R alone would all be one
+            selection = way.selection
+            if every is not None and way is not FULL:
+                selection = replace(selection, every=every)
+            trainings.run(
+                arguments.out / condition / f"{way.name}-seed{seed}.json",
                 made.problem,
                 made.test,
+                replace(way, selection=selection),
+                [hyperparameters],
+                seed,
+                settings=settings,
+                more=made.describe,
             )
-            settings["dataset"] |= {
-                "condition": condition,
-                "corruption": CORRUPTION.get(condition),
-            }
-            for way in ways:
-                trainings.run(
-                    out / condition / f"{way.name}-seed{seed}.json",
-                    made.problem,
-                    made.test,
-                    jdss.models.LeNet(num_classes=10),
-                    way,
-                    [(hyperparameters, seed)],
-                    settings={**settings, "seeds": {"training": seed, "split": 0}},
-                    describe=made.describe,
-                )
-
-
-def with_interval(way: Way, every: int) -> Way:
-    """The same way with another R; one that trains on all the data has none."""
-    return way if way is FULL else replace(way, selection=replace(way.selection, every=every))
 
 
 def table(results: Sequence[Result]) -> Table:
@@ -201,37 +178,26 @@ def table(results: Sequence[Result]) -> Table:
     condition, scale = results[0]["dataset"]["condition"], results[0]["scale"]
     share = {"label_noise": "wrong_share", "imbalance": "rare_share"}.get(condition, "")
     known = {way.name: place for place, way in enumerate(CONDITIONS[condition])}
-    frame = pd.DataFrame(
-        {
-            "place": known.get(result["strategy"]["way"], len(known)),  # those of before come last
-            **result["strategy"],
-            "seed": trial["seed"],
-            "accuracy": trial["test_accuracy"],
-            "share": trial.get(share, 0.0),
-            "seconds": trainings.seconds(trial),
-            "selecting": trainings.selecting(trial),
-        }
-        for result in results
-        for trial in result["trials"]
-    ).sort_values(["place", "fraction", "way"])
-    counted = frame.assign(accuracy=frame["accuracy"].astype(float).fillna(0.0))
-    by_seed = counted.pivot(index="seed", columns="way", values="accuracy")
+    frame = trainings.frame(results)
+    frame["place"] = frame["way"].map(known).fillna(len(known))  # those of before come last
+    frame["accuracy"] = frame["test_accuracy"].astype(float)
+    by_seed = frame.fillna({"accuracy": 0.0}).pivot(index="seed", columns="way", values="accuracy")
     rows = []
-    for way, part in frame.groupby("way", sort=False):
+    for way, part in frame.sort_values(["place", "fraction", "way"]).groupby("way", sort=False):
         random = _random_like(str(way))
         over = by_seed[way] - by_seed[random] if random in by_seed and random != way else []
-        accuracies = [100 * one for one in part["accuracy"].dropna()]
-        mean = f"{statistics.fmean(accuracies):.2f}%" if accuracies else UNKNOWN
-        spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
-        diverged = len(part) - len(accuracies)
+        accuracy = 100 * part["accuracy"].dropna()
+        diverged = len(part) - len(accuracy)
+        mean = f"{statistics.fmean(accuracy):.2f}%" if len(accuracy) else UNKNOWN
+        spread = f" ± {accuracy.std():.2f}" if len(accuracy) > 1 else ""
         row = {
             "trained on": part["label"].iloc[0],
-            "seeds": f"{len(accuracies)}" + (f" + {diverged} diverged" if diverged else ""),
+            "seeds": f"{len(accuracy)}" + (f" + {diverged} diverged" if diverged else ""),
             "test accuracy": mean + spread,
             "over random (95% interval)": points(over, ""),
         }
         if share:
-            row[share.replace("_", " ")] = f"{part['share'].mean():.1%}"
+            row[share.replace("_", " ")] = f"{part[share].mean():.1%}"
         row["seconds"] = f"{part['seconds'].median():.1f}"
         row["of these selecting"] = f"{part['selecting'].sum() / part['seconds'].sum():.0%}"
         rows.append(row)
@@ -251,22 +217,49 @@ def _random_like(name: str) -> str:
     return "uniform" + (setting[0] if setting else "")
 
 
-def main() -> None:
-    parser = trainings.options(__doc__, "robustness")
-    parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=list(CONDITIONS))
-    parser.add_argument("--ways", nargs="+", help="by name; default: all", metavar="WAY")
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
-    parser.add_argument("--epochs", type=int, help=f"default: {EPOCHS['laptop']} (smoke: 2)")
-    parser.add_argument("--select-every", type=int, help="R of every way; default: the way's own")
-    parser.add_argument("--learning-rate", type=float, help="default: the library's")
-    arguments = parser.parse_args()
-    out = arguments.out or Path(f"runs/robustness-{arguments.scale}")
-    if not arguments.report:
-        train_all(arguments, out)
+def figure(results: Sequence[Result], path: Path) -> figures.Pair:
+    """Trainings by GRAD-MATCH with several R and shares of candidates: accuracy against cost.
+
+    The cost is counted, not timed: epochs on all the data (see `trainings.frame`).
+    """
+    frame = trainings.frame(results)
+    rows = frame[frame["way"].str.startswith("grad_match-R")].dropna(subset="test_accuracy")
+    rows = rows.assign(accuracy=100 * rows["test_accuracy"].astype(float))
+    with figures.figure(path) as (drawn, axes):
+        for (share, part), color, marker in zip(
+            rows.groupby("candidates"), figures.OTHER_COLORS, figures.MARKERS, strict=False
+        ):
+            at = part.groupby("select_every")[["cost", "accuracy"]].mean()
+            sds = part.groupby("select_every")["accuracy"].std()
+            look = {"color": color, "marker": marker, "capsize": 3}
+            label = f"candidates {percent(share)}"
+            axes.errorbar(at["cost"], at["accuracy"], yerr=sds, **look, label=label)
+            for every, place in at.iterrows():
+                axes.annotate(f" R = {every}", place, xytext=(4, -10), textcoords="offset points")
+        axes.margins(x=0.12)
+        axes.set_xlabel("cost of a training, in epochs on all the data")
+        axes.set_ylabel("test accuracy (%)")
+        axes.set_title("GRAD-MATCH at 5%: R and the share of candidates")
+        figures.legend(drawn)
+    return figures.written(path)
+
+
+def show(out: Path) -> None:
     for condition in CONDITIONS:
         if (out / condition).is_dir():
             print(table(read_results(out / condition)).markdown())
 
 
 if __name__ == "__main__":
-    main()
+    trainings.main(
+        "robustness",
+        __doc__,
+        train_all,
+        show,
+        conditions={"nargs": "+", "choices": CONDITIONS, "default": list(CONDITIONS)},
+        ways={"nargs": "+", "help": "by name; default: all", "metavar": "WAY"},
+        seeds={"nargs": "+", "type": int, "default": list(range(5))},
+        epochs={"type": int, "help": f"default: {EPOCHS['laptop']} (smoke: {EPOCHS['smoke']})"},
+        select_every={"type": int, "help": "R of every way; default: the way's own"},
+        learning_rate={"type": float, "help": "default: the library's"},
+    )

@@ -8,20 +8,15 @@ mean of the two full trainings that are committed with `rank_fidelity`.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-import jdss
 from experiments import rank_fidelity, trainings
-from experiments.mnist import SCALES
 from experiments.results import RESULTS, Result, read_results
 from experiments.tables import Table
 from experiments.trainings import Way
 
 RUNGS = (1, 2, 3, 5, 9)
-SHORT = (1, 2, 3)
 WAYS = (
     trainings.subsets("uniform-fresh", "random, anew every epoch", every=1, warm_start=0.0),
     trainings.subsets("grad_match", "GRAD-MATCH", candidates=0.5),
@@ -31,36 +26,33 @@ KEPT = 3
 """A rung is asked whether the best configuration is among the best third."""
 
 
-def train_all(out: Path, data_dir: str | None) -> None:
+def train_all(arguments: argparse.Namespace) -> None:
     """Trains every configuration in every way that its file does not hold yet."""
-    trainings.keep_programs("rank-fidelity")
-    mnist = jdss.load_dataset("mnist", data_dir=data_dir).head(SCALES["laptop"].images)
-    problem, test = trainings.split(mnist)
-    settings = trainings.described("laptop", len(mnist.labels), True, [], problem, test)
+    problem, test = trainings.split(trainings.load(arguments))
+    settings = trainings.about(arguments.scale, problem, test)
     settings["seeds"] = {"configurations": 0, "split": 0, "training": 0}
     # Without weight decay, as the full trainings were made.
-    plan = [{"weight_decay": 0.0, **one} for one in rank_fidelity.configurations("laptop")]
-    for epochs in (None, *SHORT):
+    plan = [{"weight_decay": 0.0, **one} for one in rank_fidelity.configurations(arguments.scale)]
+    for epochs in (None, 1, 2, 3):
         fewer = {} if epochs is None else {"epochs": epochs}
         for way in WAYS:
             trainings.run(
-                out / (f"{way.name}.json" if epochs is None else f"{way.name}-{epochs}.json"),
+                arguments.out / (f"{way.name}-{epochs}.json" if epochs else f"{way.name}.json"),
                 problem,
                 test,
-                jdss.models.LeNet(num_classes=10),
                 way,
-                [({**values, **fewer}, 0) for values in plan],
+                [{**values, **fewer} for values in plan],
+                0,
                 settings={**settings, "epochs": epochs},
                 rungs=RUNGS,
             )
 
 
-def table(results: Sequence[Result], full: Path = FULL) -> Table:
+def table(results: Sequence[Result]) -> Table:
     """One row for each way and each place where its trials are looked at."""
-    known = {result["strategy"]["way"]: result for result in read_results(full)}
-    both = [known[name]["trials"] for name in ("full", rank_fidelity.AGAIN.name)]
-    truth = np.mean([rank_fidelity.accuracies(trials) for trials in both], axis=0)
-    epochs = np.array([trial["hyperparameters"]["epochs"] for trial in both[0]])
+    full = trainings.frame(read_results(FULL)).query("name == 'full'").groupby("number")
+    truth = full["validation_accuracy"].mean().to_numpy()
+    epochs = np.array([values["epochs"] for values in full["hyperparameters"].first()])
     rows = []
     for way in WAYS:
         mine = [result for result in results if result["strategy"]["way"] == way.name]
@@ -68,50 +60,44 @@ def table(results: Sequence[Result], full: Path = FULL) -> Table:
             trials = result["trials"]
             if len(trials) < len(truth):
                 continue
-            ends = rank_fidelity.accuracies(trials)
-            if result["epochs"] is not None:
-                share = result["epochs"] / epochs
-                rows.append(_row(way, "all epochs, of", result["epochs"], truth, ends, share))
+            ends = np.array([trial["validation_accuracy"] or 0.0 for trial in trials])
+            if few := result["epochs"]:
+                rows.append(_row(way, f"all epochs, of {few}", few / epochs, truth, ends))
                 continue
             for rung in RUNGS:
                 scores = np.array([trial["rungs"].get(str(rung), 0.0) for trial in trials])
-                rows.append(_row(way, "rung at epoch", rung, truth, scores, rung / epochs))
-            rows.append(_row(way, "the end", "", truth, ends, np.ones(1)))
-    reduced = results[0]["scale"]["description"]
+                rows.append(_row(way, f"rung at epoch {rung}", rung / epochs, truth, scores))
+            rows.append(_row(way, "the end", np.ones(1), truth, ends))
+    if not rows:
+        raise ValueError(f"results must hold a way's trainings of all {len(truth)} configurations")
     return Table.of(
         rows,
-        f"MNIST, LeNet, 5% subsets: {len(truth)} configurations (reduced: {reduced})",
+        f"MNIST, LeNet, 5% subsets: {len(truth)} configurations "
+        f"(reduced: {results[0]['scale']['description']})",
         "Against the mean of two full trainings. In brackets 95% intervals (bootstrap over "
         f"configurations). The last column: is the best of all among the best 1/{KEPT} there?",
     )
 
 
 def _row(
-    way: Way, where: str, epoch: Any, truth: np.ndarray, scores: np.ndarray, share: np.ndarray
-) -> dict[str, str]:
-    spearman = rank_fidelity.correlation(truth, scores)
+    way: Way, where: str, share: np.ndarray, truth: np.ndarray, scores: np.ndarray
+) -> dict[str, str | None]:
     best = np.argsort(-truth, kind="stable")[: rank_fidelity.BEST]
+    spearman = rank_fidelity.correlation(truth, scores)
     among = rank_fidelity.correlation(truth[best], scores[best])
     kept = np.argsort(-scores, kind="stable")[: -(-len(truth) // KEPT)]
     return {
         "trained on": way.label,
-        "looked at": f"{where} {epoch}".strip(),
+        "looked at": where,
         "share of its epochs": f"{100 * share.mean():.0f}%",
-        "rank correlation": "" if spearman is None else spearman.shown(),
-        f"among the {len(best)} best": "" if among is None else among.shown(),
+        "rank correlation": spearman and spearman.shown(),
+        f"among the {len(best)} best": among and among.shown(),
         "regret (points)": rank_fidelity.regret(truth, scores).shown(factor=100),
         "keeps the best": "yes" if truth.argmax() in kept else "no",
     }
 
 
-def main() -> None:
-    parser = trainings.options(__doc__, "rungs")
-    arguments: argparse.Namespace = parser.parse_args()
-    out = arguments.out or Path("runs/rungs-laptop")
-    if not arguments.report:
-        train_all(out, arguments.data_dir)
-    print(table(read_results(out)).markdown())
-
-
 if __name__ == "__main__":
-    main()
+    trainings.main(
+        "rungs", __doc__, train_all, lambda out: print(table(read_results(out)).markdown())
+    )

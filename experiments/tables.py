@@ -1,6 +1,5 @@
 """What all tables are made of: means of independent values, and texts that become Markdown."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +35,7 @@ def points(differences: Iterable[float], unknown: str = UNKNOWN) -> str:
     mean, count = 100 * known.mean(), len(known)
     if count == 1:
         return f"{mean:+.2f}"
-    reach = 100 * stats.t.ppf(0.975, count - 1) * known.std() / math.sqrt(count)
+    reach = 100 * stats.t.ppf(0.975, count - 1) * known.sem()
     return f"{mean:+.2f} ({mean - reach:+.2f} to {mean + reach:+.2f})"
 
 

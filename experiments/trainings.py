@@ -1,4 +1,4 @@
-"""Single trainings, one way of training a file: what rank fidelity and robustness are made of.
+"""Single trainings of LeNet on MNIST, a file for each way: for all recipes that do not search.
 
 A file is written anew after every training, so that a run can be cut anywhere and go on, also on
 another machine to which the directory was copied.
@@ -6,7 +6,6 @@ another machine to which the directory was copied.
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +13,11 @@ from typing import Any
 
 import jax
 import numpy as np
+import pandas as pd
 from flax import linen as nn
 
 import jdss
-from experiments.results import as_read, environment, write_result
+from experiments.results import Result, as_read, environment, write_result
 from jdss.data.examples import Examples, make_examples
 from jdss.ledger import Ledger
 from jdss.progress import progress_bar
@@ -32,7 +32,10 @@ from jdss.training.train_on_subset import STEP
 from jdss.training.trial import FitResult, train
 from jdss.training.trial import run as run_to_the_end
 
-Describe = Callable[[FitResult], dict[str, Any]]
+IMAGES = {"smoke": 1_000, "laptop": 20_000, "paper": None}
+LENET = jdss.models.LeNet(num_classes=10)
+
+More = Callable[[FitResult], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,6 @@ class Way:
         return make_schedule(self.selection, self.fraction)
 
 
-FULL = Way("full", "full data", jdss.Selection("full"))
-
-
 def subsets(name: str, label: str, fraction: float = 0.05, **settings: Any) -> Way:
     """Subsets of the method that the name begins with, up to its first hyphen.
 
@@ -62,35 +62,58 @@ def subsets(name: str, label: str, fraction: float = 0.05, **settings: Any) -> W
     return Way(name, label, jdss.Selection(name.split("-", maxsplit=1)[0], **settings), fraction)
 
 
-def options(description: str | None, name: str) -> argparse.ArgumentParser:
-    """What all command lines of trainings take."""
+FULL = Way("full", "full data", jdss.Selection("full"))
+BASIC: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "uniform": ("random", {}),
+    "uniform-fresh": ("random, anew every epoch", {"every": 1, "warm_start": 0.0}),
+    "craig": ("CRAIG", {}),
+    "grad_match": ("GRAD-MATCH", {}),
+    "grad_match-half": ("GRAD-MATCH, half of the candidates", {"candidates": 0.5}),
+    "glister": ("GLISTER", {}),
+}
+"""Subsets that are tried everywhere: their labels and settings, by the names of their ways."""
+
+
+def main(
+    name: str,
+    description: str | None,
+    train_all: Callable[[argparse.Namespace], None],
+    show: Callable[[Path], None],
+    **options: Mapping[str, Any],
+) -> None:
+    """The command line of trainings: trains what has no file yet, and shows what there is.
+
+    `options` are further ones, as `add_argument` takes them.
+    """
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
-    parser.add_argument("--scale", choices=("smoke", "laptop", "paper"), default="laptop")
+    parser.add_argument("--scale", choices=IMAGES, default="laptop")
     parser.add_argument("--data-dir", help="of tensorflow_datasets; default: TFDS_DATA_DIR")
     parser.add_argument("--out", type=Path, help=f"default: runs/{name}-SCALE")
     parser.add_argument("--report", action="store_true", help="only tables, from the files")
-    return parser
+    for option, settings in options.items():
+        parser.add_argument(f"--{option.replace('_', '-')}", **settings)
+    arguments = parser.parse_args()
+    arguments.out = arguments.out or Path(f"runs/{name}-{arguments.scale}")
+    if not arguments.report:
+        jdss.keep_programs()
+        train_all(arguments)
+    show(arguments.out)
 
 
-def keep_programs(name: str) -> None:
-    """Keeps compiled programs below the user's cache directory."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    jdss.keep_programs(cache / "jdss" / "compiled" / name)
+def load(arguments: argparse.Namespace) -> jdss.Dataset:
+    """MNIST, or as much of it as the scale takes."""
+    mnist = jdss.load_dataset("mnist", data_dir=arguments.data_dir)
+    return mnist.head(IMAGES[arguments.scale])
 
 
-def described(
-    scale: str, images: int, reduced: bool, more: Iterable[str], problem: Problem, test: Examples
-) -> dict[str, Any]:
+def about(scale: str, problem: Problem, test: Examples, *more: str) -> dict[str, Any]:
     """What files of trainings on MNIST say of their scale and data."""
-    description = ", ".join([f"{images:,} of 60,000 training images", *more])
+    description = ", ".join([f"{IMAGES[scale] or 60_000:,} of 60,000 training images", *more])
+    sizes = {"train": len(problem.train), "validation": len(problem.validation), "test": len(test)}
+    reduced = IMAGES[scale] is not None
     return {
         "scale": {"name": scale, "reduced": reduced, "description": description},
-        "dataset": {
-            "name": "mnist",
-            "train": len(problem.train),
-            "validation": len(problem.validation),
-            "test": len(test),
-        },
+        "dataset": {"name": "mnist", **sizes},
     }
 
 
@@ -113,23 +136,26 @@ def train_once(
     way: Way,
     hyperparameters: Mapping[str, Any],
     seed: int,
-    describe: Describe = lambda found: {},
+    more: More = lambda found: {},
     rungs: Sequence[int] = (),
 ) -> dict[str, Any]:
     """One training, as a result file holds it; a diverged one has no accuracies.
 
-    `describe` says more of a training that was completed; at `rungs`, epochs, it is validated.
+    `more` is said of a training that was completed; at `rungs`, epochs, it is validated.
     """
     ledger, selections, scores = Ledger(), list[dict[str, Any]](), dict[int, float]()
     outcome: dict[str, Any] = {"state": "complete", "failure": None}
     outcome |= {"validation_accuracy": None, "test_accuracy": None}
     try:
         with ledger.measure("other"):
-            training = training_on(problem, way.schedule)
-            hyper = jdss.hyperparameters(hyperparameters)
-            key = jax.random.key(seed)
             steps = train(
-                training, model, hyper, key, ledger=ledger, rungs=rungs, selections=selections
+                training_on(problem, way.schedule),
+                model,
+                jdss.hyperparameters(hyperparameters),
+                jax.random.key(seed),
+                ledger=ledger,
+                rungs=rungs,
+                selections=selections,
             )
             found = run_to_the_end(
                 steps, lambda rung: scores.update({rung.epoch: float(rung.score)})
@@ -139,7 +165,7 @@ def train_once(
             found.state, test, np.arange(len(test)), chunk_size=problem.chunk_size
         )
         outcome |= {"validation_accuracy": found.validation_accuracy, "test_accuracy": tested}
-        outcome |= describe(found)
+        outcome |= more(found)
     except TrainingDivergedError as error:
         outcome |= {"state": "failed", "failure": str(error)}
     return {
@@ -156,25 +182,22 @@ def run(
     path: Path,
     problem: Problem,
     test: Examples,
-    model: nn.Module,
     way: Way,
-    plan: Iterable[tuple[Mapping[str, Any], int]],
+    plan: Iterable[Mapping[str, Any]],
+    seed: int,
     *,
     settings: Mapping[str, Any],
-    describe: Describe = lambda found: {},
+    more: More = lambda found: {},
     rungs: Sequence[int] = (),
-) -> dict[str, Any]:
-    """Does the trainings of a plan, (hyper-parameters, seed), that its file does not hold yet.
+) -> None:
+    """Does the trainings of a plan, hyper-parameters each, that its file does not hold yet.
 
     Each is written into the file as it ends. `settings` are what files say beside: scale, dataset
-    and seeds. Returns the result, as in the file.
-
-    Raises:
-      ValueError: where the file holds trainings of other settings.
+    and seeds; a file with others is refused.
     """
     plan, here = list(plan), environment()
     strategy = {"way": way.name, "label": way.label, **way.schedule.describe()}
-    fixed = {"model": type(model).__name__, "network": repr(model), "strategy": strategy}
+    fixed = {"model": "LeNet", "network": repr(LENET), "strategy": strategy}
     decay = DEFAULTS["weight_decay"]  # which was 0 in files that do not say it
     fixed = as_read({**fixed, "step": STEP, "default_weight_decay": decay, **settings})
     trials: list[dict[str, Any]] = []
@@ -183,27 +206,17 @@ def run(
         if {name: earlier.get(name) for name in fixed} != fixed:
             raise ValueError(f"{path.name} holds trainings with other settings: take another --out")
         trials = earlier["trials"]
-    done = {_identity(trial["hyperparameters"], trial["seed"]) for trial in trials}
-    left = [one for one in plan if _identity(*one) not in done]
-
-    def result() -> dict[str, Any]:
-        total = Ledger()
-        for trial in trials:
-            total.add(trial["ledger"])
-        return {**here, **fixed, "trials": trials, "ledger": total.as_dict()}
-
+    done = [trial["hyperparameters"] for trial in trials]
+    left = [hyperparameters for hyperparameters in plan if as_read(hyperparameters) not in done]
     with progress_bar(len(plan), path.stem, enabled=bool(left)) as bar:
-        for hyperparameters, seed in left:
-            one = train_once(problem, test, model, way, hyperparameters, seed, describe, rungs)
+        for hyperparameters in left:
+            one = train_once(problem, test, LENET, way, hyperparameters, seed, more, rungs)
             trials.append({"number": len(trials), **origin(here), **one})
-            write_result(path, result())
+            total = Ledger()
+            for trial in trials:
+                total.add(trial["ledger"])
+            write_result(path, {**here, **fixed, "trials": trials, "ledger": total.as_dict()})
             bar.advance(len(trials))
-    return result()
-
-
-def _identity(hyperparameters: Mapping[str, Any], seed: int) -> str:
-    """One text for equal trainings, whether from a plan or from a file."""
-    return json.dumps([as_read(hyperparameters), seed], sort_keys=True)
 
 
 def origin(here: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,25 +224,31 @@ def origin(here: Mapping[str, Any]) -> dict[str, Any]:
     return {name: here[name] for name in ("commit", "hardware")}
 
 
-def seconds(trial: Mapping[str, Any]) -> float:
-    """What a training took, without compilation, which a search pays once."""
-    ledger = trial["ledger"]["seconds"]
-    return float(sum(ledger.values()) - ledger["compiling"])
+def frame(results: Iterable[Result]) -> pd.DataFrame:
+    """A row a training: its strategy's settings, its outcome, its seconds without compilation.
 
-
-def selecting(trial: Mapping[str, Any]) -> float:
-    """What its selections took."""
-    ledger = trial["ledger"]["seconds"]
-    return float(ledger["gradients"] + ledger["solving"])
-
-
-def cost(trials: Iterable[Mapping[str, Any]], strategy: Mapping[str, Any]) -> float:
-    """Epochs on all the data that trainings take.
-
-    A forward pass, which a selection by gradients needs, counts as a third of an epoch; solving
-    does not count. Unlike seconds it does not depend on what else the machine did.
+    `selecting` are those of its selections, and `cost` its epochs on all the data: a forward pass,
+    which a selection by gradients needs, counts as a third of one, solving does not count. Unlike
+    seconds it does not depend on what else the machine did.
     """
-    share = STRATEGIES[strategy["name"]].needs_gradients * strategy.get("candidates", 1.0)
-    epochs = (trial["hyperparameters"].get("epochs", DEFAULTS["epochs"]) for trial in trials)
-    selections = sum(len(trial["selections"]) for trial in trials)
-    return float(strategy["fraction"] * sum(epochs) + share * selections / 3)
+    rows = []
+    for result in results:
+        strategy = result["strategy"]
+        candidates = strategy.get("candidates", 1.0)
+        share = STRATEGIES[strategy["name"]].needs_gradients * candidates
+        for trial in result["trials"]:
+            epochs = trial["hyperparameters"].get("epochs", DEFAULTS["epochs"])
+            selections = len(trial.get("selections", ()))
+            seconds = trial["ledger"]["seconds"]
+            rows.append(
+                {
+                    **strategy,
+                    **trial,
+                    "candidates": candidates,
+                    "side": result.get("library"),
+                    "seconds": sum(seconds.values()) - seconds["compiling"],
+                    "selecting": seconds["gradients"] + seconds["solving"],
+                    "cost": strategy["fraction"] * epochs + share * selections / 3,
+                }
+            )
+    return pd.DataFrame(rows)

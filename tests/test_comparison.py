@@ -225,7 +225,6 @@ def test_memory_is_that_of_searches_with_a_process_of_their_own():
     results = [make_result("full", 0, **shared), make_result("full", 1, **alone)]
     table = comparison.comparison(results)
     assert column_of(table, "full data")["memory (GB)"] == "2.50"
-    assert "Memory is of 1 searches that had a process of their own" in table.notes
     assert "memory (GB)" not in column_of(comparison.comparison(results[:1]), "full data")
 
 

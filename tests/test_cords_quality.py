@@ -13,9 +13,16 @@ def result(side, way, seed, test_accuracy):
     ledger.seconds |= {"solving": 2.0, "training": 3.0, "compiling": 9.0}
     return {
         "library": side,
-        "strategy": {"way": way},
+        "strategy": {"way": way, "name": way, "fraction": 0.05},
         "scale": {"name": "test", "description": "few images"},
-        "trials": [{"seed": seed, "test_accuracy": test_accuracy, "ledger": ledger.as_dict()}],
+        "trials": [
+            {
+                "seed": seed,
+                "test_accuracy": test_accuracy,
+                "hyperparameters": {},
+                "ledger": ledger.as_dict(),
+            }
+        ],
     }
 
 

@@ -8,11 +8,14 @@ from flax import linen as nn
 import jdss
 from experiments import rank_fidelity, robustness, trainings
 from experiments.rank_fidelity import compare, correlation, regret
-from experiments.results import as_read, read_results, write_result
+from experiments.results import read_results, write_result
+
+LEDGER = {"seconds": {"training": 1.0, "compiling": 0.0, "gradients": 0.0, "solving": 0.0}}
 
 
 def trial(accuracy, *, test=None, epochs=20, selections=0):
     return {
+        "ledger": LEDGER,
         "hyperparameters": {"epochs": epochs},
         "selections": [{}] * selections,
         "validation_accuracy": accuracy,
@@ -97,9 +100,8 @@ def test_of_several_that_are_scored_best_the_mean_counts():
 
 
 def test_a_training_that_diverged_is_the_worst_of_all():
-    assert (
-        rank_fidelity.accuracies([trial(0.3), {**trial(0.1), "validation_accuracy": None}])[1] == 0
-    )
+    diverged = result("craig-0.05", [None, *FIRST[1:]], "craig")
+    assert by_way([*FULL, diverged])["craig-0.05"]["scores"].tolist() == [0.0, *FIRST[1:]]
 
 
 def test_trainings_are_compared_by_configuration_and_an_unfinished_way_is_left_out():
@@ -117,7 +119,6 @@ def test_the_bootstrap_agrees_with_scipys():
     generator = np.random.default_rng(1)
     truth = generator.normal(size=24)
     scores = truth + generator.normal(size=24)
-    ours = correlation(truth, scores)
     theirs = scipy.stats.bootstrap(
         (truth, scores),
         lambda a, b: scipy.stats.spearmanr(a, b).statistic,
@@ -127,20 +128,25 @@ def test_the_bootstrap_agrees_with_scipys():
         method="percentile",
         rng=np.random.default_rng(2),
     ).confidence_interval
-    assert ours[1:] == pytest.approx((theirs.low, theirs.high), abs=0.04)
+    expected = (theirs.low, theirs.high)
+    assert correlation(truth, scores)[1:] == pytest.approx(expected, abs=0.04)
 
 
 def test_the_cost_counts_forward_passes_over_the_candidates():
-    strategy = {"name": "grad_match", "fraction": 0.05, "candidates": 0.5}
-    assert trainings.cost([trial(0.9, selections=3)], strategy) == pytest.approx(1 + 0.5)
-    # Random subsets are chosen, too, but read no gradients.
-    random = {"name": "uniform", "fraction": 0.05}
-    assert trainings.cost([trial(0.9, selections=3)], random) == pytest.approx(1)
+    def cost(name, **more):
+        strategy = {"name": name, "fraction": 0.05, **more}
+        trials = [trial(0.9, selections=3)]
+        return trainings.frame([{"strategy": strategy, "trials": trials}])["cost"].item()
+
+    assert cost("grad_match", candidates=0.5) == pytest.approx(1 + 0.5)
+    assert cost("uniform") == pytest.approx(1)  # chosen, too, but without reading gradients
 
 
 def test_the_names_of_ways_and_what_they_mean_are_kept():
     """Files of a run that was cut are gone on with, and tables find what they compare with."""
-    known = {way.name: way.schedule.describe() for way in rank_fidelity.ways((0.01, 0.05))}
+    known = {
+        name: way.schedule.describe() for name, way in rank_fidelity.ways((0.01, 0.05)).items()
+    }
     assert {"full", "full-again", "cut_short-0.01", "cut_short-0.02", "uniform-fresh-0.05"} <= set(
         known
     )
@@ -160,7 +166,7 @@ def test_the_names_of_ways_and_what_they_mean_are_kept():
 
 
 def test_cut_short_takes_the_steps_of_a_trial_on_subsets():
-    known = {way.name: way for way in rank_fidelity.ways((0.05,))}
+    known = rank_fidelity.ways((0.05,))
     data = np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32), np.arange(400) % 4
     model = nn.Dense(4)
 
@@ -186,23 +192,27 @@ def digits():
 
 def test_a_run_that_was_cut_goes_on_and_refuses_other_settings(digits, tmp_path):
     problem, test = trainings.split(digits)
-    model, way = jdss.models.LeNet(10), trainings.FULL
-    plan = [({"epochs": 1, "learning_rate": rate, "batch_size": 32}, 0) for rate in (0.01, 1 / 3)]
+    plan = [{"epochs": 1, "learning_rate": rate, "batch_size": 32} for rate in (0.01, 1 / 3)]
     settings = {"scale": {"name": "test"}, "dataset": {"name": "digits"}, "seeds": {"split": 0}}
 
     def run(plan, **changes):
-        path = tmp_path / "full.json"
-        return trainings.run(
-            path, problem, test, model, way, plan, settings={**settings, **changes}
+        trainings.run(
+            tmp_path / "full.json",
+            problem,
+            test,
+            trainings.FULL,
+            plan,
+            0,
+            settings={**settings, **changes},
         )
+        return read_results(tmp_path)[0]["trials"]
 
-    first = run(plan[:1])
+    (first,) = run(plan[:1])
     whole = run(plan)
-    assert as_read(whole["trials"][0]) == as_read(first["trials"][0])
-    assert [one["hyperparameters"]["learning_rate"] for one in whole["trials"]] == [0.01, 1 / 3]
-    again = run(plan)
-    assert len(again["trials"]) == 2
-    assert again["trials"][1]["validation_accuracy"] is not None
+    assert whole[0] == first
+    assert [one["hyperparameters"]["learning_rate"] for one in whole] == [0.01, 0.333333333]
+    assert run(plan) == whole
+    assert whole[1]["validation_accuracy"] is not None
     with pytest.raises(ValueError, match="other settings"):
         run(plan, seeds={"split": 1})
 
@@ -237,15 +247,15 @@ def test_robustness_tells_ways_apart_and_pairs_differences_by_seed(digits, tmp_p
                 tmp_path / f"{name}-seed{seed}.json",
                 corrupted.problem,
                 corrupted.test,
-                jdss.models.LeNet(10),
                 way,
-                [({"epochs": 1, "batch_size": 32}, seed)],
+                [{"epochs": 1, "batch_size": 32}],
+                seed,
                 settings={
                     "scale": {"name": "test", "reduced": True, "description": "300 digits"},
                     "dataset": {"name": "digits", "condition": "imbalance"},
                     "seeds": {"training": seed},
                 },
-                describe=corrupted.describe,
+                more=corrupted.describe,
             )
     found = read_results(tmp_path)
     frame = robustness.table(found).frame.set_index("trained on")

@@ -1,11 +1,10 @@
 """The other libraries, each called as its documentation says, and references written for this.
 
-A peer that is not installed raises `MissingPeerError`, which says what to install; the rows that
-need it are left out. `pip install -e '.[peers]'` installs all but CORDS, which pins old versions
-of much that it does not need here: `pip install --no-deps cords==0.0.4` beside the extra.
+The rows of a peer that cannot be imported are left out. `pip install -e '.[peers]'` installs all
+but CORDS, which pins old versions of much that it does not need here: `pip install --no-deps
+cords==0.0.4` beside the extra.
 """
 
-import heapq
 import importlib
 import importlib.util
 import logging
@@ -13,42 +12,23 @@ import sys
 import types
 import warnings
 from collections.abc import Callable
-from importlib import metadata
+from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from scipy.optimize import nnls
 
 import jdss
+from experiments.results import installed_version
 from jdss.training.forward import compute_last_layer
 from jdss.training.problem import Problem
 
 PACKAGES = ("apricot-select", "submodlib-py", "scikit-learn", "scipy", "cords", "torch", "numba")
-CORDS_SOLVERS = (
-    "OrthogonalMP_REG",
-    "OrthogonalMP_REG_Parallel",
-    "OrthogonalMP_REG_Parallel_V1",
-    "OrthogonalMP_REG_NNLS",
-)
-"""The first is that of a CPU."""
-
-
-class MissingPeerError(RuntimeError):
-    """A library to compare with is not installed."""
 
 
 def versions() -> dict[str, str | None]:
     """The peers' versions; None for one not installed."""
-    known = {one.metadata["Name"]: one.version for one in metadata.distributions()}
-    return {package: known.get(package) for package in PACKAGES}
-
-
-def import_peer(module: str, install: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingPeerError(f"`pip install {install}` for {module}: {error}") from error
+    return {package: installed_version(package) for package in PACKAGES}
 
 
 def cords_module(name: str) -> Any:
@@ -56,18 +36,16 @@ def cords_module(name: str) -> Any:
 
     That needs torchvision, and its solvers make NumPy raise on underflow, in the whole process.
     """
-    install = "--no-deps cords==0.0.4"
-    import_peer("torch", "torch")
     spec = importlib.util.find_spec("cords")
     if spec is None or not spec.submodule_search_locations:
-        raise MissingPeerError(f"`pip install {install}`: No module named 'cords'")
+        raise ModuleNotFoundError("No module named 'cords'")
     package = "cords.selectionstrategies.SL"
     bare = types.ModuleType(package)
     bare.__path__ = [f"{spec.submodule_search_locations[0]}/selectionstrategies/SL"]
     sys.modules.setdefault(package, bare)
     handling = np.geterr()
     try:
-        return import_peer(f"cords.selectionstrategies.{name}", install)
+        return importlib.import_module(f"cords.selectionstrategies.{name}")
     finally:
         np.seterr(**handling)
 
@@ -77,8 +55,9 @@ def cords_module(name: str) -> Any:
 
 def submodlib_lazy(similarity: np.ndarray, budget: int) -> Callable[[], list[int]]:
     """Its lazy greedy, in C++; making the function, which copies the matrix, is not counted."""
-    module = import_peer("submodlib.functions.facilityLocation", "submodlib-py")
-    function = module.FacilityLocationFunction(
+    from submodlib.functions.facilityLocation import FacilityLocationFunction
+
+    function = FacilityLocationFunction(
         n=len(similarity), mode="dense", separate_rep=False, sijs=similarity
     )
     never = {"stopIfZeroGain": False, "stopIfNegativeGain": False, "show_progress": False}
@@ -87,92 +66,52 @@ def submodlib_lazy(similarity: np.ndarray, budget: int) -> Callable[[], list[int
 
 def apricot_lazy(similarity: np.ndarray, budget: int) -> Callable[[], np.ndarray]:
     """Its lazy greedy, compiled by Numba."""
-    make = import_peer("apricot", "apricot-select").FacilityLocationSelection
-    how = {"metric": "precomputed", "optimizer": "lazy"}
-    return lambda: make(budget, **how).fit(similarity).ranking
+    from apricot import FacilityLocationSelection
 
-
-def plain_greedy(similarity: jax.Array, budget: int) -> Callable[[], jax.Array]:
-    """Every gain of every step, jitted: what one would write first."""
-
-    @jax.jit
-    def run(similarity: jax.Array) -> jax.Array:
-        def choose(state: tuple, _: None) -> tuple:
-            best, taken = state
-            gains = jnp.maximum(similarity - best, 0).sum(axis=1)
-            winner = jnp.argmax(jnp.where(taken, -1.0, gains))
-            state = jnp.maximum(best, similarity[winner]), taken.at[winner].set(True)
-            return state, winner
-
-        start = jnp.zeros(len(similarity)), jnp.zeros(len(similarity), bool)
-        return jax.lax.scan(choose, start, length=budget)[1]
-
-    return lambda: run(similarity)
+    make = partial(FacilityLocationSelection, budget, metric="precomputed", optimizer="lazy")
+    return lambda: make().fit(similarity).ranking
 
 
 def exact_greedy(similarity: np.ndarray, budget: int) -> list[int]:
-    """Lazy greedy with a queue, every gain in float64: the oracle of the objective."""
-    best = np.zeros(len(similarity))
-    queue = [(-float(row.sum(dtype=np.float64)), j, 0) for j, row in enumerate(similarity)]
-    heapq.heapify(queue)
-    chosen: list[int] = []
-    while len(chosen) < budget:
-        _, j, age = heapq.heappop(queue)
-        if age == len(chosen):
-            chosen.append(j)
-            best = np.maximum(best, similarity[j])
-        else:
-            gain = float(np.maximum(similarity[j] - best, 0).sum())
-            heapq.heappush(queue, (-gain, j, len(chosen)))
+    """Every gain of every step in float64: the oracle of the objective."""
+    best, chosen = np.zeros(len(similarity)), list[int]()
+    for _ in range(budget):
+        gains = np.maximum(similarity - best, 0).sum(axis=1)
+        chosen.append(int(gains.argmax()))
+        best = np.maximum(best, similarity[chosen[-1]])
     return chosen
 
 
 # Pursuit: rows float[n, p], target float[p] -> weights float[n] ---------------------------------
 
 
-def nnls_pursuit(rows: np.ndarray, target: np.ndarray, budget: int) -> Callable[[], np.ndarray]:
+def nnls_pursuit(rows: np.ndarray, target: np.ndarray, budget: int) -> np.ndarray:
     """Non-negative matching pursuit whose every refit is SciPy's exact NNLS, in float64.
 
     The refit is over the support and the new row; rows of weight zero leave, and may return.
     """
-    nnls = import_peer("scipy.optimize", "scipy").nnls
-
-    def run() -> np.ndarray:
+    weights = np.zeros(len(rows))
+    # Rows leave, so there are more steps than places.
+    for _ in range(8 * budget):
+        support = np.flatnonzero(weights)
+        correlations = rows @ (target - weights[support] @ rows[support])
+        correlations[support] = -np.inf
+        best = int(np.argmax(correlations))
+        if len(support) == budget or correlations[best] <= 0:
+            break
+        tried = np.append(support, best)
         weights = np.zeros(len(rows))
-        # Rows leave, so there are more steps than places.
-        for _ in range(8 * budget):
-            support = np.flatnonzero(weights)
-            correlations = rows @ (target - weights[support] @ rows[support])
-            correlations[support] = -np.inf
-            best = int(np.argmax(correlations))
-            if len(support) == budget or correlations[best] <= 0:
-                break
-            tried = np.append(support, best)
-            weights = np.zeros(len(rows))
-            weights[tried], _ = nnls(rows[tried].T, target, maxiter=50 * budget)
-            if weights[best] == 0:  # no progress: it would be chosen again
-                break
-        return weights
-
-    return run
+        weights[tried], _ = nnls(rows[tried].T, target, maxiter=50 * budget)
+        if weights[best] == 0:  # no progress: it would be chosen again
+            break
+    return weights
 
 
 def sklearn_omp(rows: np.ndarray, target: np.ndarray, budget: int) -> Callable[[], np.ndarray]:
     """Signed orthogonal matching pursuit, on atoms that it normalises."""
-    module = import_peer("sklearn.linear_model", "scikit-learn")
-    return lambda: module.orthogonal_mp(rows.T, target, n_nonzero_coefs=budget)
+    from sklearn.linear_model import orthogonal_mp
 
-
-def cords_omp(
-    rows: np.ndarray, target: np.ndarray, budget: int, *, solver: str
-) -> Callable[[], np.ndarray]:
-    """One of CORDS's solvers, as its strategies call them: non-negative, without a ridge."""
-    function = getattr(cords_module("helpers.omp_solvers"), solver)
-    if "Parallel" not in solver:
-        return lambda: function(rows.T, target, nnz=budget, positive=True, lam=0)
-    torch = import_peer("torch", "torch")
-    atoms, goal = torch.from_numpy(rows.T.copy()), torch.from_numpy(target.copy())
-    return lambda: function(atoms, goal, nnz=budget, positive=True, lam=0).numpy()
+    return partial(orthogonal_mp, rows.T, target, n_nonzero_coefs=budget)
 
 
 # CORDS's own strategies, on a twin of the network in PyTorch ------------------------------------
@@ -180,10 +119,10 @@ def cords_omp(
 
 def torch_lenet(classes: int = 10) -> Any:
     """LeNet as a `torch.nn.Module` of CORDS's protocol."""
-    torch = import_peer("torch", "torch")
-    nn = torch.nn
+    import torch
+    from torch import nn
 
-    class LeNet(nn.Module):  # type: ignore[name-defined]
+    class LeNet(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.features = nn.Sequential(
@@ -206,7 +145,8 @@ def torch_lenet(classes: int = 10) -> Any:
 
 def twin(problem: Problem, state: jdss.TrainState) -> Any:
     """LeNet in PyTorch with the weights of one in Flax, checked to have the same logits."""
-    torch = import_peer("torch", "torch")
+    import torch
+
     model = torch_lenet(problem.num_classes or 10)
     layers = [layer for layer in (*model.features, model.last) if hasattr(layer, "weight")]
     for name, layer in zip(sorted(state.params), layers, strict=True):  # Conv_0, …, Dense_2
@@ -226,7 +166,8 @@ def twin(problem: Problem, state: jdss.TrainState) -> Any:
 
 def tensors(examples: Any, indices: np.ndarray) -> tuple[Any, Any]:
     """Some examples as PyTorch has them: images normalised, channels first, and labels."""
-    torch = import_peer("torch", "torch")
+    import torch
+
     images = np.asarray(examples.normalization(examples.inputs[indices]))
     labels = np.asarray(examples.labels[indices], np.int64)
     return torch.tensor(images.transpose(0, 3, 1, 2).copy()), torch.tensor(labels)
@@ -248,7 +189,8 @@ def cords_strategy(
     device "cpu" its GRAD-MATCH has a solver of its own; on any other name, such as "cpu:0" for the
     same device, it has that of a GPU.
     """
-    torch = import_peer("torch", "torch")
+    import torch
+
     file = name.replace("_", "")
     module = cords_module(f"SL.{file}strategy")
     make = getattr(module, {"grad_match": "GradMatch"}.get(name, name.upper()) + "Strategy")

@@ -13,50 +13,46 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.timing import load_average, write_json
-from experiments.results import environment
+from experiments.benchmarks.timing import load_average
+from experiments.results import environment, write_json
 from experiments.tables import Table
 
-COMMAND = ("tune", "lenet", "mnist", "--fraction", "0.05", "--trials", "10", "--no-retrain")
-SEARCHES: Mapping[str, Sequence[str]] = {
-    "GRAD-MATCH, ASHA": ("--pruner", "asha"),
-    "random, ASHA": (
-        "--pruner",
-        "asha",
-        "--method",
-        "uniform",
-        "--every",
-        "1",
-        "--warm-start",
-        "0",
-    ),
-    "GRAD-MATCH, Hyperband": ("--pruner", "hyperband"),
-    "GRAD-MATCH": ("--pruner", "none"),
-    "full data, ASHA": ("--pruner", "asha", "--method", "full"),
-    "full data, Hyperband": ("--pruner", "hyperband", "--method", "full"),
+COMMAND = "tune lenet mnist --fraction 0.05 --trials 10 --no-retrain"
+SEARCHES = {
+    "GRAD-MATCH, ASHA": "--pruner asha",
+    "random, ASHA": "--pruner asha --method uniform --every 1 --warm-start 0",
+    "GRAD-MATCH, Hyperband": "--pruner hyperband",
+    "GRAD-MATCH": "--pruner none",
+    "full data, ASHA": "--pruner asha --method full",
+    "full data, Hyperband": "--pruner hyperband --method full",
 }
 EPOCHS, TRAININGS, BATCH_SIZES = 15, 10, (32, 64, 128)
 _TRAINING = """
-import json, sys, jdss
+import sys, jdss
 data = jdss.load_dataset("mnist")
 values = {"epochs": int(sys.argv[1]), "batch_size": int(sys.argv[2])}
 found = jdss.fit(jdss.models.LeNet(num_classes=10), data, selection="full",
                  hyperparameters=values, validation=0.1, progress=False)
-json.dump({"seconds": found.ledger.seconds, "accuracy": found.validation_accuracy}, sys.stdout)
+print(found.ledger.seconds["training"])
 """
+
+
+def run(programs: str, *arguments: str) -> str:
+    """The output of a process of Python's that keeps its programs there."""
+    environ = {**os.environ, "JAX_COMPILATION_CACHE_DIR": programs}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout
 
 
 def search(name: str, programs: str) -> dict[str, Any]:
     """One search in a process of its own: its ledger, trials and best score."""
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "result.json"
-        environ = {**os.environ, "JAX_COMPILATION_CACHE_DIR": programs}
-        command = [sys.executable, "-m", "jdss", *COMMAND, *SEARCHES[name], "--out", str(out)]
-        subprocess.run(command, env=environ, check=True, capture_output=True)
+        run(programs, "-m", "jdss", *f"{COMMAND} {SEARCHES[name]}".split(), "--out", str(out))
         result = json.loads(out.read_text())
     states = [trial["state"] for trial in result["trials"]]
     seconds = result["ledger"]["seconds"]
@@ -66,14 +62,6 @@ def search(name: str, programs: str) -> dict[str, Any]:
         "trials": {state: states.count(state) for state in dict.fromkeys(states)},
         "best": result["best"],
     }
-
-
-def full_training(batch_size: int, programs: str) -> float:
-    """Seconds of one full training, without compiling and loading."""
-    environ = {**os.environ, "JAX_COMPILATION_CACHE_DIR": programs}
-    command = [sys.executable, "-c", _TRAINING, str(EPOCHS), str(batch_size)]
-    done = subprocess.run(command, env=environ, check=True, capture_output=True, text=True)
-    return float(json.loads(done.stdout)["seconds"]["training"])
 
 
 def table(result: Mapping[str, Any]) -> Table:
@@ -107,7 +95,11 @@ def main() -> None:
     arguments = parser.parse_args()
     before, searches = load_average(), []
     with tempfile.TemporaryDirectory() as directory:
-        trainings = [full_training(size, f"{directory}/full") for size in BATCH_SIZES]
+        # Without compiling and loading.
+        trainings = [
+            float(run(f"{directory}/full", "-c", _TRAINING, str(EPOCHS), str(size)))
+            for size in BATCH_SIZES
+        ]
         for name in arguments.searches:
             for process in ("first", "second"):
                 found = search(name, f"{directory}/{name}")

@@ -18,8 +18,7 @@ from flax import linen as nn
 from optuna.distributions import FloatDistribution, IntDistribution
 
 import jdss
-from experiments.benchmarks.timing import write_json
-from experiments.results import environment
+from experiments.results import environment, write_json
 
 
 def network(rate0: float, rate1: float, rate2: float) -> nn.Module:

@@ -1,10 +1,8 @@
-"""Seconds, and files of them: shared by all benchmarks."""
+"""Seconds, and how busy the machine is: shared by all benchmarks."""
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -43,15 +41,6 @@ def measure(
         rows[name] = {"name": name, "seconds": wall, "cpu_seconds": cpu}
         rows[name] |= {"compiling_seconds": compiling, "runs": len(times)}
     return rows, results
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """The whole file or none of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    text = json.dumps(content, indent=2, ensure_ascii=False, default=float) + "\n"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def load_average() -> list[float]:

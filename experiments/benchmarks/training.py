@@ -14,7 +14,6 @@ as it is done; `experiments.report` makes the table of README.md.
 import argparse
 import json
 import multiprocessing
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +30,7 @@ import numpy as np
 import jdss
 from experiments.benchmarks.peers import torch_lenet
 from experiments.benchmarks.timing import load_average
-from experiments.results import REQUIRED_KEYS, RESULTS, environment, write_result
+from experiments.results import RESULTS, cores, environment, write_json
 
 SIDES: dict[str, dict[str, Any]] = {
     "jdss": {},
@@ -69,10 +68,6 @@ def images_of(case: Case) -> tuple[np.ndarray, np.ndarray]:
     return images, generator.integers(0, 10, case.images)
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def jdss_side(case: Case, *, devices: bool = False) -> Callable[[], None]:
     """`jdss.train_on_subset`, or the forward pass of a selection round."""
     if devices:
@@ -85,13 +80,14 @@ def jdss_side(case: Case, *, devices: bool = False) -> Callable[[], None]:
 
     def train() -> None:
         nonlocal state
-        steps = {"num_steps": case.steps}
-        state, found = jdss.train_on_subset(state, data, subset, hyper, jax.random.key(1), **steps)
+        state, found = jdss.train_on_subset(
+            state, data, subset, hyper, jax.random.key(1), num_steps=case.steps
+        )
         assert np.isfinite(float(found.loss))
 
     def forward() -> None:
-        chunk = {"chunk_size": case.batch_size}
-        jax.block_until_ready(jdss.compute_gradients(state, data, np.arange(size), **chunk))
+        everyone, chunk = np.arange(size), case.batch_size
+        jax.block_until_ready(jdss.compute_gradients(state, data, everyone, chunk_size=chunk))
 
     return train if case.steps else forward
 
@@ -102,7 +98,7 @@ def torch_side(
     """The same in PyTorch."""
     import torch
 
-    torch.set_num_threads(threads or cores())
+    torch.set_num_threads(threads or cores() or 1)
     torch.manual_seed(0)
     images, labels = images_of(case)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -112,14 +108,12 @@ def torch_side(
     model = model.to(memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
-    def batch(indices: Any) -> Any:
-        return (stored[indices].float() / 255 - 0.5) / 0.25
+    def logits(images: Any) -> Any:
+        return model((images.float() / 255 - 0.5) / 0.25)
 
     def train() -> None:
-        order = torch.randperm(case.images)
-        for step in range(case.steps):
-            indices = order[step * case.batch_size :][: case.batch_size]
-            loss = torch.nn.functional.cross_entropy(model(batch(indices)), targets[indices])
+        for indices in torch.randperm(case.images).split(case.batch_size)[: case.steps]:
+            loss = torch.nn.functional.cross_entropy(logits(stored[indices]), targets[indices])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -128,8 +122,7 @@ def torch_side(
     def forward() -> None:
         model.eval()
         with torch.inference_mode():
-            starts = range(0, case.images, case.batch_size)
-            torch.cat([model(batch(slice(start, start + case.batch_size))) for start in starts])
+            torch.cat([logits(part) for part in stored.split(case.batch_size)])
 
     return train if case.steps else forward
 
@@ -192,9 +185,8 @@ def against_torch(name: str, sides: Sequence[str], repeats: int) -> dict[str, An
         ]
     for side in sides:
         seconds, cpu_seconds = map(list, zip(*(run[side] for run in runs[1:]), strict=True))
-        median = statistics.median(seconds)
-        found[side] = {"seconds": seconds, "median": median, "cpu_seconds": cpu_seconds}
-        found[side]["first"] = runs[0][side][0]
+        found[side] = {"seconds": seconds, "median": statistics.median(seconds)}
+        found[side] |= {"cpu_seconds": cpu_seconds, "first": runs[0][side][0]}
     work = case.steps * case.batch_size or case.images
     rates = {side: work / one["median"] for side, one in found.items()}
     best = max((rates[side] for side in rates if side.startswith("torch")), default=None)
@@ -207,16 +199,6 @@ def against_torch(name: str, sides: Sequence[str], repeats: int) -> dict[str, An
     }
 
 
-def write(path: Path, case: str, result: dict[str, Any]) -> None:
-    """Adds a case to the result file; each carries the run that it comes from."""
-    cases = json.loads(path.read_text())["trials"] if path.exists() else []
-    # A machine that is shared is said to be.
-    about = {"case": case, "load_average": next(iter(load_average()), None)}
-    cases = [one for one in cases if one["case"] != case] + [{**about, **environment(), **result}]
-    record = {**dict.fromkeys(REQUIRED_KEYS), **environment(), "dataset": {}, "ledger": {}}
-    write_result(path, {**record, "trials": sorted(cases, key=lambda one: one["case"])})
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=CASES, default=CASES, metavar="CASE")
@@ -224,10 +206,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS / "benchmarks" / "training.json")
     arguments = parser.parse_args()
-    for case in arguments.only:
-        result = against_torch(case, list(arguments.sides), arguments.repeats)
-        write(arguments.out, case, result)
-        print(case, result["images_per_second"])
+    out = arguments.out
+    cases = json.loads(out.read_text())["trials"] if out.exists() else []
+    for name in arguments.only:
+        result = against_torch(name, list(arguments.sides), arguments.repeats)
+        # Each case carries the run that it comes from; a machine that is shared is said to be.
+        about = {"case": name, "load_average": next(iter(load_average()), None), **environment()}
+        cases = [one for one in cases if one["case"] != name] + [{**about, **result}]
+        cases.sort(key=lambda one: one["case"])
+        write_json(out, {**environment(), "trials": cases})
+        print(name, result["images_per_second"])
 
 
 if __name__ == "__main__":
