@@ -17,9 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 from jdss.gradients import append_ones
-from jdss.models.calling import apply_model, class_name
-from jdss.models.interception import intercept, path_of
-from jdss.models.nnx_model import NnxModel
+from jdss.models.calling import apply_model, class_name, holds_nnx, intercept, path_of
 
 _CALLS = {"remat", "remat2", "checkpoint", "jit", "pjit", "closed_call", "core_call"}
 """Primitives whose outputs are those of the program that they hold."""
@@ -46,14 +44,8 @@ class LastLayer(NamedTuple):
 def apply_last_layer(model: nn.Module, variables: Any, inputs: Any) -> LastLayer:
     """Applies the module in evaluation mode and returns its last dense layer's inputs too.
 
-    Args:
-      model: a module whose output is the output of its last `nn.Dense`.
-      variables: its variables.
-      inputs: float[b, …], or several arrays (see `jdss.models.calling`).
-
-    Raises:
-      ValueError: where the output is not that of an `nn.Dense`, naming the layers found, what the
-        output was made by, and how to go on.
+    Raises ValueError where the output is not that of an `nn.Dense`, naming the layers found, what
+    the output was made by, and how to go on.
     """
     output, found, reason = _apply(model, variables, inputs)
     if found is None:
@@ -74,7 +66,7 @@ def _apply(
     """The output; the last layer's inputs, or None and the reason."""
     layers: list[str] = []
     model_name = class_name(model)
-    kind = "nnx.Linear" if isinstance(model, NnxModel) else "nn.Dense"
+    kind = "nnx.Linear" if holds_nnx(model) else "nn.Dense"
 
     def mark(layer: Any, call: Any, *arguments: Any, **keywords: Any) -> Any:
         if not isinstance(layer, nn.Dense | nnx.Linear):

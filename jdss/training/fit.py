@@ -13,7 +13,7 @@ from jdss.data.datasets import load_dataset
 from jdss.data.rows import Placed
 from jdss.ledger import Ledger
 from jdss.losses import make_loss
-from jdss.models.calling import check_model
+from jdss.models.nnx_model import check_model
 from jdss.progress import progress_bar
 from jdss.subset import Select
 from jdss.training.ahead import Ahead
