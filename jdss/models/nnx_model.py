@@ -7,6 +7,7 @@ trains, be given a key, and have its layers intercepted.
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import field
 from typing import Any, NamedTuple
 
@@ -144,25 +145,22 @@ def check_model(model: Any) -> nn.Module:
             "model must be a module of flax.linen or flax.nnx (an instance, such as MyModel()), or "
             f"a function of rngs to an nnx.Module, got {kind}"
         )
-    try:
+    with suppress(TypeError):
         hash(model)
         return model
-    except TypeError:
-        frozen: nn.Module = remade(model)
-    try:
-        hash(frozen)
-    except TypeError as error:
-        raise _unhashable(
-            model, error.__cause__ or error, "give arrays as functions, or as tuples of numbers"
-        ) from None
+    frozen: nn.Module = remade(model)
+    _check_hash(frozen, model, "give arrays as functions, or as tuples of numbers")
     return frozen
 
 
-def _unhashable(model: Any, error: BaseException, remedy: str) -> TypeError:
-    return TypeError(
-        f"model must have attributes that can be hashed, but {type(model).__name__} has not "
-        f"({error}): {remedy}"
-    )
+def _check_hash(part: Any, model: Any, remedy: str) -> None:
+    try:
+        hash(part)
+    except TypeError as error:
+        raise TypeError(
+            f"model must have attributes that can be hashed, but {type(model).__name__} has not "
+            f"({error.__cause__ or error}): {remedy}"
+        ) from None
 
 
 def makes_nnx(model: Any) -> bool:
@@ -190,12 +188,8 @@ def as_linen(model: Any) -> NnxModel:
 
     module = model if given else nnx.eval_shape(make)
     graphdef, state = nnx.split(module)
-    try:
-        hash(graphdef)
-    except TypeError as error:
-        raise _unhashable(
-            module, error, "hold arrays as nnx.Variable, and lists as nnx.List or tuples"
-        ) from None
+    remedy = "hold arrays as nnx.Variable, and lists as nnx.List or tuples"
+    _check_hash(graphdef, module, remedy)
     leaves = tuple(
         _Leaf(path, _collection(variable)) for path, variable in nnx.to_flat_state(state)
     )
