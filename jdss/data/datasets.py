@@ -72,8 +72,8 @@ class Dataset:
 
     def _holding_out(self) -> "Dataset":
         """A fifth of the training examples as the test set."""
-        train, test = map(self._take, self._split(0.2, 0))
-        return Dataset(self.name, *train, *test, self.num_classes)
+        (images, labels), test = map(self._take, self._split(0.2, 0))
+        return Dataset(self.name, images, labels, *test, self.num_classes)
 
     def _split(self, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         strata = np.zeros(len(self.labels), int) if self.num_classes is None else self.labels

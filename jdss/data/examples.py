@@ -109,7 +109,7 @@ class HostExamples:
             self.rows.first,
         )
 
-    def take(self, indices: Any) -> tuple[Any, np.ndarray]:
+    def take(self, indices: Any) -> tuple[Any, Any]:
         """Inputs and labels of some examples, in host memory."""
         indices = np.asarray(indices)
         return self.rows.take(indices), self.labels[indices]

@@ -112,7 +112,7 @@ def make_problem(
     given = load_dataset(placed.data) if isinstance(placed.data, str) else placed.data
     known_classes = None
     if isinstance(given, Dataset):
-        given, known_classes = (given.images, given.labels), given.num_classes
+        known_classes, given = given.num_classes, (given.images, given.labels)
     rows, labels = _rows("data", given)
     has_others = validation is not None and not isinstance(validation, numbers.Real)
     num_others = len(_rows("validation", validation)[0]) if has_others else 0
