@@ -79,8 +79,8 @@ class Dataset:
         strata = np.zeros(len(self.labels), int) if self.num_classes is None else self.labels
         return stratified_split(strata, fraction, seed=seed)
 
-    def _take(self, indices: np.ndarray) -> Any:
-        return jax.tree.map(lambda leaf: leaf[indices], (self.images, self.labels))
+    def _take(self, indices: np.ndarray) -> tuple[Any, np.ndarray]:
+        return jax.tree.map(lambda leaf: leaf[indices], self.images), self.labels[indices]
 
 
 def load_dataset(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
