@@ -291,10 +291,9 @@ def per_example_gradients(
              [-6., -8.]], dtype=float32)
     """
     length = _checks.check_examples(examples)
-    batch_size = _checks.check_positive_int(
-        "batch_size", length if batch_size is None else batch_size
-    )
-    return DenseGradients(_rows(loss_fn, params, examples, None, min(batch_size, length)))
+    at_once = length if batch_size is None else batch_size
+    at_once = min(_checks.check_positive_int("batch_size", at_once), length)
+    return DenseGradients(_rows(loss_fn, params, examples, None, at_once))
 
 
 def projected_gradients(
@@ -309,9 +308,7 @@ def projected_gradients(
     """`per_example_gradients`, each projected at random (see `Sketch`) as soon as it is made.
 
     Args:
-      loss_fn: `loss_fn(params, example) -> scalar`, the loss of one example.
-      params: a pytree of float arrays with p numbers in all.
-      examples: a pytree of arrays whose leading axis is the n examples.
+      loss_fn, params, examples: as in `per_example_gradients`.
       key: a PRNG key: rows of two calls with one key can be compared.
       dimension: q, the numbers kept of each gradient (all p where there are fewer). An inner
         product is off by about `‖g‖‖h‖ / √q`: 4% of the norms at 512.
@@ -333,10 +330,9 @@ def projected_gradients(
     length = _checks.check_examples(examples)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     sketch = make_sketch(key, size, dimension)
-    if batch_size is None:
-        batch_size = rows_at_once(size)
-    batch_size = _checks.check_positive_int("batch_size", batch_size)
-    return DenseGradients(_rows(loss_fn, params, examples, sketch, min(batch_size, length)))
+    at_once = rows_at_once(size) if batch_size is None else batch_size
+    at_once = min(_checks.check_positive_int("batch_size", at_once), length)
+    return DenseGradients(_rows(loss_fn, params, examples, sketch, at_once))
 
 
 @jax.tree_util.register_dataclass

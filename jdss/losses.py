@@ -63,16 +63,17 @@ class Loss:
 
     def values(self, outputs: jax.Array, targets: jax.Array, smoothing: Any = 0.0) -> jax.Array:
         """The loss of every example, float32[b]."""
-        more = (smoothing,) if self.label_smoothing else ()
-        return self.value(outputs.astype(jnp.float32), targets, *more)
+        return self._called(self.value, outputs, targets, smoothing)
 
     def errors(self, outputs: jax.Array, targets: jax.Array, smoothing: Any = 0.0) -> jax.Array:
         """The derivative of every example's loss by its outputs, float32[b, c]."""
-        outputs = outputs.astype(jnp.float32)
-        if self.last_layer_errors is None:
-            return jax.grad(lambda moved: self.values(moved, targets, smoothing).sum())(outputs)
+        derivative = self.last_layer_errors or jax.grad(lambda *given: self.value(*given).sum())
+        return self._called(derivative, outputs, targets, smoothing)
+
+    def _called(self, function: Any, outputs: jax.Array, targets: Any, smoothing: Any) -> jax.Array:
         more = (smoothing,) if self.label_smoothing else ()
-        return self.last_layer_errors(outputs, targets, *more)
+        result: jax.Array = function(outputs.astype(jnp.float32), targets, *more)
+        return result
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: Any = 0.0) -> jax.Array:
@@ -111,15 +112,7 @@ def make_loss(loss: Any) -> Loss:
 
 
 def check_loss(loss: Loss, outputs: Any, targets: Any) -> None:
-    """Checks, without computing anything, that a loss takes these outputs and targets.
-
-    Args:
-      loss: the loss.
-      outputs, targets: `jax.ShapeDtypeStruct`s of a batch.
-
-    Raises:
-      ValueError: where it does not, or gives something else than one number an example.
-    """
+    """Raises ValueError where a loss does not take outputs and targets of such shapes and types."""
     if loss == SQUARED_ERROR and (
         len(outputs.shape) != 2 or outputs.size != targets.size or len(targets.shape) > 2
     ):
@@ -135,10 +128,10 @@ def check_loss(loss: Loss, outputs: Any, targets: Any) -> None:
             f"loss {loss.name!r} must take outputs {outputs.dtype}{list(outputs.shape)} and "
             f"targets {targets.dtype}{list(targets.shape)}, but fails on them: {error}"
         ) from error
-    if getattr(losses, "shape", None) != outputs.shape[:1]:
+    if (got := getattr(losses, "shape", type(losses).__name__)) != outputs.shape[:1]:
         raise ValueError(
             f"loss {loss.name!r} must give one number an example, shape {outputs.shape[:1]}, got "
-            f"{getattr(losses, 'shape', type(losses).__name__)}"
+            f"{got}"
         )
     errors = jax.eval_shape(loss.errors, outputs, targets, 0.0)
     if errors.shape != outputs.shape:

@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 import jdss
-from jdss.models.calling import apply_model, check_model, init_model
+from jdss.models.calling import apply_model, init_model
+from jdss.models.nnx_model import check_model
 from tests.settings import fit
 
 N, C = 40, 3

@@ -10,9 +10,10 @@ import pytest
 from jax import lax
 
 from jdss.models import LeNet
-from jdss.models.convolution import conv_general_dilated, max_pooled_convolution
+from jdss.models.convolution import conv_general_dilated
 
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
+max_pooled_convolution = partial(conv_general_dilated, pooled=True)
 
 
 class PlainLeNet(nn.Module):

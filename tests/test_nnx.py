@@ -13,7 +13,7 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 
 import jdss
 from jdss.models import to_nnx
-from jdss.models.calling import check_model
+from jdss.models.nnx_model import check_model
 from tests.searching import tune
 from tests.settings import fit
 from tests.simulated_devices import on_devices

@@ -10,7 +10,8 @@ from flax import nnx
 from optuna.distributions import FloatDistribution
 
 import jdss
-from jdss.models.calling import apply_model, call_arguments, check_model
+from jdss.models.calling import apply_model, call_arguments
+from jdss.models.nnx_model import check_model
 from jdss.training.forward import compute_projected_gradients
 from tests.settings import fit, tune
 

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from jdss import _checks
-from jdss.data.labels import random_split, stratified_split
+from jdss.data.labels import stratified_split
 from jdss.data.rows import read_sequence
 
 DATASETS = ("cifar10", "cifar100", "digits", "mnist")
@@ -67,23 +67,20 @@ class Dataset:
         if size is None or size >= len(self.labels):
             return self
         _checks.check_positive_int("size", size)
-        _, kept = self._split(size / len(self.labels), seed)
-        return replace(self, images=_rows_of(self.images, kept), labels=self.labels[kept])
+        images, labels = self._take(self._split(size / len(self.labels), seed)[1])
+        return replace(self, images=images, labels=labels)
 
     def _holding_out(self) -> "Dataset":
         """A fifth of the training examples as the test set."""
-        parts = self._split(0.2, 0)
-        (images, labels), test = ((_rows_of(self.images, at), self.labels[at]) for at in parts)
+        (images, labels), test = map(self._take, self._split(0.2, 0))
         return Dataset(self.name, images, labels, *test, self.num_classes)
 
     def _split(self, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        if self.num_classes is None:
-            return random_split(len(self.labels), fraction, seed=seed)
-        return stratified_split(self.labels, fraction, seed=seed)
+        strata = np.zeros(len(self.labels), int) if self.num_classes is None else self.labels
+        return stratified_split(strata, fraction, seed=seed)
 
-
-def _rows_of(images: Any, indices: np.ndarray) -> Any:
-    return jax.tree.map(lambda leaf: leaf[indices], images)
+    def _take(self, indices: np.ndarray) -> tuple[Any, np.ndarray]:
+        return jax.tree.map(lambda leaf: leaf[indices], self.images), self.labels[indices]
 
 
 def load_dataset(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
@@ -112,7 +109,7 @@ def load_dataset(name: str, *, data_dir: str | os.PathLike[str] | None = None) -
         _checks.check_choice("dataset", name, DATASETS)
     if name == "digits":
         return _load_digits()
-    source = Path(_data_dir(data_dir)).expanduser() / name
+    source = _data_dir(data_dir).expanduser() / name
     manifest = _manifest_of(source)  # from before it is decoded
     found = _read_cached(name, source, manifest)
     if found is None:
@@ -147,7 +144,7 @@ def _load_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
     if not is_prepared(name, data_dir):
         raise DatasetNotPreparedError(sentence)
     try:
-        builder = tfds.builder(name, data_dir=Path(place).expanduser())
+        builder = tfds.builder(name, data_dir=place.expanduser())
         if "train" not in builder.info.splits:
             held = ", ".join(map(repr, builder.info.splits)) or "none"
             raise ValueError(f"{name} must have a split 'train' to train on, it has {held}")
@@ -184,13 +181,13 @@ def is_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -> bo
     parts = Path(name).parts
     if not parts or Path(name).is_absolute() or ".." in parts:
         return False
-    place = Path(_data_dir(data_dir)).expanduser() / name
+    place = _data_dir(data_dir).expanduser() / name
     return any(any(place.glob(depth)) for depth in ("*/dataset_info.json", "*/*/dataset_info.json"))
 
 
-def _data_dir(data_dir: str | os.PathLike[str] | None) -> str | Path:
-    directory = None if data_dir is None else Path(data_dir).expanduser()
-    return directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+def _data_dir(data_dir: str | os.PathLike[str] | None) -> Path:
+    usual = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(usual if data_dir is None else data_dir)
 
 
 def _manifest_of(source: Path) -> dict[str, Any]:

@@ -91,14 +91,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class HostExamples:
-    """Inputs and labels off the device, in place of `Examples`.
-
-    Attributes:
-      rows: the inputs.
-      labels: int32[n] or float32[n, …], in host memory.
-      normalization: what is done to every input, on the device.
-      augmentation: as in `Examples`.
-    """
+    """Inputs and labels in host memory, in place of `Examples`; normalised on the device."""
 
     rows: Rows
     labels: np.ndarray
@@ -116,16 +109,15 @@ class HostExamples:
             self.rows.first,
         )
 
-    def take(self, indices: Any) -> tuple[Any, np.ndarray]:
+    def take(self, indices: Any) -> tuple[Any, Any]:
         """Inputs and labels of some examples, in host memory."""
         indices = np.asarray(indices)
         return self.rows.take(indices), self.labels[indices]
 
     def on_device(self, indices: Any) -> Examples:
         """Some of the examples, replicated over the devices."""
-        inputs, labels = self.take(indices)
         return parallel.replicate(
-            Examples(inputs, labels, self.normalization, self.augmentation)  # type: ignore[arg-type]
+            Examples(*self.take(indices), self.normalization, self.augmentation)
         )
 
     @property
@@ -171,11 +163,7 @@ def make_examples(
 
 
 def store(
-    rows: Rows,
-    labels: np.ndarray,
-    place: str,
-    augmentation: str = "none",
-    statistics_of: Any = None,
+    rows: Rows, labels: Any, place: str, augmentation: str = "none", statistics_of: Any = None
 ) -> Examples | HostExamples:
     """What is checked already, on the "device" (rows of arrays) or on the "host"."""
     _checks.check_choice("augmentation", augmentation, AUGMENTATIONS)
@@ -197,17 +185,15 @@ def measure_normalization(rows: Rows, indices: Any = None) -> Normalization:
 
     A part at a time: the inputs may be in files that are larger than memory.
     """
-    first, structure = jax.tree.flatten(rows.first)
-    counts = [np.zeros((0, 256), int)] * len(first)
-    if any(leaf.dtype == np.uint8 for leaf in first):
-        parts = (map(_count_pixels, jax.tree.leaves(part)) for part in in_parts(rows, indices))
-        counts = [np.sum(found, axis=0) for found in zip(*parts, strict=True)]
-    moments = [_moments(*pair) for pair in zip(counts, first, strict=True)]
-    mean, std = (
-        jax.tree.unflatten(structure, [jnp.asarray(pair[which]) for pair in moments])
-        for which in range(2)
+    counts = jax.tree.map(lambda leaf: _count_pixels(leaf[:0]), rows.first)
+    if any(leaf.dtype == np.uint8 for leaf in jax.tree.leaves(rows.first)):
+        for part in in_parts(rows, indices):
+            counts = jax.tree.map(lambda count, leaf: count + _count_pixels(leaf), counts, part)
+    moments = jax.tree.map(_moments, counts, rows.first)
+    return Normalization(
+        mean=jax.tree.map(lambda both: jnp.asarray(both[0]), moments),
+        std=jax.tree.map(lambda both: jnp.asarray(both[1]), moments),
     )
-    return Normalization(mean, std)
 
 
 def _count_pixels(images: np.ndarray) -> np.ndarray:
@@ -221,18 +207,17 @@ def _count_pixels(images: np.ndarray) -> np.ndarray:
     return np.stack([np.bincount(channel, minlength=256) for channel in channels.T])
 
 
-def _moments(counts: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel, on the scale 0..1."""
+def _moments(counts: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Mean and deviation of each channel, on the scale 0..1: float32[2, channels], or [2]."""
     if not len(counts):
-        return np.zeros((), np.float32), np.ones((), np.float32)
+        return np.array([0, 1], np.float32)
     values = np.arange(256) / 255
     shares = counts / counts.sum(axis=1, keepdims=True)
     mean = shares @ values
     variance = shares @ values**2 - mean**2
     std = np.sqrt(np.where(variance > 1e-9, variance, 1.0))  # a constant channel is left as it is
-    if images.ndim != 4:
-        mean, std = mean[0], std[0]
-    return mean.astype(np.float32), std.astype(np.float32)
+    moments = np.stack([mean, std]).astype(np.float32)
+    return moments if images.ndim == 4 else moments[:, 0]
 
 
 def training_batch(
@@ -262,23 +247,19 @@ def training_batch(
     """
     inputs = jax.tree.map(lambda leaf: leaf[indices], examples.inputs)
     if examples.augmentation == "crop_flip":
+        crop_key, flip_key = jax.random.split(key)
         size = len(indices) if batch_size is None else batch_size
-        corners, flips = _draw_crops_and_flips(key, size)
+        corners = jax.random.randint(crop_key, (size, 2), 0, 2 * _CROP_PADDING + 1)
+        flips = jax.random.bernoulli(flip_key, shape=(size,))
         if places is not None:
             corners, flips = corners[places], flips[places]
         inputs = _crop_and_flip(inputs, corners, flips)
     return examples.normalization(inputs)
 
 
-def _draw_crops_and_flips(key: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    crop_key, flip_key = jax.random.split(key)
-    corners = jax.random.randint(crop_key, (size, 2), 0, 2 * _CROP_PADDING + 1)
-    return corners, jax.random.bernoulli(flip_key, shape=(size,))
-
-
 def _crop_and_flip(images: jax.Array, corners: jax.Array, flips: jax.Array) -> jax.Array:
-    pad = _CROP_PADDING
-    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    around = (_CROP_PADDING, _CROP_PADDING)
+    padded = jnp.pad(images, ((0, 0), around, around, (0, 0)))
 
     def crop(image: jax.Array, corner: jax.Array, flip: jax.Array) -> jax.Array:
         window = jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), images.shape[1:])

@@ -17,7 +17,10 @@ PART_BYTES = 1 << 26
 
 
 def as_arrays(inputs: Any) -> Any:
-    """An array, or a tuple or a mapping of arrays; a list is an array, a table its columns."""
+    """An array, or a tuple or a mapping of arrays; a list is an array, a table its columns.
+
+    An image of Pillow of one channel has an axis for it, as all others have.
+    """
     if isinstance(inputs, Mapping):
         return {str(name): as_arrays(value) for name, value in inputs.items()}
     if isinstance(inputs, tuple):
@@ -28,7 +31,8 @@ def as_arrays(inputs: Any) -> Any:
     array = np.asarray(inputs)
     # NumPy knows bfloat16 and its kin by name only.
     is_half = array.dtype.kind == "V" and jnp.issubdtype(array.dtype, jnp.floating)
-    return array.astype(np.float32) if is_half else array
+    array = array.astype(np.float32) if is_half else array
+    return array[..., None] if array.ndim == 2 and hasattr(inputs, "getbands") else array
 
 
 def _column(name: Any, column: Any) -> np.ndarray:
@@ -47,11 +51,7 @@ def _column(name: Any, column: Any) -> np.ndarray:
 
 
 def check_inputs(inputs: Any) -> int:
-    """Checks arrays of inputs, and returns the length n of their leading axis.
-
-    Raises:
-      ValueError, TypeError: see `jdss.make_examples`.
-    """
+    """Checks arrays of inputs as `jdss.make_examples`; returns the length n of their first axis."""
     leaves = {
         "inputs" + jax.tree_util.keystr(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(inputs)

@@ -10,18 +10,10 @@ from jdss import _checks
 def encode_labels(
     labels: Any, known: np.ndarray | None = None, name: str = "labels"
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Booleans and strings as indices into the classes that they name.
+    """Booleans and strings as indices int32[n] into the classes that they name, and these.
 
-    Returns:
-      int32[n] and the classes, sorted (False before True), or `known` if given; any other labels as
-      they came, and None.
-
-    Raises:
-      ValueError: for a label that is none of the known ones.
-
-    Example:
-      >>> encode_labels(["dog", "cat", "dog"])
-      (array([1, 0, 1], dtype=int32), array(['cat', 'dog'], dtype='<U3'))
+    They are sorted (False before True), or the `known` ones, beside which no other may be. Labels
+    of another kind are returned as they came, and None.
     """
     labels = np.asarray(labels)
     if labels.ndim == 2 and labels.shape[1] == 1 and labels.dtype.kind in "bUSO":
@@ -47,11 +39,7 @@ def encode_labels(
 
 
 def check_targets(labels: Any, num_examples: int, classes: bool | None) -> np.ndarray:
-    """Labels as int32[n] where they are class indices, and as float32[n, …] where not.
-
-    Raises:
-      ValueError, TypeError: where they are something else.
-    """
+    """Labels as int32[n] where they are class indices, and as float32[n, …] where not."""
     labels = np.asarray(labels)
     if classes is None:
         classes = labels.dtype.kind in "iu" and labels.ndim == 1
@@ -66,11 +54,7 @@ def check_targets(labels: Any, num_examples: int, classes: bool | None) -> np.nd
                 f"labels must be integers (class indices), got dtype {labels.dtype}; numbers are "
                 "learned with loss='squared_error' or a jdss.Loss"
             )
-        whole = labels.size and labels.dtype.kind in "iu"
-        num_classes = max(int(labels.max()), 0) + 1 if whole else 1
-        return np.asarray(
-            _checks.check_labels(labels, num_examples=num_examples, num_classes=num_classes)
-        )
+        return check_classes(labels, num_examples)
     if labels.dtype.kind not in "fiub":
         raise TypeError(f"labels must be numbers, got dtype {labels.dtype}")
     if labels.ndim < 1 or len(labels) != num_examples:
@@ -82,6 +66,15 @@ def check_targets(labels: Any, num_examples: int, classes: bool | None) -> np.nd
     if not np.isfinite(labels).all():
         raise ValueError("labels must be finite in float32, but some are NaN or infinite")
     return labels
+
+
+def check_classes(labels: np.ndarray, num_examples: int) -> np.ndarray:
+    """Class indices as int32[n], of however many classes."""
+    whole = labels.size and labels.dtype.kind in "iu"
+    num_classes = max(int(labels.max()), 0) + 1 if whole else 1
+    return np.asarray(
+        _checks.check_labels(labels, num_examples=num_examples, num_classes=num_classes)
+    )
 
 
 def _is_one_hot(labels: np.ndarray) -> bool:
@@ -121,32 +114,13 @@ def stratified_split(
       (6, 2)
     """
     labels = np.asarray(labels)
-    _check_fraction(fraction)
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must be in (0, 1), got {fraction}")
     if labels.ndim != 1 or len(labels) < 2:
         raise ValueError(
             f"labels must have shape (n,) with at least two examples to split, got {labels.shape}"
         )
-    num_classes = max(int(labels.max()), 0) + 1 if labels.dtype.kind in "iu" else 1
-    _checks.check_labels(labels, num_examples=len(labels), num_classes=num_classes)
-    return _split(labels, fraction, seed)
-
-
-def random_split(
-    num_examples: int, fraction: float = 0.1, *, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """`stratified_split` of so many examples as one class, for labels that are no classes."""
-    _check_fraction(fraction)
-    if num_examples < 2:
-        raise ValueError(f"there must be at least two examples to split, got {num_examples}")
-    return _split(np.zeros(num_examples, np.int32), fraction, seed)
-
-
-def _check_fraction(fraction: float) -> None:
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction must be in (0, 1), got {fraction}")
-
-
-def _split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    check_classes(labels, len(labels))
     size = min(max(round(fraction * len(labels)), 1), len(labels) - 1)
     generator = np.random.default_rng(seed)
     second = np.concatenate(

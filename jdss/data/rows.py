@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from jdss import _checks
-from jdss.data.inputs import PART_BYTES, as_arrays, as_stored, check_inputs, stored_type
+from jdss.data.inputs import PART_BYTES, as_arrays, as_stored, check_inputs, kind_of
 
 DEVICE_SHARE = 0.5
 """The share of a device's memory above which examples stay on the host if nothing else is said."""
@@ -44,6 +44,18 @@ class Rows(Protocol):
 
     def take(self, indices: Any) -> Any:
         """The inputs [m, …] of some examples, in host memory, of the types that are stored."""
+
+
+def bytes_each(rows: Rows) -> int:
+    """The bytes that one example's inputs take on the device."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(rows.first))
+
+
+def in_parts(rows: Rows, indices: Any = None) -> Iterator[Any]:
+    """The inputs of some examples, or of all, in parts of some 64 MiB."""
+    indices = np.arange(len(rows)) if indices is None else np.asarray(indices)
+    size = max(PART_BYTES // max(bytes_each(rows), 1), 1)
+    return (rows.take(indices[start : start + size]) for start in range(0, len(indices), size))
 
 
 @dataclass(frozen=True)
@@ -78,20 +90,15 @@ class JoinedRows:
         return self.one.first
 
     def take(self, indices: Any) -> Any:
-        indices = np.asarray(indices)
-        of_one = indices < len(self.one)
-        if of_one.all():
+        indices, size = np.asarray(indices), len(self.one)
+        of_other = indices >= size
+        if not of_other.any():
             return self.one.take(indices)
-        others = self.other.take(indices[~of_one] - len(self.one))
-        if not of_one.any():
-            return others
-
-        def merge(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-            merged = np.empty((len(indices), *one.shape[1:]), one.dtype)
-            merged[of_one], merged[~of_one] = one, other
-            return merged
-
-        return jax.tree.map(merge, self.one.take(indices[of_one]), others)
+        if of_other.all():
+            return self.other.take(indices - size)
+        parts = self.one.take(indices[~of_other]), self.other.take(indices[of_other] - size)
+        back = np.argsort(np.argsort(of_other, kind="stable"))  # the parts lie behind one another
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[back], *parts)
 
 
 class Indexed(Protocol):
@@ -132,7 +139,7 @@ class SequenceRows:
 
     @property
     def first(self) -> Any:
-        return jax.tree.map(lambda leaf: as_stored(leaf[None]), self._first[0])
+        return jax.tree.map(as_stored, self._first[0])
 
     def read(self, indices: Any) -> tuple[Any, np.ndarray]:
         """Inputs [m, …], as they are stored, and labels [m, …] of some examples.
@@ -146,17 +153,14 @@ class SequenceRows:
         else:
             found = [self.source[index] for index in indices]
         examples = [self._split(*pair) for pair in zip(found, indices, strict=True)]
-        wanted = _kinds(self._first)
+        wanted = _kind_of(*self._first)
         for index, example in zip(indices, examples, strict=True):
-            if (got := _kinds(example)) != wanted:
-                words = [
-                    ", ".join(f"{kind}{list(shape)}" for shape, kind in k[1]) for k in (wanted, got)
-                ]
+            if (got := _kind_of(*example)) != wanted:
                 raise ValueError(
                     "data must have examples of one shape and type; example 0 has "
-                    f"{words[0]}, example {index} has {words[1]}"
+                    f"{wanted}, example {index} has {got}"
                 )
-        inputs, labels = jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
+        inputs, labels = jax.tree.map(lambda *leaves: np.concatenate(leaves), *examples)
         check_inputs(inputs)
         return jax.tree.map(as_stored, inputs), labels
 
@@ -164,21 +168,21 @@ class SequenceRows:
         """All inputs, or None where they are looked at and not kept, and all labels."""
         size = _checks.check_positive_int("the number of examples in data", len(self))
         whole: Any = None
+        if keep:
+            whole = jax.tree.map(
+                lambda leaf: np.empty((size, *leaf.shape[1:]), leaf.dtype), self.first
+            )
         all_labels = []
         for start in range(0, size, _AT_ONCE):
-            inputs, labels = self.read(range(start, min(start + _AT_ONCE, size)))
+            part = slice(start, min(start + _AT_ONCE, size))
+            inputs, labels = self.read(range(size)[part])
             all_labels.append(labels)
-            if keep and whole is None:
-                whole = jax.tree.map(
-                    lambda leaf: np.empty((size, *leaf.shape[1:]), leaf.dtype), inputs
-                )
             if keep:
-                for into, new in zip(jax.tree.leaves(whole), jax.tree.leaves(inputs), strict=True):
-                    into[start : start + len(new)] = new
+                jax.tree.map(lambda into, new, at=part: into.__setitem__(at, new), whole, inputs)
         return whole, np.concatenate(all_labels)
 
     def _split(self, example: Any, index: int) -> tuple[Any, np.ndarray]:
-        """An example's inputs and label, as arrays."""
+        """An example's inputs [1, …] and label [1, …], as arrays."""
         if isinstance(example, Mapping):
             example = self._of_mapping(example)
         elif not isinstance(example, (tuple, list)) or len(example) != 2:
@@ -186,8 +190,8 @@ class SequenceRows:
                 "data must hold examples (input, label) or mappings such as {'image': …, "
                 f"'label': …}}, but example {index} is a {type(example).__name__}"
             )
-        label = _as_tree(example[1])
-        return _as_tree(example[0]), label.astype(object) if label.dtype.kind in "US" else label
+        inputs, label = jax.tree.map(lambda leaf: leaf[None], tuple(map(as_arrays, example)))
+        return inputs, label.astype(object) if label.dtype.kind in "US" else label
 
     def _of_mapping(self, example: Mapping[str, Any]) -> tuple[Any, Any]:
         label = self.labels or next((name for name in LABELS if name in example), None)
@@ -239,34 +243,9 @@ def read_sequence(
     return SequenceRows(source, inputs, labels).read_all(keep=True)
 
 
-def _as_tree(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _as_tree(held) for name, held in value.items()}
-    if isinstance(value, tuple):
-        return tuple(map(_as_tree, value))
-    array = as_arrays(value)
-    # An image of one channel has an axis for it, as all others have.
-    return array[..., None] if array.ndim == 2 and hasattr(value, "getbands") else array
-
-
-def _kinds(example: tuple[Any, np.ndarray]) -> tuple[Any, list[tuple[Any, Any]]]:
-    """What must be the same of all examples: shapes, and the types that inputs are stored in."""
-    inputs, label = example
-    leaves, structure = jax.tree.flatten(inputs)
-    kinds = [(leaf.shape, stored_type(leaf.dtype)) for leaf in leaves]
-    return structure, [*kinds, (label.shape, "label")]
-
-
-def bytes_each(rows: Rows) -> int:
-    """The bytes that one example's inputs take on the device."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(rows.first))
-
-
-def in_parts(rows: Rows, indices: Any = None) -> Iterator[Any]:
-    """The inputs of some examples, or of all, in parts of some 64 MiB."""
-    indices = np.arange(len(rows)) if indices is None else np.asarray(indices)
-    size = max(PART_BYTES // max(bytes_each(rows), 1), 1)
-    return (rows.take(indices[start : start + size]) for start in range(0, len(indices), size))
+def _kind_of(inputs: Any, label: np.ndarray) -> str:
+    """What must be the same of all examples."""
+    return f"{kind_of(inputs)}, label{list(label.shape[1:])}"
 
 
 @dataclass(frozen=True)

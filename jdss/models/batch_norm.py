@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jdss.models.interception import intercept
+from jdss.models.calling import intercept
 
 
 def whole_batch_statistics(axis_name: str, counts: jax.Array) -> AbstractContextManager[None]:
@@ -24,16 +24,6 @@ def whole_batch_statistics(axis_name: str, counts: jax.Array) -> AbstractContext
 
     A layer that has an `axis_name` of its own is left to itself. `counts`, bool ``[b]``, are the
     examples of this device that belong to the batch; the others are normalised, but do not count.
-
-    Example:
-        >>> def normalised(x, counts):
-        ...     layer = nn.BatchNorm(use_running_average=False)
-        ...     variables = layer.init(jax.random.key(0), x)
-        ...     with whole_batch_statistics("devices", counts):
-        ...         return layer.apply(variables, x, mutable=["batch_stats"])[0]
-        >>> x = jnp.array([[[1.0], [3.0]]])  # one device, two examples, one feature
-        >>> jax.pmap(normalised, axis_name="devices")(x, jnp.ones((1, 2), bool)).ravel().round(3)
-        Array([-1.,  1.], dtype=float32)
     """
 
     def normalise(layer: Any, call: Any, *arguments: Any, **keywords: Any) -> Any:

@@ -20,7 +20,8 @@ inside of the blocks, before their outputs are put where they belong in the imag
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +37,24 @@ _MANY_CHANNELS = 32
 _Pads = Sequence[tuple[int, int]]
 
 
+class _Way(NamedTuple):
+    """What is the same for all ways of computing one convolution."""
+
+    strides: Sequence[int]
+    pads: _Pads
+    outputs: Sequence[int]  # rows and columns, before pooling
+    precision: Any
+    pooled: bool
+
+
 def conv_general_dilated(
-    lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int], padding: str | _Pads, **more: Any
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | _Pads,
+    *,
+    pooled: bool = False,
+    **more: Any,
 ) -> jax.Array:
     """`lax.conv_general_dilated`, as patches × matrix where it is lowered for the CPU.
 
@@ -45,24 +62,32 @@ def conv_general_dilated(
     Other backends, and anything but a plain two-dimensional convolution of channels-last images
     (dilation, feature groups, other layouts), get `lax.conv_general_dilated` itself.
 
-    Example:
-        >>> import flax.linen as nn
-        >>> layer = nn.Conv(6, (5, 5), conv_general_dilated=conv_general_dilated)
-        >>> layer.init_with_output(jax.random.key(0), jnp.ones((2, 28, 28, 1)))[0].shape
-        (2, 28, 28, 6)
+    `max_pool` follows where it is `pooled`: for a layer whose bias is the same over the image, as
+    there, since the largest of four, and then the bias, is bit for bit the largest with it.
     """
-    return _convolve(False, lhs, rhs, window_strides, padding, more)
 
+    def library(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        convolved = lax.conv_general_dilated(lhs, rhs, window_strides, padding, **more)
+        return max_pool(convolved) if pooled else convolved
 
-def max_pooled_convolution(
-    lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int], padding: str | _Pads, **more: Any
-) -> jax.Array:
-    """`conv_general_dilated` and `max_pool` in one: ``[b, rows // 2, columns // 2, features]``.
-
-    For a layer whose bias is the same over the image, as that of `flax.linen.Conv`: the largest of
-    four numbers, and then the bias, is bit for bit the largest of the four with it.
-    """
-    return _convolve(True, lhs, rhs, window_strides, padding, more)
+    if not _is_plain(lhs, rhs, more):
+        return library(lhs, rhs)
+    pads = padding
+    if isinstance(pads, str):
+        pads = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, pads)
+    outputs = [
+        (n + sum(pad) - k) // stride + 1
+        for n, k, pad, stride in zip(
+            lhs.shape[1:3], rhs.shape[:2], pads, window_strides, strict=True
+        )
+    ]
+    # Of whatever shape: the library has the words for a kernel that does not fit.
+    if min(outputs) < 1:
+        return library(lhs, rhs)
+    compute = _rows_times_matrices if lhs.shape[3] >= _MANY_CHANNELS else _patches_times_matrix
+    product = partial(compute, _Way(window_strides, pads, outputs, more.get("precision"), pooled))
+    # Decided when the program is lowered, so that no program contains both.
+    return lax.platform_dependent(lhs, rhs, cpu=product, default=library)
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -75,40 +100,6 @@ def max_pool(x: jax.Array) -> jax.Array:
     b, h, w, c = x.shape
     x = x[:, : h // 2 * 2, : w // 2 * 2]
     return x.reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
-
-
-def _convolve(
-    pooled: bool,
-    lhs: jax.Array,
-    rhs: jax.Array,
-    window_strides: Sequence[int],
-    padding: str | _Pads,
-    more: Mapping[str, Any],
-) -> jax.Array:
-    def library(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        convolved = lax.conv_general_dilated(lhs, rhs, window_strides, padding, **more)
-        return max_pool(convolved) if pooled else convolved
-
-    if not _is_plain(lhs, rhs, more):
-        return library(lhs, rhs)
-    sizes, strides = tuple(zip(lhs.shape[1:3], rhs.shape[:2], strict=True)), tuple(window_strides)
-    pads = padding
-    if isinstance(pads, str):
-        pads = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, pads)
-    # Of whatever shape: the library has the words for a kernel that does not fit.
-    if any(n + sum(pad) < k for (n, k), pad in zip(sizes, pads, strict=True)):
-        return library(lhs, rhs)
-    outputs = [
-        (n + sum(pad) - k) // stride + 1
-        for (n, k), pad, stride in zip(sizes, pads, strides, strict=True)
-    ]
-
-    def product(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        way = _rows_times_matrices if lhs.shape[3] >= _MANY_CHANNELS else _patches_times_matrix
-        return way(lhs, rhs, strides, pads, outputs, more.get("precision"), pooled)
-
-    # Decided when the program is lowered, so that no program contains both.
-    return lax.platform_dependent(lhs, rhs, cpu=product, default=library)
 
 
 def _is_plain(lhs: jax.Array, rhs: jax.Array, more: Mapping[str, Any]) -> bool:
@@ -130,56 +121,41 @@ def _padded(images: jax.Array, pads: _Pads) -> jax.Array:
     return lax.pad(images, jnp.zeros((), images.dtype), around)
 
 
-def _rows_times_matrices(
-    images: jax.Array,
-    kernel: jax.Array,
-    strides: tuple[int, ...],
-    pads: _Pads,
-    outputs: Sequence[int],
-    precision: Any,
-    pooled: bool,
-) -> jax.Array:
+def _rows_times_matrices(way: _Way, images: jax.Array, kernel: jax.Array) -> jax.Array:
     """The convolution ``[b, rows, columns, features]``, one row of the kernel after another."""
     kh, kw, c, features = kernel.shape
-    height, width = ((n - 1) * stride + 1 for n, stride in zip(outputs, strides, strict=True))
-    images = _padded(images, pads)
+    down, right = way.strides
+    height, width = ((n - 1) * s + 1 for n, s in zip(way.outputs, way.strides, strict=True))
+    images = _padded(images, way.pads)
 
     # What each output depends on along the width, [b, h, columns, kw·c].
-    along = [images[:, :, j : j + width : strides[1]] for j in range(kw)]
-    runs = jnp.concatenate(along, axis=-1)
+    runs = jnp.concatenate([images[:, :, j : j + width : right] for j in range(kw)], axis=-1)
 
     # A sum of half-precision products is rounded once, at its end.
     wide = jnp.promote_types(images.dtype, jnp.float32)
     total: Any = 0
     for i in range(kh):
-        row = runs[:, i : i + height : strides[0]].reshape(-1, kw * c)
+        row = runs[:, i : i + height : down].reshape(-1, kw * c)
         matrix = kernel[i].reshape(kw * c, features)
-        total += jnp.matmul(row, matrix, precision=precision, preferred_element_type=wide)
-    convolved = total.astype(images.dtype).reshape(len(images), *outputs, features)
-    return max_pool(convolved) if pooled else convolved
+        total += jnp.matmul(row, matrix, precision=way.precision, preferred_element_type=wide)
+    convolved = total.astype(images.dtype).reshape(len(images), *way.outputs, features)
+    return max_pool(convolved) if way.pooled else convolved
 
 
-def _patches_times_matrix(
-    images: jax.Array,
-    kernel: jax.Array,
-    strides: tuple[int, ...],
-    pads: _Pads,
-    outputs: Sequence[int],
-    precision: Any,
-    pooled: bool,
-) -> jax.Array:
+def _patches_times_matrix(way: _Way, images: jax.Array, kernel: jax.Array) -> jax.Array:
     """The convolution ``[b, rows, columns, features]``, computed, and pooled, block by block."""
     features = kernel.shape[-1]
-    rows, columns = outputs
-    block = _block(outputs, kernel.shape[:2], features)
+    rows, columns = way.outputs
+    block = _block(way.outputs, kernel.shape[:2], features)
     blocks = math.ceil(rows / block[0]), math.ceil(columns / block[1])
 
-    patches = _patches(images, kernel.shape[:2], strides, pads, block, blocks)
-    products = jnp.matmul(patches, _shifted_kernels(kernel, strides, block), precision=precision)
+    patches = _patches(images, kernel.shape[:2], way, block, blocks)
+    kernels = _shifted_kernels(kernel, way.strides, block)
+    products = jnp.matmul(patches, kernels, precision=way.precision)
 
     # From blocks side by side to an image; what the last blocks computed beyond it is cut off.
     products = products.reshape(-1, *block, features)
-    in_blocks = pooled and not (block[0] % 2 or block[1] % 2)
+    in_blocks = way.pooled and not (block[0] % 2 or block[1] % 2)
     if in_blocks:
         products = products.reshape(-1, block[0] // 2, 2, block[1] // 2, 2, features)
         # Maxima of two, which XLA compiles into faster code than a reduction over axes of two.
@@ -189,7 +165,7 @@ def _patches_times_matrix(
     products = products.reshape(-1, *blocks, *block, features).transpose(0, 1, 3, 2, 4, 5)
     image = products.reshape(-1, blocks[0] * block[0], blocks[1] * block[1], features)
     image = image[:, :rows, :columns]
-    return max_pool(image) if pooled and not in_blocks else image
+    return max_pool(image) if way.pooled and not in_blocks else image
 
 
 def _block(outputs: Sequence[int], kernel_size: Sequence[int], features: int) -> tuple[int, ...]:
@@ -204,8 +180,7 @@ def _block(outputs: Sequence[int], kernel_size: Sequence[int], features: int) ->
 def _patches(
     images: jax.Array,
     kernel_size: Sequence[int],
-    strides: Sequence[int],
-    pads: _Pads,
+    way: _Way,
     block: Sequence[int],
     blocks: Sequence[int],
 ) -> jax.Array:
@@ -217,10 +192,10 @@ def _patches(
     transpose, the gradient by the images, is a sum of few large slices.
     """
     b, h, w, c = images.shape
-    patch = [(n - 1) * s + k for n, s, k in zip(block, strides, kernel_size, strict=True)]
-    step = [n * s for n, s in zip(block, strides, strict=True)]
+    patch = [(n - 1) * s + k for n, s, k in zip(block, way.strides, kernel_size, strict=True)]
+    step = [n * s for n, s in zip(block, way.strides, strict=True)]
     pieces = [n + math.ceil(p / s) - 1 for n, p, s in zip(blocks, patch, step, strict=True)]
-    whole = zip(pads, pieces, step, (h, w), strict=True)  # in pieces
+    whole = zip(way.pads, pieces, step, (h, w), strict=True)  # in pieces
     images = _padded(images, [(low, n * s - low - size) for (low, _), n, s, size in whole])
 
     # One slice, not two in a row: each would become a pad of its own in the gradient.

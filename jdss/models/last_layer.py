@@ -17,9 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 from jdss.gradients import append_ones
-from jdss.models.calling import apply_model, class_name
-from jdss.models.interception import intercept, path_of
-from jdss.models.nnx_model import NnxModel
+from jdss.models.calling import apply_model, class_name, holds_nnx, intercept, path_of
 
 _CALLS = {"remat", "remat2", "checkpoint", "jit", "pjit", "closed_call", "core_call"}
 """Primitives whose outputs are those of the program that they hold."""
@@ -32,49 +30,23 @@ _numbers = count()
 
 
 class LastLayer(NamedTuple):
-    """What the last dense layer did.
+    """What the last dense layer did."""
 
-    Attributes:
-      logits: float32[b, c], its outputs.
-      inputs: float32[b, d], its inputs, with a column of ones where it has a bias.
-    """
-
-    logits: jax.Array
-    inputs: jax.Array
+    logits: jax.Array  # float32[b, c], its outputs
+    inputs: Any  # float32[b, d], with a column of ones where it has a bias; None without a layer
 
 
-def apply_last_layer(model: nn.Module, variables: Any, inputs: Any) -> LastLayer:
+def apply_last_layer(
+    model: nn.Module, variables: Any, inputs: Any, *, required: bool = True
+) -> LastLayer:
     """Applies the module in evaluation mode and returns its last dense layer's inputs too.
 
-    Args:
-      model: a module whose output is the output of its last `nn.Dense`.
-      variables: its variables.
-      inputs: float[b, …], or several arrays (see `jdss.models.calling`).
-
-    Raises:
-      ValueError: where the output is not that of an `nn.Dense`, naming the layers found, what the
-        output was made by, and how to go on.
+    Where the output is not that of an `nn.Dense`, which is `required`, ValueError names the layers
+    found, what the output was made by, and how to go on.
     """
-    output, found, reason = _apply(model, variables, inputs)
-    if found is None:
-        raise ValueError(reason)
-    return LastLayer(output, found)
-
-
-def apply_for_outputs(
-    model: nn.Module, variables: Any, inputs: Any
-) -> tuple[jax.Array, jax.Array | None]:
-    """Outputs float32[b, …] of any module, and the inputs of its last layer where it has one."""
-    return _apply(model, variables, inputs)[:2]
-
-
-def _apply(
-    model: nn.Module, variables: Any, inputs: Any
-) -> tuple[jax.Array, jax.Array | None, str]:
-    """The output; the last layer's inputs, or None and the reason."""
     layers: list[str] = []
     model_name = class_name(model)
-    kind = "nnx.Linear" if isinstance(model, NnxModel) else "nn.Dense"
+    kind = "nnx.Linear" if holds_nnx(model) else "nn.Dense"
 
     def mark(layer: Any, call: Any, *arguments: Any, **keywords: Any) -> Any:
         if not isinstance(layer, nn.Dense | nnx.Linear):
@@ -102,16 +74,17 @@ def _apply(
     arguments = jax.tree.leaves((variables, inputs))
     calls, made = _origin(whole.jaxpr, whole.jaxpr.outvars[0])
     if not _is_mark(made):
+        if not required:
+            (output,) = _values(whole, whole.jaxpr.outvars, arguments)
+            return LastLayer(output.astype(jnp.float32), None)
         made_by = "a constant" if isinstance(made, Literal) else "an input"
         made_by = made.primitive.name if isinstance(made, JaxprEqn) else made_by
-        reason = (
+        raise ValueError(
             f"the output of {model_name} must be the output of its last {kind}, unchanged, for its "
             f"last-layer gradients to be known; {kind} layers found: {', '.join(layers) or 'none'};"
             f" the output was made by {made_by!r}. Return the layer's output as it is (a softmax "
             "belongs into the loss), or give gradients='all', which takes those of all parameters"
         )
-        return _values(whole, whole.jaxpr.outvars, arguments)[0].astype(jnp.float32), None, reason
-
     # The layer is in the last of the programs that call one another, with the whole as the first.
     programs = [whole, *map(_held, calls)]
     name = made.params["name"].removeprefix(_RESULT)
@@ -122,13 +95,14 @@ def _apply(
     for program, variables_of_next in zip(programs[1:], wanted[1:], strict=True):
         values = _values(program, variables_of_next, values)
     output, features = output.astype(jnp.float32), values[0].astype(jnp.float32)
-    if features.ndim != 2:
-        reason = (
+    if features.ndim == 2:
+        return LastLayer(output, append_ones(features) if name.endswith("with bias") else features)
+    if required:
+        raise ValueError(
             f"the last {kind} of {model_name} must take inputs of shape [batch, features], got "
             f"shape {features.shape}: reduce the other axes before it, or give gradients='all'"
         )
-        return output, None, reason
-    return output, append_ones(features) if name.endswith("with bias") else features, ""
+    return LastLayer(output, None)
 
 
 def _is_mark(made: Any) -> bool:

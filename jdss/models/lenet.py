@@ -1,9 +1,11 @@
 """LeNet, the small network of the MNIST experiments."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 
-from jdss.models.convolution import conv_general_dilated, max_pool, max_pooled_convolution
+from jdss.models.convolution import conv_general_dilated, max_pool
 
 
 class LeNet(nn.Module):
@@ -35,7 +37,7 @@ class LeNet(nn.Module):
         `train` has no effect on values: in training, pooling apart has the faster gradient.
         """
         # Pooling before ReLU gives the same values as after it, with a quarter of the work.
-        convolve = conv_general_dilated if train else max_pooled_convolution
+        convolve = partial(conv_general_dilated, pooled=not train)
         pool = max_pool if train else lambda x: x
         x = images
         for features, padding in ((6, "SAME"), (16, "VALID")):

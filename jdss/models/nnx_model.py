@@ -7,6 +7,7 @@ trains, be given a key, and have its layers intercepted.
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import field
 from typing import Any, NamedTuple
 
@@ -17,8 +18,7 @@ from flax import linen as nn
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
-from jdss.models.interception import Held, Hook, intercept_nnx
-from jdss.models.modes import MODES, call_arguments
+from jdss.models.calling import MODES, Held, Hook, call_arguments, intercept_nnx, remade
 
 
 class _Leaf(NamedTuple):
@@ -53,7 +53,10 @@ class NnxModel(nn.Module):
     ) -> Any:
         """Calls the NNX module, told its mode, with `hook` around its layers' calls."""
         if self.is_initializing():
-            module = self._made()
+            if self.make is None:
+                module = self.merged(self.start.value, jax.random.key(0))
+            else:
+                module = self.make(rngs=nnx.Rngs(self.make_rng("params")))
             self._keep(module, lambda collection: True)
         else:
             key = self.make_rng("dropout") if self.has_rng("dropout") else jax.random.key(0)
@@ -66,11 +69,6 @@ class NnxModel(nn.Module):
         output = module(*positional, **keywords)
         self._keep(module, lambda name: name != "params" and self.is_mutable_collection(name))
         return output
-
-    def _made(self) -> nnx.Module:
-        if self.make is not None:
-            return self.make(rngs=nnx.Rngs(self.make_rng("params")))
-        return self.merged(self.start.value, jax.random.key(0))
 
     def merged(self, variables: Mapping[str, Any], key: jax.Array) -> nnx.Module:
         """The NNX module with these variables."""
@@ -107,48 +105,67 @@ def _variables_of(module: nnx.Module, leaves: tuple[_Leaf, ...]) -> dict[str, di
     return {"params": {}, **unflatten_dict(found)}
 
 
-def as_linen(model: Any) -> NnxModel:
-    """An `nnx.Module`, or a function of `rngs` to one, as a linen module (see `check_model`).
+def _collection(variable: nnx.Variable[Any]) -> str | None:
+    if isinstance(variable, nnx.RngState):
+        return None
+    if isinstance(variable, nnx.Param):
+        return "params"
+    return nnx.variable_name_from_type(type(variable), allow_register=True)
+
+
+def _set_mode(part: nnx.Module, train: bool) -> None:
+    """As `nnx.Module.train` and `eval`, for every name under which a module has its mode."""
+    for name, in_training in MODES.items():
+        if isinstance(vars(part).get(name, 0), bool | None):
+            setattr(part, name, in_training == train)
+
+
+# What people bring -------------------------------------------------------------------------------
+
+
+def check_model(model: Any) -> nn.Module:
+    """Checks that a model is a Flax module, and returns it as a linen one that can be hashed.
+
+    A module is a static part of compiled programs. Lists and mappings among its attributes, such as
+    the layers of `nn.Sequential([…])`, become tuples and frozen mappings.
+
+    Args:
+      model: a `flax.linen` module; or an `nnx.Module`, whose variables are where every training
+        begins, whatever its seed; or a function of `rngs` to one (an NNX class that needs nothing
+        else, `lambda rngs: Net(64, rngs=rngs)`), which gives every training variables of its own.
 
     Raises:
-      TypeError: where the function makes something else, or what the module holds beside its
-        variables cannot be hashed.
-
-    Example:
-      >>> model = as_linen(lambda rngs: nnx.Linear(4, 3, rngs=rngs))
-      >>> variables = model.init(jax.random.key(0), jnp.ones((2, 4)))
-      >>> model.apply(variables, jnp.ones((2, 4))).shape
-      (2, 3)
+      TypeError: for anything else; for an attribute that cannot be hashed.
     """
-    given = isinstance(model, nnx.Module)
+    if isinstance(model, nnx.Module) or makes_nnx(model):
+        return as_linen(model)
+    if not isinstance(model, nn.Module):
+        kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(
+            "model must be a module of flax.linen or flax.nnx (an instance, such as MyModel()), or "
+            f"a function of rngs to an nnx.Module, got {kind}"
+        )
+    with suppress(TypeError):
+        hash(model)
+        return model
+    frozen: nn.Module = remade(model)
+    _check_hash(frozen, model, "give arrays as functions, or as tuples of numbers")
+    return frozen
 
-    def make() -> nnx.Module:
-        made = model(rngs=nnx.Rngs(0))
-        if not isinstance(made, nnx.Module):
-            raise TypeError(f"model must make an nnx.Module of rngs, got {type(made).__name__}")
-        return made
 
-    module = model if given else nnx.eval_shape(make)
-    graphdef, state = nnx.split(module)
+def _check_hash(part: Any, model: Any, remedy: str) -> None:
     try:
-        hash(graphdef)
+        hash(part)
     except TypeError as error:
         raise TypeError(
-            f"model must have attributes that can be hashed, but {type(module).__name__} has not "
-            f"({error}): hold arrays as nnx.Variable, and lists as nnx.List or tuples"
+            f"model must have attributes that can be hashed, but {type(model).__name__} has not "
+            f"({error.__cause__ or error}): {remedy}"
         ) from None
-    leaves = tuple(
-        _Leaf(path, None if isinstance(variable, nnx.RngState) else _collection(type(variable)))
-        for path, variable in nnx.to_flat_state(state)
-    )
-    start = jax.tree.map(np.asarray, _variables_of(module, leaves)) if given else None
-    name = type(module).__name__
-    return NnxModel(graphdef, leaves, name, None if given else model, Held(start))
 
 
 def makes_nnx(model: Any) -> bool:
     """Whether a model is a function of `rngs`, such as an NNX class that needs nothing else."""
-    if isinstance(model, nn.Module) or not callable(model) or isinstance(model, nnx.Module):
+    if isinstance(model, nn.Module | nnx.Module) or not callable(model):
         return False
     is_class = isinstance(model, type)
     try:
@@ -159,31 +176,41 @@ def makes_nnx(model: Any) -> bool:
     return "rngs" in signature.parameters
 
 
+def as_linen(model: Any) -> NnxModel:
+    """An `nnx.Module`, or a function of `rngs` to one, as a linen module."""
+    given = isinstance(model, nnx.Module)
+
+    def make() -> nnx.Module:
+        made = model(rngs=nnx.Rngs(0))
+        if not isinstance(made, nnx.Module):
+            raise TypeError(f"model must make an nnx.Module of rngs, got {type(made).__name__}")
+        return made
+
+    module = model if given else nnx.eval_shape(make)
+    graphdef, state = nnx.split(module)
+    remedy = "hold arrays as nnx.Variable, and lists as nnx.List or tuples"
+    _check_hash(graphdef, module, remedy)
+    leaves = tuple(
+        _Leaf(path, _collection(variable)) for path, variable in nnx.to_flat_state(state)
+    )
+    start = jax.tree.map(np.asarray, _variables_of(module, leaves)) if given else None
+    name = type(module).__name__
+    return NnxModel(graphdef, leaves, name, None if given else model, Held(start))
+
+
 def to_nnx(model: NnxModel, variables: Mapping[str, Any]) -> nnx.Module:
     """The NNX module that a linen one stands for, in evaluation mode, with these variables.
 
     A result of `fit` has them as `result.state.model` and `result.state.variables`.
 
     Example:
-      >>> model = as_linen(lambda rngs: nnx.Linear(4, 3, rngs=rngs))
-      >>> variables = model.init(jax.random.key(0), jnp.ones((2, 4)))
-      >>> to_nnx(model, variables)(jnp.ones((2, 4))).shape
+      >>> import jdss
+      >>> make = lambda rngs: nnx.Linear(4, 3, rngs=rngs)
+      >>> state = jdss.init_state(make, jnp.ones((2, 4)), jax.random.key(0))
+      >>> to_nnx(state.model, state.variables)(jnp.ones((2, 4))).shape
       (2, 3)
     """
     module = model.merged(variables, jax.random.key(0))
     for _, part in nnx.iter_modules(module):
         _set_mode(part, train=False)
     return module
-
-
-def _collection(kind: type[nnx.Variable[Any]]) -> str:
-    if issubclass(kind, nnx.Param):
-        return "params"
-    return nnx.variable_name_from_type(kind, allow_register=True)
-
-
-def _set_mode(part: nnx.Module, train: bool) -> None:
-    """As `nnx.Module.train` and `eval`, for every name under which a module has its mode."""
-    for name, in_training in MODES.items():
-        if isinstance(vars(part).get(name, 0), bool | None):
-            setattr(part, name, in_training == train)

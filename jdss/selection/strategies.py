@@ -89,11 +89,7 @@ def get_strategy(
 def check_strategy(
     method: Any, lifting: str | None, outer: str, gradients: str, options: Mapping[str, Any]
 ) -> None:
-    """Checks, without data, whether the settings of a `Selection` go together.
-
-    Raises:
-      ValueError, TypeError: naming the setting.
-    """
+    """Checks, without data, whether the settings of a `Selection` go together."""
     strategy = get_strategy(method, lifting, options)
     _check_options(strategy)
     name, lifting, for_outer = strategy.name, strategy.lifting, outer != "training"

@@ -170,11 +170,11 @@ class TrainedResult:
         return TrainedModel(state.model, state.variables, *given)
 
     def predict(self, raw: Any, *, batch_size: int = 512) -> np.ndarray:
-        """What the labels of inputs are, as they were given (see `TrainedModel.predict`)."""
+        """See `TrainedModel.predict`."""
         return self.trained.predict(raw, batch_size=batch_size)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Saves the trained model in a new directory, for `jdss.load`, and returns its path."""
+        """See `TrainedModel.save`."""
         return self.trained.save(path)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ compiled forward pass is the one that selection and validation use anyway.
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from flax.errors import InvalidRngError
 
 from jdss.losses import CROSS_ENTROPY, LOSSES, Loss, check_loss
 from jdss.models.calling import class_name, input_shapes
-from jdss.models.last_layer import apply_for_outputs
+from jdss.models.last_layer import apply_last_layer
 from jdss.training.forward import check_last_layer, compute_outputs
 from jdss.training.hyperparameters import Hyperparameters
 from jdss.training.metrics import METRICS, OF_NUMBERS, Metric, are_class_scores
@@ -88,12 +89,9 @@ def check_together(
 
 def _output_shape(state: TrainState, problem: Problem) -> Any:
     shapes = input_shapes(problem.examples.inputs)
+    apply = partial(apply_last_layer, state.model, required=False)
     try:
-        return jax.eval_shape(
-            lambda variables, inputs: apply_for_outputs(state.model, variables, inputs)[0],
-            state.variables,
-            shapes,
-        )
+        return jax.eval_shape(apply, state.variables, shapes).logits
     except InvalidRngError as error:
         raise ValueError(
             "model must need no random numbers in evaluation, but "
@@ -146,11 +144,8 @@ def _without_zeros(leaf: jax.Array) -> Any:
 def _check_each_by_itself(loss: Loss, outputs: jax.Array, targets: jax.Array) -> None:
     """Raises ValueError where the loss of an example depends on those beside it."""
     for name, function in (("value", loss.values), ("last_layer_errors", loss.errors)):
+        alone = [function(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(outputs))]
         together = function(outputs, targets)
-        alone = [
-            function(outputs[place : place + 1], targets[place : place + 1])
-            for place in range(len(outputs))
-        ]
         if not np.allclose(together, np.concatenate(alone), 1e-3, 1e-5, equal_nan=True):
             kinds = [", ".join(["b", *map(str, array.shape[1:])]) for array in (outputs, targets)]
             raise ValueError(

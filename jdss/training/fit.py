@@ -2,18 +2,15 @@
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import replace
 from typing import Any
 
 import jax
 
 from jdss import _checks
 from jdss.config import Selection, Task
-from jdss.data.datasets import load_dataset
-from jdss.data.rows import Placed
 from jdss.ledger import Ledger
 from jdss.losses import make_loss
-from jdss.models.calling import check_model
+from jdss.models.nnx_model import check_model
 from jdss.progress import progress_bar
 from jdss.subset import Select
 from jdss.training.ahead import Ahead
@@ -124,11 +121,8 @@ def make_training(
     seed: int,
 ) -> Training:
     """What trainings on some data share: the data placed and split, and the settings resolved."""
-    placed = data if isinstance(data, Placed) else Placed(data)
-    if isinstance(placed.data, str):
-        placed = replace(placed, data=load_dataset(placed.data))
     problem = make_problem(
-        placed,
+        data,
         validation=validation,
         augmentation=task.augmentation,
         classes=make_loss(task.loss).classes,

@@ -9,7 +9,7 @@ is given the others' results. BatchNorm runs on its stored statistics.
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +18,11 @@ from jax.flatten_util import ravel_pytree
 
 from jdss import _checks, parallel
 from jdss.data.examples import Examples, HostExamples, Normalization
-from jdss.gradients import (
-    DenseGradients,
-    FactoredGradients,
-    Sketch,
-    make_sketch,
-    rows_at_once,
-)
+from jdss.gradients import DenseGradients, FactoredGradients, Sketch, make_sketch, rows_at_once
 from jdss.losses import Loss
 from jdss.models.calling import apply_model, input_shapes
-from jdss.models.last_layer import LastLayer, apply_for_outputs, apply_last_layer
+from jdss.models.last_layer import LastLayer, apply_last_layer
 from jdss.training.state import TrainState
-
-_Tree = TypeVar("_Tree")
 
 CHUNK_SIZE = 512
 """Examples in a chunk where nothing else is asked for; with more, LeNet outgrows a CPU's cache."""
@@ -86,10 +78,10 @@ def compute_last_layer(
 ) -> LastLayer:
     """The logits float32[n, c] and last-layer inputs float32[n, d] of the examples `indices`."""
     passes = _over_chunks(_forward, state, examples, indices, chunk_size)
-    outputs, inputs = _assemble(passes, len(indices))
-    if inputs is None:
+    layer: LastLayer = _assemble(passes, len(indices))
+    if layer.inputs is None:
         check_last_layer(state, examples)
-    return LastLayer(outputs, inputs)
+    return layer
 
 
 def check_last_layer(state: TrainState, examples: Examples | HostExamples) -> None:
@@ -107,7 +99,7 @@ def compute_outputs(
 ) -> np.ndarray:
     """The outputs float32[n, …] of any model for the examples `indices`, in host memory."""
     found = list(_over_chunks(_forward, state, examples, indices, chunk_size))
-    return np.concatenate([np.asarray(rows[0])[-num_new:] for rows, _, num_new in found])
+    return np.concatenate([np.asarray(layer.logits)[-num_new:] for layer, _, num_new in found])
 
 
 def compute_projected_gradients(
@@ -120,12 +112,7 @@ def compute_projected_gradients(
     label_smoothing: float | jax.Array = 0.0,
     chunk_size: int = CHUNK_SIZE,
 ) -> DenseGradients:
-    """Gradients by all parameters, each projected at random to q numbers, [n, q].
-
-    As `jdss.projected_gradients`, of the state's loss: in evaluation mode, on all devices, at
-    most `chunk_size` at once, and no more than fit into 256 MiB a device. `key` alone decides on
-    the projection.
-    """
+    """`jdss.projected_gradients` of the state's loss, in evaluation mode, on all devices."""
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     sketch = parallel.replicate(make_sketch(key, num_parameters, dimension))
     size = min(chunk_size, rows_at_once(num_parameters) * parallel.num_devices())
@@ -162,7 +149,7 @@ def _over_chunks(
         if isinstance(examples, HostExamples):  # sent while others are computed
             inputs, labels = examples.take(chunk)
         else:
-            inputs, labels = _take(examples.inputs, examples.labels, chunk)
+            inputs, labels = _take((examples.inputs, examples.labels), chunk)
         yield function(inputs, labels, examples.normalization, applied), start, num_new
 
 
@@ -197,12 +184,11 @@ def _chunks(indices: np.ndarray, chunk_size: int) -> Iterator[tuple[np.ndarray, 
 
 
 @jax.jit
-def _take(inputs: Any, labels: jax.Array, indices: jax.Array) -> tuple[Any, jax.Array]:
-    taken: tuple[Any, jax.Array] = jax.tree.map(lambda leaf: leaf[indices], (inputs, labels))
-    return taken
+def _take(arrays: Any, indices: jax.Array) -> Any:
+    return jax.tree.map(lambda leaf: leaf[indices], arrays)
 
 
-def _assemble(passes: Iterator[tuple[_Tree, int, int]], num_rows: int) -> _Tree:
+def _assemble(passes: Iterator[tuple[Any, int, int]], num_rows: int) -> Any:
     """One array of `num_rows`, or several, out of chunks."""
     result: Any = None
     for chunk, start, num_new in passes:
@@ -216,19 +202,16 @@ def _assemble(passes: Iterator[tuple[_Tree, int, int]], num_rows: int) -> _Tree:
 
 
 @partial(jax.jit, donate_argnums=0)
-def _write(result: _Tree, rows: _Tree, start: int) -> _Tree:
+def _write(result: Any, rows: Any, start: int) -> Any:
     """Rows written where they belong, in place: no second copy of the whole is ever there."""
-    return jax.tree.map(
-        lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis=0),
-        result,
-        rows,
-    )
+    write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
+    return jax.tree.map(write, result, rows)
 
 
 # What every device does with its share of a chunk ------------------------------------------------
 
 
-def _own_share(device: jax.Array, arrays: _Tree) -> _Tree:
+def _own_share(device: jax.Array, arrays: Any) -> Any:
     def share(array: jax.Array) -> jax.Array:
         size = len(array) // jax.lax.axis_size(parallel.AXIS)
         return jax.lax.dynamic_slice_in_dim(array, device * size, size)
@@ -238,11 +221,11 @@ def _own_share(device: jax.Array, arrays: _Tree) -> _Tree:
 
 def _apply(
     device: jax.Array, inputs: Any, normalization: Normalization | None, state: TrainState
-) -> tuple[jax.Array, jax.Array | None]:
+) -> LastLayer:
     own = _own_share(device, inputs)
     own = own if normalization is None else normalization(own)
-    found = apply_for_outputs(state.model, state.variables, own)
-    return jax.lax.all_gather(found, parallel.AXIS, tiled=True)
+    layer = apply_last_layer(state.model, state.variables, own, required=False)
+    return jax.lax.all_gather(layer, parallel.AXIS, tiled=True)
 
 
 _compiled = parallel.parallel(_apply, compile_fast=False)

@@ -252,17 +252,15 @@ def hyperparameters(
     for name in given:
         _checks.check_choice("a hyper-parameter", name, DEFAULTS)
     merged = {**DEFAULTS, "optimizer": default, **given}
-    for name, known in (
-        ("optimizer", optimizers),
-        ("learning_rate_schedule", tuple(LEARNING_RATE_SCHEDULES)),
-    ):
+    schedules = tuple(LEARNING_RATE_SCHEDULES)
+    for name, known in (("optimizer", optimizers), ("learning_rate_schedule", schedules)):
         _checks.check_choice(name, merged[name], known)
         merged[name] = np.int32(known.index(merged[name]))
-    numbers = ("learning_rate", "weight_decay", "momentum", "label_smoothing", "gradient_clipping")
-    for name in numbers:
-        if name == "gradient_clipping" and merged[name] is None:
-            merged[name] = np.float32(np.inf)
-            continue
+    numbers = {"learning_rate", "weight_decay", "momentum", "label_smoothing", "gradient_clipping"}
+    if merged["gradient_clipping"] is None:
+        merged["gradient_clipping"] = np.float32(np.inf)
+        numbers.remove("gradient_clipping")
+    for name in sorted(numbers):
         # As it is used: what float32 rounds to 0, to 1 or to infinity is refused here.
         with np.errstate(over="ignore", under="ignore"):
             merged[name] = np.float32(_number(name, merged[name]))
@@ -287,12 +285,7 @@ def absolute_learning_rate(
 ) -> dict[str, Any]:
     """The same by name with `learning_rate` in place of `relative_learning_rate`.
 
-    Raises ValueError where both are given, or the rate of the optimizer (`default` where none is
-    named) is unknown; TypeError where it is no number.
-
-    Example:
-      >>> absolute_learning_rate({"relative_learning_rate": 0.5, "optimizer": "adam"})
-      {'learning_rate': 0.0015, 'optimizer': 'adam'}
+    `default` is the optimizer where none is named.
     """
     rest = dict(values)
     if "relative_learning_rate" not in rest:

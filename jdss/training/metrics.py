@@ -67,10 +67,9 @@ def mean_loss(loss: Loss) -> MetricFunction:
 
 
 def r2(outputs: Any, targets: Any) -> float:
-    """The coefficient of determination R², the mean of all outputs': 1 at best.
+    """`1 - Σ(target - output)² / Σ(target - mean)²`, the mean of all outputs'.
 
-    It is `1 - Σ(target - output)² / Σ(target - mean)²`. Of targets that are all the same it is 1
-    where they are met and 0 where not, as in scikit-learn.
+    Of targets that are all the same it is 1 where they are met and 0 where not, as in scikit-learn.
     """
     outputs = np.asarray(outputs, np.float64)
     targets = np.asarray(targets, np.float64).reshape(outputs.shape)
@@ -103,13 +102,7 @@ def make_metric(
     direction: str | None = None,
     loss: Loss = CROSS_ENTROPY,
 ) -> Metric:
-    """A metric by name, or made of a function (see `Task`).
-
-    Raises:
-      ValueError: for an unknown name or direction; where a named metric comes with the wrong one,
-        or measures classes where there are none, or numbers where there are classes.
-      TypeError: where it is neither a name nor a function.
-    """
+    """A metric by name, or made of a function (see `Task`), checked to go with the loss."""
     if direction is not None:
         _checks.check_choice("direction", direction, ("maximize", "minimize"))
     if metric is None:

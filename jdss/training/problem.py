@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 from jdss import _checks, parallel
-from jdss.data.datasets import Dataset
+from jdss.data.datasets import Dataset, load_dataset
 from jdss.data.examples import Examples, HostExamples, measure_normalization, store
 from jdss.data.inputs import as_arrays, check_inputs, check_scale, kind_of
-from jdss.data.labels import check_targets, encode_labels, random_split, stratified_split
+from jdss.data.labels import check_targets, encode_labels, stratified_split
 from jdss.data.rows import (
     ArrayRows,
     Indexed,
@@ -104,26 +104,19 @@ def make_problem(
     """Checks data, places it on the devices or leaves it on the host, and splits it.
 
     Args:
-      data: a `Dataset`, of which the training part is used, or (inputs, labels), or a sequence of
-        examples (see `jdss.data.rows`); or `jdss.keep_on` of such.
-      validation: (inputs, labels) or a sequence; or the fraction of `data` to hold out, stratified
-        by class where there are classes; or None for no validation set.
-      augmentation: see `Examples`.
+      data, validation, augmentation: as `fit` takes them, and `Task`.
       classes: whether the labels are class indices; see `make_examples`.
-      seed: of the split.
-
-    Raises:
-      ValueError, TypeError: see `make_examples`; for a validation fraction outside (0, 1), or
-        validation inputs of another shape or dtype.
+      seed: of the split, which is stratified by class where there are classes.
     """
     placed = data if isinstance(data, Placed) else Placed(data)
-    dataset = placed.data if isinstance(placed.data, Dataset) else None
-    given = (dataset.images, dataset.labels) if dataset else placed.data
+    given = load_dataset(placed.data) if isinstance(placed.data, str) else placed.data
+    known_classes = None
+    if isinstance(given, Dataset):
+        known_classes, given = given.num_classes, (given.images, given.labels)
     rows, labels = _rows("data", given)
     has_others = validation is not None and not isinstance(validation, numbers.Real)
-    place = choose_place(
-        placed.place, rows, len(_rows("validation", validation)[0]) if has_others else 0
-    )
+    num_others = len(_rows("validation", validation)[0]) if has_others else 0
+    place = choose_place(placed.place, rows, num_others)
     rows, labels, names = _checked("", rows, labels, classes, place, as_is=placed.as_is)
     train, held_out = np.arange(len(rows), dtype=np.int32), np.zeros(0, np.int32)
     if has_others:
@@ -137,12 +130,15 @@ def make_problem(
         else:
             rows = JoinedRows(rows, more)
     elif validation is not None:
-        train, held_out = _split(labels, float(validation), seed)
+        if not 0 < validation < 1:
+            raise ValueError(f"validation must be a fraction in (0, 1), got {float(validation)}")
+        strata = labels if labels.dtype.kind == "i" else np.zeros(len(labels), int)
+        train, held_out = stratified_split(strata, float(validation), seed=seed)
     num_classes = int(labels.max()) + 1 if labels.dtype.kind == "i" else None
     if names is not None:
         num_classes = len(names)
-    elif num_classes is not None and dataset is not None and dataset.num_classes is not None:
-        num_classes = dataset.num_classes
+    elif num_classes is not None and known_classes is not None:
+        num_classes = known_classes
         _checks.check_labels(labels, num_examples=len(labels), num_classes=num_classes)
     examples = store(rows, labels, place, augmentation, train)
     if isinstance(examples, Examples):
@@ -150,25 +146,12 @@ def make_problem(
     return Problem(examples, train, held_out, num_classes, names, placed.as_is)
 
 
-def _split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    if not 0 < fraction < 1:
-        raise ValueError(f"validation must be a fraction in (0, 1), got {fraction}")
-    if labels.dtype.kind == "i":
-        return stratified_split(labels, fraction, seed=seed)
-    return random_split(len(labels), fraction, seed=seed)
-
-
 def check_like(
     name: str, given: Any, like: tuple[Any, Any, Any], place: str, *, as_is: bool
 ) -> tuple[Rows, np.ndarray]:
-    """Checks that other examples are of the kind of those of data, and returns them.
+    """Other examples, checked to be of the kind of those of data.
 
-    Args:
-      name: of the argument.
-      given: (inputs, labels), or a sequence of examples; or `jdss.keep_on` of such.
-      like: inputs [m, …] and labels [m, …] of data, and what these are called, or None.
-      place: "device" reads a sequence, "host" leaves it as it is.
-      as_is: whether floats in 0..255 are meant so.
+    `like` are inputs [m, …] and labels [m, …] of data, and what its classes are called, or None.
     """
     inputs, labels, classes = like
     rows, own_labels = _rows(name, given)

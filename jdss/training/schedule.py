@@ -86,8 +86,6 @@ def make_schedule(
     """A `Selection` (or a method alone) at a fraction, on labels of so many classes.
 
     Where labels are numbers (None), what goes class by class by itself goes over everything.
-
-    Raises ValueError or TypeError for a fraction outside (0, 1], or classes where there are none.
     """
     selection = as_selection(selection)
     strategy = get_strategy(selection.method, selection.lifting, selection.options)

@@ -15,11 +15,7 @@ from jdss.selection.glister import LastLayerObjective
 from jdss.selection.strategies import STRATEGIES, Strategy
 from jdss.subset import Select, Subset, class_shares
 from jdss.training.failures import TrainingDivergedError, is_finite
-from jdss.training.forward import (
-    compute_last_layer,
-    compute_projected_gradients,
-    last_layer_errors,
-)
+from jdss.training.forward import compute_last_layer, compute_projected_gradients, last_layer_errors
 from jdss.training.hyperparameters import Hyperparameters
 from jdss.training.problem import Problem
 from jdss.training.schedule import Schedule
@@ -63,9 +59,8 @@ def place_subset(subset: Subset, problem: Problem) -> tuple[Examples | HostExamp
 def lift(schedule: Schedule, problem: Problem, batch_size: int) -> Select | None:
     """The selection method applied to everything, to each class or to mini-batch sums.
 
-    Raises:
-      ValueError: where a function of one's own, which is not told what the candidates are, has an
-        option with an entry for each example.
+    A function of one's own is not told what the candidates are: then none of its options may have
+    an entry for each example.
     """
     strategy, size = schedule.strategy, len(problem.train)
     is_own = all(strategy.select is not known.select for known in STRATEGIES.values())
@@ -100,15 +95,10 @@ def _strata(problem: Problem) -> tuple[np.ndarray, int]:
 def draw_candidates(schedule: Schedule, problem: Problem, key: jax.Array) -> np.ndarray:
     """The examples that one selection chooses from: all, or a random part of each class.
 
-    A part of share c costs c times the forward pass and the solver; what it gives up is that a
-    subset is chosen for, and from, a sample of the data, another one at each selection. It is in no
-    paper, and nothing is promised of it; its kin is stochastic greedy, which draws candidates for
-    every single pick (Mirzasoleiman et al., "Lazier Than Lazy Greedy", AAAI 2015).
-
-    Returns:
-      int32[m], distinct positions in `problem.train`: in their own order for mini-batches, which
-      are consecutive, and otherwise class after class, as `candidate_labels`, so that nothing
-      compiles anew from one selection to the next.
+    They are int32[m], distinct positions in `problem.train`: in their own order for mini-batches,
+    which are consecutive, and otherwise class after class, as `candidate_labels`, so that nothing
+    compiles anew from one selection to the next. A part is in no paper; its kin is stochastic
+    greedy, which draws candidates for every single pick (Mirzasoleiman et al., AAAI 2015).
     """
     size = len(problem.train)
     if schedule.candidates == 1:
@@ -132,14 +122,7 @@ def select_subset(
     key: jax.Array,
     ledger: Ledger,
 ) -> tuple[Subset, dict[str, Any]]:
-    """One selection round, on the lines "gradients" and "solving", and what is said of it.
-
-    Returns:
-      The subset, its indices positions in `problem.train`; and see `describe_selection`.
-
-    Raises:
-      TrainingDivergedError: where the gradients are not finite.
-    """
+    """A subset, of positions in `problem.train`, and what `describe_selection` says of it."""
     assert select is not None
     strategy = schedule.strategy
     gradients: Any = len(problem.train)

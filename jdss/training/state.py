@@ -12,8 +12,8 @@ from flax import linen as nn
 
 from jdss.compilation import jit
 from jdss.losses import CROSS_ENTROPY, Loss, make_loss
-from jdss.models.calling import check_model, class_name, init_model, input_shapes
-from jdss.models.nnx_model import NnxModel
+from jdss.models.calling import class_name, init_model, input_shapes
+from jdss.models.nnx_model import NnxModel, check_model
 from jdss.training.hyperparameters import (
     OPTIMIZERS,
     OptimizerFactory,

@@ -102,22 +102,13 @@ def train(
     Whoever iterates it decides at each rung whether training goes on, by asking for the next.
 
     Args:
-      training: what it shares with others.
-      model: the Flax module.
-      hyper: its hyper-parameters.
-      key: decides on everything random.
+      training, model, hyper, key, initial, callback: as `fit` makes them of its arguments.
       ledger: where its seconds go.
       rungs: epochs after which the model is validated, in rising order; nothing else changes.
       on_epoch: called after every stretch of training with its entry of the history.
       selections: where `FitResult.selections` are kept, for one who looks before the end.
       checkpoint: where training goes on if it was cut off, and is saved at the end of stretches.
       ahead: compiles in other threads what is needed later.
-      initial: variables to begin with.
-      callback: as in `fit`.
-
-    Raises:
-      ValueError: where model, loss, labels and selection do not go together.
-      TrainingDivergedError: where the loss becomes NaN or infinite.
     """
     problem, schedule = training.problem, training.schedule
     init_key, train_key, select_key = jax.random.split(key, 3)
@@ -127,9 +118,13 @@ def train(
     plan = make_plan(schedule, len(problem.train), epochs, size, rungs)
     budget, total = schedule.budget(len(problem.train)), sum(stretch.steps for stretch in plan)
     with ledger.measure("other"):
-        inputs, factories = problem.examples.inputs, training.optimizers
         state = init_state(
-            model, inputs, init_key, optimizers=factories, loss=training.loss, initial=initial
+            model,
+            problem.examples.inputs,
+            init_key,
+            optimizers=training.optimizers,
+            loss=training.loss,
+            initial=initial,
         )
         check_together(schedule, problem, state, hyper, training.metric)
         select = lift(schedule, problem, size)
@@ -231,21 +226,11 @@ def _finish(
     classes = problem.classes
     if classes is None and problem.num_classes is not None:
         classes = np.arange(problem.num_classes)
-    input_kinds = jax.tree.map(
+    inputs = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), problem.examples.inputs
     )
-    return FitResult(
-        state,
-        history,
-        accuracy,
-        subset,
-        ledger,
-        score,
-        selections,
-        problem.examples.normalization.on_host(),
-        classes,
-        input_kinds,
-    )
+    about = problem.examples.normalization.on_host(), classes, inputs
+    return FitResult(state, history, accuracy, subset, ledger, score, selections, *about)
 
 
 def run(

@@ -16,8 +16,7 @@ from flax import nnx
 from jdss import _checks
 from jdss.config import Search, Selection, Task
 from jdss.ledger import Ledger
-from jdss.models.calling import check_model
-from jdss.models.nnx_model import makes_nnx
+from jdss.models.nnx_model import check_model, makes_nnx
 from jdss.subset import Select
 from jdss.training.failures import (
     OutOfMemoryError,
