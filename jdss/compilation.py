@@ -41,17 +41,19 @@ def keep_programs(where: bool | str | os.PathLike[str] = True) -> None:
       ```
     """
     jax.config.update("jax_enable_compilation_cache", where is not False)
-    known = jax.config.values["jax_compilation_cache_dir"]
-    if where is False or (where is True and known is not None):
+    if where is False:
         return
-    with suppress(OSError, RuntimeError) if where is True else nullcontext():
-        cached = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "jdss", "programs")
-        directory = (cached if where is True else Path(where)).expanduser().absolute()
-        directory.mkdir(parents=True, exist_ok=True)
-        jax.config.update("jax_compilation_cache_dir", str(directory))
-    # Small programs, too: a search has a hundred of them, which take seconds together.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    known = jax.config.values
+    if where is not True or known["jax_compilation_cache_dir"] is None:
+        with suppress(OSError, RuntimeError) if where is True else nullcontext():
+            cached = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "jdss", "programs")
+            directory = (cached if where is True else Path(where)).expanduser().absolute()
+            directory.mkdir(parents=True, exist_ok=True)
+            jax.config.update("jax_compilation_cache_dir", str(directory))
+    # Small programs, too: a search has some thirty of them, which take seconds together.
+    if known["jax_persistent_cache_min_compile_time_secs"] == 1.0:  # as nobody has set it
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_raise_persistent_cache_errors", False)
     compilation_cache.reset_cache()  # it would go on with the directory that it began with
 

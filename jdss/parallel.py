@@ -121,5 +121,21 @@ def _pmapped(function: Callable[..., Any], num_arguments: int, donate: tuple[int
 
 def replicate(tree: Any) -> Any:
     """Places a copy of every array on each local device, so that no call copies it again."""
-    mesh = Mesh(np.asarray(jax.local_devices()), (AXIS,))
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    everywhere = _everywhere(tuple(jax.local_devices()))
+    leaves, structure = jax.tree.flatten(tree)
+    # What is there already is left out: to ask JAX for it takes as long as a small forward pass.
+    there = [getattr(leaf, "sharding", None) == everywhere for leaf in leaves]
+    moved = iter(
+        jax.device_put(
+            [leaf for leaf, is_there in zip(leaves, there, strict=True) if not is_there], everywhere
+        )
+    )
+    placed = [
+        leaf if is_there else next(moved) for leaf, is_there in zip(leaves, there, strict=True)
+    ]
+    return jax.tree.unflatten(structure, placed)
+
+
+@lru_cache(1)
+def _everywhere(devices: tuple[Any, ...]) -> NamedSharding:
+    return NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec())

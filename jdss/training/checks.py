@@ -32,7 +32,7 @@ _REMEDY = (
     "train, deterministic or use_running_average of the module, which is set for you; give a "
     "bridged NNX module as the nnx.Module that it is"
 )
-_passed: set[Any] = set()  # the models whose evaluation was looked at: once a process is enough
+_passed: set[Any] = set()  # what was looked at in this process: the trials of a search are alike
 
 
 def check_together(
@@ -52,6 +52,12 @@ def check_together(
             "metric must be 'r2', 'mean_squared_error', 'loss' or a function where labels are "
             "numbers, got 'accuracy'"
         )
+    shapes, structure = jax.tree.flatten((input_shapes(problem.examples.inputs), labels))
+    kinds = tuple((leaf.shape[1:], str(leaf.dtype)) for leaf in shapes)
+    needs_layer = schedule.strategy.needs_gradients and schedule.selection.gradients != "all"
+    known = (state.model, loss, metric, num_classes, needs_layer, kinds, structure)
+    if known in _passed:
+        return
     outputs = _output_shape(state, problem)
     if loss == CROSS_ENTROPY and len(outputs.shape) != 2:
         raise ValueError(
@@ -82,9 +88,10 @@ def check_together(
                 f"metric {metric.name!r} takes a label for each output, got {wanted} and {got} for "
                 "each example; 'loss' or a function of outputs and labels takes others"
             )
-    if schedule.strategy.needs_gradients and schedule.selection.gradients != "all":
+    if needs_layer:
         check_last_layer(state, problem.examples)
     _check_evaluation(state, problem)
+    _passed.add(known)
 
 
 def _output_shape(state: TrainState, problem: Problem) -> Any:
@@ -101,11 +108,6 @@ def _output_shape(state: TrainState, problem: Problem) -> Any:
 
 def _check_evaluation(state: TrainState, problem: Problem) -> None:
     """Raises ValueError where outputs or losses are not each example's own, or not reproducible."""
-    shapes, structure = jax.tree.flatten(input_shapes(problem.examples.inputs))
-    kinds = tuple((leaf.shape, str(leaf.dtype)) for leaf in shapes)
-    known = (state.model, state.loss, kinds, structure)
-    if known in _passed:
-        return
     jax.block_until_ready(state.params)  # NumPy would wait for ever for what could not be allocated
     few = problem.train[np.unique(np.linspace(0, len(problem.train) - 1, _FEW).astype(int))]
     # A layer that begins with zeros, as some last ones do, would hide what comes before it.
@@ -130,7 +132,6 @@ def _check_evaluation(state: TrainState, problem: Problem) -> None:
     compare(own, outputs_of(among_others)[::-1][: len(few)], "among other examples")
     if state.loss not in LOSSES.values():
         _check_each_by_itself(state.loss, jnp.asarray(own), jnp.asarray(problem.labels_of(few)))
-    _passed.add(known)
 
 
 def _without_zeros(leaf: jax.Array) -> Any:

@@ -12,7 +12,7 @@ from jdss import _checks
 from jdss.data.examples import Examples, HostExamples
 from jdss.ledger import Ledger
 from jdss.losses import CROSS_ENTROPY, Loss, MetricFunction
-from jdss.training.forward import CHUNK_SIZE, compute_outputs
+from jdss.training.forward import compute_outputs
 from jdss.training.problem import Problem
 from jdss.training.state import TrainState
 
@@ -144,7 +144,7 @@ def compute_accuracy(
     examples: Examples | HostExamples,
     indices: np.ndarray,
     *,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
 ) -> float:
     """The share of some examples whose largest logit is that of their label, in [0, 1].
 
@@ -152,7 +152,7 @@ def compute_accuracy(
       state: the model and its parameters; evaluation mode is used.
       examples: the stored examples.
       indices: int32[n], which of them.
-      chunk_size: how many pass through the model at once.
+      chunk_size: how many pass through the model at once; None for what suits the device.
 
     Raises:
       TypeError, ValueError: for indices as `compute_gradients`; where labels are no classes, or

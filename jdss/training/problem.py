@@ -24,7 +24,7 @@ from jdss.data.rows import (
     in_parts,
     is_sequence,
 )
-from jdss.training.forward import CHUNK_SIZE
+from jdss.training.forward import usual_chunk_size
 
 Examined = tuple[Any, Any] | Indexed
 """Examples: (inputs, labels), or a sequence of them."""
@@ -65,7 +65,7 @@ class Problem:
     def chunk_size(self) -> int:
         """Examples in a chunk of a forward pass: a power of two, little of it wasted on padding."""
         smallest = len(self.validation) or len(self.train)
-        return min(max(1 << (smallest - 1).bit_length(), 64), CHUNK_SIZE)
+        return min(max(1 << (smallest - 1).bit_length(), 64), usual_chunk_size())
 
     @property
     def rows(self) -> Rows:
