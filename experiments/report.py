@@ -55,8 +55,10 @@ def table(directory: str) -> Table:
         return comparison.differences(found)
     if kind == "brief":
         whole = table(rest)
-        kept = whole.frame[whole.frame.iloc[:, 0].isin(_BRIEF)]
-        return Table(kept.reset_index(drop=True), whole.title, whole.notes)
+        kept = whole.frame.set_index("").loc[list(_BRIEF)].T
+        times = kept.columns[2:]  # as means alone
+        kept[times] = kept[times].replace([r" ± [\d.,]+", r" \(.*\)"], "", regex=True)
+        return Table(kept.rename_axis("search on").reset_index(), whole.title)
     make = next(make for name, make in _TABLES.items() if directory.startswith(name))
     return make(read_results(RESULTS / directory))
 
