@@ -225,10 +225,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"jdss: no command {name!r}\n\n{__doc__}", file=sys.stderr)
         sys.exit(MISTAKE)
     command = COMMANDS[name]
-    if command is select:
+    if name == "select":  # whose options are those of the function
         import jdss
 
-        command = _with_options(select, jdss.select)
+        command = _with_options(command, jdss.select)
     try:
         tyro.cli(command, prog=f"jdss {name}", args=rest, config=_PLAIN, registry=_REGISTRY)
     except KeyboardInterrupt as interruption:
