@@ -72,9 +72,22 @@ def arrays(path: Path, names: tuple[str, ...], more: tuple[str, ...] = ()) -> li
                 raise ValueError(
                     f"{path} must hold arrays {', '.join(names)}; it lacks {', '.join(missing)}"
                 )
-            return [content[name] for name in names]
+            return [_array(content, name) for name in names]
     except (OSError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} must be an .npz file: {error}") from None
+
+
+def _array(content: Any, name: str) -> np.ndarray:
+    try:
+        array: np.ndarray = content[name]
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise ValueError(
+            f"{name} must be an array of numbers or of strings, got Python objects: save "
+            f"{name}.to_numpy().astype(str), or .astype(float)"
+        ) from None
+    return array
 
 
 def examples(option: str, text: str) -> Any:
@@ -94,7 +107,7 @@ def data(text: str, data_dir: str | None) -> jdss.Dataset | tuple[np.ndarray, np
         inputs, labels, *test_set = arrays(Path(text), ("inputs", "labels"), test)
         if not test_set:
             return inputs, labels
-        num_classes = None if labels.dtype.kind == "f" else _num_outputs(labels)
+        num_classes = _num_outputs(labels) if labels.dtype.kind in "iu" else None
         return jdss.Dataset(Path(text).stem, inputs, labels, test_set[0], test_set[1], num_classes)
     if text not in DATASETS and not is_prepared(text, data_dir):
         raise ValueError(
@@ -129,6 +142,8 @@ def _num_outputs(labels: np.ndarray) -> int:
     """The number of outputs that labels ask for: classes, or numbers an example."""
     if labels.dtype.kind == "f":
         return int(np.prod(labels.shape[1:], dtype=int))
+    if labels.dtype.kind in "bU":
+        return len(np.unique(labels))
     if labels.dtype.kind not in "iu" or not labels.size:
         raise ValueError(f"labels must be class indices or numbers, got dtype {labels.dtype}")
     return int(labels.max()) + 1

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 
 from jdss import _checks
@@ -50,11 +51,14 @@ def keep_programs(where: bool | str | os.PathLike[str] = True) -> None:
             directory = (cached if where is True else Path(where)).expanduser().absolute()
             directory.mkdir(parents=True, exist_ok=True)
             jax.config.update("jax_compilation_cache_dir", str(directory))
-    # Small programs, too: a search has some thirty of them, which take seconds together.
-    if known["jax_persistent_cache_min_compile_time_secs"] == 1.0:  # as nobody has set it
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    jax.config.update("jax_raise_persistent_cache_errors", False)
+    # Small programs, too: a search has some thirty of them, which take seconds together. What JAX
+    # was told itself stays, unless a directory is named here.
+    for name, usual, wanted in (
+        ("jax_persistent_cache_min_compile_time_secs", 1.0, 0.0),
+        ("jax_persistent_cache_min_entry_size_bytes", 0, -1),
+    ):
+        if where is not True or known[name] == usual:
+            jax.config.update(name, wanted)
     compilation_cache.reset_cache()  # it would go on with the directory that it began with
 
 
@@ -83,8 +87,8 @@ def jit(function: Callable[..., Any], *, runs_often: bool = True, **options: Any
 
     @wraps(function)
     def call(*arguments: Any, **keywords: Any) -> Any:
-        # Within another transformation compiler options are refused.
-        is_outermost = _checks.is_concrete(arguments, keywords)
+        # Compiler options are refused within another program, where a new array is traced, too.
+        is_outermost = _checks.is_concrete(arguments, keywords, jnp.zeros(()))
         return (outermost() if is_outermost else inner)(*arguments, **keywords)
 
     return call

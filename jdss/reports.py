@@ -63,7 +63,9 @@ def report(
         import plotly  # noqa: F401
     except ImportError as error:
         raise ModuleNotFoundError(
-            f'a report needs {error.name}: pip install "jdss-jax[report]"', name=error.name
+            f'a report needs {error.name}, of the extra "report": '
+            'pip install "jdss-jax[report]", or in a checkout pip install -e ".[report]"',
+            name=error.name,
         ) from None
     study = _open_study(storage, study_name)
     templates = jinja2.Environment(

@@ -1,5 +1,6 @@
 """Evaluation is deterministic, in whichever way a module says its mode, or is refused."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -209,3 +210,29 @@ def test_models_without_fields_are_told_apart_when_evaluation_is_looked_at():
     fit(Deterministic(), (X, LABELS), **OPTIONS)
     with pytest.raises(ValueError, match="BatchStatistics gives it others"):
         fit(BatchStatistics(), (X, LABELS), **OPTIONS)
+
+
+def test_what_was_looked_at_once_does_not_hide_another_models_fault():
+    """Modules of NNX are equal whatever their shapes; a metric may be an object without a hash."""
+
+    class Plain(nnx.Module):
+        def __init__(self, outputs, rngs):
+            self.kernel = nnx.Param(0.1 * jax.random.normal(rngs.params(), (4, outputs)))
+
+        def __call__(self, x):
+            return x @ self.kernel
+
+    @dataclass
+    class Right:
+        of: int
+
+        def __call__(self, outputs, labels):
+            return (outputs.argmax(1) == labels).mean()
+
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(40, 4)).astype(np.float32), np.arange(40) % 4
+    task = jdss.Task(metric=Right(4))
+    uniform = jdss.Selection("uniform")
+    fit(lambda rngs: Plain(4, rngs), data, selection=uniform, task=task, fraction=0.5)
+    with pytest.raises(ValueError, match="an output for each of the 4 classes, got 3"):
+        fit(lambda rngs: Plain(3, rngs), data, selection=uniform, task=task, fraction=0.5)

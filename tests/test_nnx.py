@@ -176,3 +176,25 @@ def test_searches_take_what_fit_takes(model):
 def test_a_module_has_no_architecture_to_search():
     with pytest.raises(ValueError, match="give model as a function of them"):
         tune(Twin, (X, LABELS), space={"width": IntDistribution(2, 3)})
+
+
+class Sized(nnx.Module):
+    def __init__(self, width, *, rngs: nnx.Rngs):
+        self.last = nnx.Linear(width, C, rngs=rngs)
+
+
+def test_a_class_that_needs_more_than_rngs_is_refused_with_the_remedy(blobs):
+    with pytest.raises(TypeError, match=r"or lambda rngs: Sized\(…, rngs=rngs\)"):
+        check_model(Sized)
+    with pytest.raises((TypeError, ValueError), match=r"of NNX give lambda rngs: Net\(rngs=rngs\)"):
+        jdss.tune(Sized, blobs)
+    space = {"width": CategoricalDistribution((4, 8))}
+    remedy = r"of NNX give lambda width: lambda rngs: Net\(width, rngs=rngs\)"
+    with pytest.raises(ValueError, match=remedy):
+        jdss.tune(lambda width, rngs: None, blobs, search=jdss.Search(space=space))
+
+
+def test_what_a_training_gives_is_shown_without_its_weights(blobs):
+    result = fit(Twin, (X, LABELS))
+    assert repr(result) == "<FitResult of Twin>"
+    assert len(repr(result.trained)) < 200

@@ -1,5 +1,6 @@
 """Data of one's own: sequences of examples, data sets by name, more than a device holds."""
 
+import warnings
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -552,3 +553,23 @@ def test_grey_images_without_an_axis_for_their_channel_are_refused():
         ValueError, match=r"inputs of uint8 must be images .* images\[\.\.\., None\]"
     ):
         jdss.make_examples(images, np.arange(6) % 2)
+
+
+def test_columns_of_very_different_scales_are_warned_of():
+    table = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32) * [1e-3, 1.0, 1e4]
+    labels = np.arange(60) % 2
+    with pytest.warns(UserWarning, match=r"standard deviations go from 0\.001 to 9e\+03"):
+        make_problem((table, labels))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_problem((table / table.std(0), labels))
+        make_problem(jdss.keep_on((table, labels), as_is=True))
+
+
+def test_inputs_and_labels_whose_index_differs_are_refused():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"a": np.arange(6.0), "b": 1.0})
+    labels = pandas.Series(np.arange(6) % 2)
+    with pytest.raises(ValueError, match=r"labels\.loc\[inputs\.index\] puts them in order"):
+        make_problem((table, labels.sample(frac=1.0, random_state=1)))
+    assert len(make_problem((table, labels)).train) == 6

@@ -184,3 +184,21 @@ def test_crops_and_flips_are_windows_of_the_padded_image_and_depend_on_the_place
 def test_bad_options_are_refused_by_name(values, error, match):
     with pytest.raises(error, match=match):
         jdss.hyperparameters(values)
+
+
+def test_training_within_a_program_of_ones_own_is_training(blobs, perceptron):
+    """Also where the subset is no argument of that program, but a value of its own."""
+    inputs, labels = blobs
+    data = jdss.make_examples(inputs, labels)
+    subset = jdss.uniform(len(labels), 20, key=jax.random.key(1))
+    state = jdss.init_state(perceptron, inputs, jax.random.key(0))
+    hyper, key = jdss.hyperparameters(batch_size=8), jax.random.key(2)
+
+    @jax.jit
+    def train(state):
+        return jdss.train_on_subset(state, data, subset, hyper, key, num_steps=4)
+
+    within, _ = train(state)
+    alone, _ = jdss.train_on_subset(state, data, subset, hyper, key, num_steps=4)
+    for ours, theirs in zip(jax.tree.leaves(within), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)

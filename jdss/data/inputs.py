@@ -15,6 +15,8 @@ import numpy as np
 PART_BYTES = 1 << 26
 """About so many bytes of inputs are looked at together: they may be in files."""
 
+_SCALES = 100  # between the columns of a table, from which on it is warned
+
 
 def as_arrays(inputs: Any) -> Any:
     """An array, or a tuple or a mapping of arrays; a list is an array, a table its columns.
@@ -105,8 +107,11 @@ def check_scale(inputs: Any, name: str = "") -> None:
 
     They are surely images where there are three or four axes, of which two are of at least 8
     pixels, of one, three or four channels if any, and all values are in 0..255, some beyond 20.
+    Of tables whose columns are on very different scales it warns.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(inputs):
+        if leaf.dtype.kind == "f" and leaf.ndim == 2:
+            _warn_of_scales(f"{name}inputs{jax.tree_util.keystr(path)}", leaf)
         if leaf.dtype.kind != "f" or leaf.ndim not in {3, 4} or min(leaf.shape[1:3]) < 8:
             continue
         if leaf.ndim == 4 and leaf.shape[3] not in {1, 3, 4}:
@@ -119,6 +124,20 @@ def check_scale(inputs: Any, name: str = "") -> None:
                 "as uint8, which is normalised for you, or divide by 255 (or standardise) them; "
                 "jdss.keep_on(data, as_is=True) says that they are meant so"
             )
+
+
+def _warn_of_scales(name: str, table: np.ndarray) -> None:
+    spreads = table.std(axis=0, dtype=np.float64)
+    varied = spreads[spreads > 0]
+    if varied.size and varied.max() > _SCALES * varied.min():
+        warnings.warn(
+            f"{name} have columns of very different scales: their standard deviations go from "
+            f"{varied.min():.1g} to {varied.max():.1g}, on which most networks train badly. They "
+            "are left as they are: standardise them, as by (x - x.mean(0)) / x.std(0), and what is "
+            "predicted by the same numbers",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _in_parts(leaf: np.ndarray) -> Iterator[np.ndarray]:

@@ -140,7 +140,10 @@ def check_model(model: Any) -> nn.Module:
     if isinstance(model, nnx.Module) or makes_nnx(model):
         return as_linen(model)
     if not isinstance(model, nn.Module):
-        kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        kind = type(model).__name__
+        if isinstance(model, type):
+            name = model.__name__
+            kind = f"the class {name}: give {name}(…), or lambda rngs: {name}(…, rngs=rngs)"
         raise TypeError(
             "model must be a module of flax.linen or flax.nnx (an instance, such as MyModel()), or "
             f"a function of rngs to an nnx.Module, got {kind}"

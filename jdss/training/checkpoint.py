@@ -18,13 +18,14 @@ from jdss import _checks
 from jdss.data.examples import HostExamples, Normalization
 from jdss.data.inputs import as_arrays, as_stored, check_inputs, kind_of
 from jdss.data.rows import ArrayRows
+from jdss.models.calling import class_name
 from jdss.training.forward import compute_outputs
 from jdss.training.state import TrainState
 
 _ARCHITECTURE = "architecture.pkl"  # beside the checkpoint's own files
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedModel:
     """All that a prediction needs.
 
@@ -51,6 +52,10 @@ class TrainedModel:
     normalization: Normalization | None = None
     classes: np.ndarray | None = None
     inputs: Any = None
+
+    def __repr__(self) -> str:
+        """Without the weights, of which there may be millions."""
+        return f"<TrainedModel of {class_name(self.model)}>"
 
     def predict(self, raw: Any, *, batch_size: int = 512) -> np.ndarray:
         """What the labels of inputs are, [m]: classes as they were given, or numbers.
@@ -156,6 +161,11 @@ class TrainedResult:
     normalization: Normalization | None
     classes: np.ndarray | None = None
     inputs: Any = None
+
+    def __repr__(self) -> str:
+        """Without the weights, of which there may be millions."""
+        model = None if self.state is None else class_name(self.state.model)
+        return f"<{type(self).__name__} of {model}>"
 
     @property
     def trained(self) -> TrainedModel:

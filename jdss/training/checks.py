@@ -55,7 +55,11 @@ def check_together(
     shapes, structure = jax.tree.flatten((input_shapes(problem.examples.inputs), labels))
     kinds = tuple((leaf.shape[1:], str(leaf.dtype)) for leaf in shapes)
     needs_layer = schedule.strategy.needs_gradients and schedule.selection.gradients != "all"
-    known = (state.model, loss, metric, num_classes, needs_layer, kinds, structure)
+    # A metric may be any function, and models of NNX are equal whatever their variables' shapes.
+    of_numbers = metric.name in OF_NUMBERS and metric == METRICS[metric.name]
+    variables = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(state.variables))
+    asked = num_classes, needs_layer, of_numbers, metric.function is None
+    known = (state.model, variables, loss, *asked, kinds, structure)
     if known in _passed:
         return
     outputs = _output_shape(state, problem)
@@ -81,7 +85,7 @@ def check_together(
         )
     two = [jax.ShapeDtypeStruct((2, *array.shape[1:]), array.dtype) for array in (outputs, labels)]
     check_loss(loss, *two)
-    if metric.name in OF_NUMBERS and metric == METRICS[metric.name]:
+    if of_numbers:
         wanted, got = math.prod(labels.shape[1:]), math.prod(outputs.shape[1:])
         if wanted != got:
             raise ValueError(

@@ -166,33 +166,44 @@ def apply_gradients(
     hyper: Hyperparameters,
 ) -> tuple[Any, Slots]:
     """New parameters and slots by the optimizer `hyper.optimizer`; only its slot changes."""
-    wide = in_float32(params)
-    vector, unravel = ravel_pytree(wide)
+    wide, gradients = in_float32((params, gradients))
+    # As one vector, of which an optimizer of a user's own is given the parts; alone, as they are.
+    if any(factory in OPTIMIZERS.values() for factory in factories):
+        vector, unravel = ravel_pytree(wide)
+        ravel: Callable[[Any], Any] = _vector
+    else:
+        vector, unravel, ravel = wide, _unchanged, _unchanged
 
     def branch(factory: OptimizerFactory, position: int) -> Callable[..., tuple[Any, Slots]]:
-        def update(slots: Slots, *vectors: jax.Array) -> tuple[Any, Slots]:
-            is_own = factory in OPTIMIZERS.values()
-            params, gradients = vectors if is_own else map(unravel, vectors)
+        def update(slots: Slots, *both: Any) -> tuple[Any, Slots]:
+            params, gradients = both if factory in OPTIMIZERS.values() else map(unravel, both)
             transformation = factory(hyper)
             structure = jax.tree.structure(jax.eval_shape(transformation.init, params))
             state = jax.tree.unflatten(structure, slots[position])
             updates, state = transformation.update(gradients, state, params)
             slot = tuple(jax.tree.leaves(state))
             updated = (*slots[:position], slot, *slots[position + 1 :])
-            return ravel_pytree(optax.apply_updates(params, updates))[0], updated
+            return ravel(optax.apply_updates(params, updates)), updated
 
         return update
 
     numbers = _slot_numbers(factories, wide, hyper)
     branches = [branch(*pair) for pair in zip(factories, numbers, strict=True)]
-    vectors = vector, ravel_pytree(in_float32(gradients))[0]
-    moved, slots = jax.lax.switch(hyper.optimizer, branches, slots, *vectors)
+    moved, slots = jax.lax.switch(hyper.optimizer, branches, slots, vector, ravel(gradients))
     return jax.tree.map(lambda new, old: new.astype(old.dtype), unravel(moved), params), slots
+
+
+def _vector(tree: Any) -> jax.Array:
+    return ravel_pytree(tree)[0]
+
+
+def _unchanged(tree: Any) -> Any:
+    return tree
 
 
 def _form(factory: OptimizerFactory, params: Any) -> Any:
     """Parameters as an optimizer is given them."""
-    return ravel_pytree(params)[0] if factory in OPTIMIZERS.values() else params
+    return _vector(params) if factory in OPTIMIZERS.values() else params
 
 
 def in_float32(tree: Any) -> Any:

@@ -197,6 +197,12 @@ def _rows(name: str, value: Any) -> tuple[Rows, Any]:
             "set goes to validation=, in tune also to test=; the labels of several outputs go side "
             "by side into one array [n, outputs], which a jdss.Loss takes apart"
         )
+    indices: list[Any] = [getattr(part, "index", None) for part in value]  # of pandas
+    if all(hasattr(index, "equals") for index in indices) and not indices[0].equals(indices[1]):
+        raise ValueError(
+            f"{name} must have rows in one order, but the index of the inputs is not that of the "
+            "labels: labels.loc[inputs.index] puts them in order"
+        )
     inputs = as_arrays(value[0])
     if not all(leaf.ndim for leaf in jax.tree.leaves(inputs)) or not jax.tree.leaves(inputs):
         raise ValueError(f"{name} inputs must have shape [n, …], got a single number or nothing")

@@ -37,7 +37,7 @@ class Rung:
     score: float
 
 
-@dataclass
+@dataclass(repr=False)
 class FitResult(TrainedResult):
     """A trained model.
 

@@ -192,6 +192,7 @@ def attempt(objective: Objective, order: Order, **watching: Any) -> Attempt:
         if not is_out_of_memory(error):
             raise
         outcome.error = OutOfMemoryError(f"the trial ran out of memory: {shortage(error)}")
+    step = None  # a model, which is not to wait for the next order
     running.close()
     if checkpoint is not None:
         outcome.ledger.add(checkpoint.past)
@@ -316,14 +317,18 @@ def check_architecture(model: nn.Module | ModelFactory, names: Iterable[str]) ->
             )
         return own
     try:
-        signature = inspect.signature(model, follow_wrapped=False)
+        is_class = isinstance(model, type)
+        signature = inspect.signature(model.__init__ if is_class else model, follow_wrapped=False)
     except ValueError:  # of a callable that has none
         return own
     try:
-        signature.bind(**dict.fromkeys(own))
+        signature.bind(*["self"] * is_class, **dict.fromkeys(own))
     except TypeError as error:
+        make = f"lambda rngs: Net({', '.join((*own, 'rngs=rngs'))})"
+        make = f"lambda {', '.join(own)}: {make}" if own else make
+        hint = f"; of NNX give {make}" if "rngs" in signature.parameters else ""
         raise ValueError(
             "model must take the hyper-parameters of the space that are not training's own, "
-            f"{', '.join(map(repr, own)) or 'here none'}; it takes {signature} ({error})"
+            f"{', '.join(map(repr, own)) or 'here none'}; it takes {signature} ({error}){hint}"
         ) from None
     return own

@@ -1,6 +1,8 @@
 """What a search found, and what it cost."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from jdss.tuning.space import stored_value
 from jdss.tuning.study import estimate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TuneResult:
     """What a search found, and what it cost.
 
@@ -53,8 +55,10 @@ class TuneResult:
         times = {f"{line} (s)": f"{spent:.1f}" for line, spent in seconds if spent >= 0.05}
         if (everything := self.seconds_on_everything()) is not None:
             search = self.ledger.total_seconds - self.ledger.seconds["retraining"]
-            longer = f"{everything:.0f}, {everything / search:.1f} times as long"
-            times["on all the data, estimated (s)"] = longer
+            saved = (
+                f"{everything / search:.1f} times this search" if everything > search else "less"
+            )
+            times["on all the data, estimated (s)"] = f"{everything:.0f}, {saved}"
         lines = [f"{len(states)} trials: {counts}"]
         for part in (self.best_hyperparameters, scores, times):
             lines.append("")
@@ -64,6 +68,9 @@ class TuneResult:
         return "\n".join(lines)
 
     __str__ = summary
+
+    def __repr__(self) -> str:
+        return f"<TuneResult of {len(self.trials)} trials, best value {self.best_value:.4g}>"
 
     def seconds_on_everything(self) -> float | None:
         """What all trials would have taken on all the data, unpruned: an estimate from their steps.
@@ -83,9 +90,16 @@ class TuneResult:
         Raises:
           ValueError: where nothing was retrained, or not by this call and not saved.
         """
+        return self._retrained().predict(raw, batch_size=batch_size)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Saves the retrained model for `jdss.load` (see `TrainedModel.save`)."""
+        return self._retrained().save(path)
+
+    def _retrained(self) -> Retraining:
         if self.retraining is None:
             raise ValueError("the winner was not retrained: tune(…, retrain=True) does it")
-        return self.retraining.predict(raw, batch_size=batch_size)
+        return self.retraining
 
     def as_dict(self) -> dict[str, Any]:
         """What result files hold of it: trials, retraining and the ledger, in JSON's types."""

@@ -29,7 +29,7 @@ from jdss.tuning.study import RETRAINING, SearchStudy
 _NUMBER = 2**31 - 1  # its key is apart from every trial's
 
 
-@dataclass
+@dataclass(repr=False)
 class Retraining(FitResult):
     """The winner, trained on the whole original training set: a `FitResult`, and more.
 

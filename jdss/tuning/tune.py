@@ -209,7 +209,7 @@ def _driving(
         with explained(storage):
             release_running(study, lease.before)
         yield Driver(study, lease, objective, trials, made, storage)
-    except KeyboardInterrupt as error:
+    except KeyboardInterrupt:
         how = "the same call goes on"
         if isinstance(opened, optuna.storages.InMemoryStorage):
             how = f"tune(…, storage=error.storage, study_name={name!r}) goes on, error being this"
@@ -217,7 +217,7 @@ def _driving(
         with suppress(Exception):  # of a storage that is away
             number = str(len(finished_trials(study.get_trials(deepcopy=False))))
         text = f"the search was interrupted with {number} of {trials} trials finished: {how}"
-        raise SearchInterrupted(text, study, study.storage) from error
+        raise SearchInterrupted(text, study, study.storage) from None
     finally:
         lease.release()
 

@@ -200,7 +200,8 @@ def import_ray() -> Any:
         import ray
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'workers above 1 need the package ray: pip install "jdss-jax[ray]"'
+            'workers above 1 need the package ray: pip install "jdss-jax[ray]", or in a checkout '
+            'pip install -e ".[ray]"'
         ) from error
     return ray
 
