@@ -178,7 +178,8 @@ def attempt(objective: Objective, order: Order, **watching: Any) -> Attempt:
     try:
         while outcome.score is None:
             with outcome.ledger.measure("other"):
-                step = next(running)
+                step: Rung | FitResult | None = next(running)
+            assert step is not None
             score = step.score if isinstance(step, Rung) else step.validation_score
             if score is None or not math.isfinite(score):  # Optuna takes no other
                 raise TrainingDivergedError(f"the metric {training.metric.name!r} became {score}")
