@@ -95,7 +95,7 @@ def speedups(results: Iterable[Result], path: Path) -> Pair:
                 axes.hlines(bound, place, place + 0.4, "black", (0, (4, 2)), label=label)
                 shown.add(text)
         axes.axhline(1, color=GREY, linewidth=0.8)
-        axes.set_xticks(range(len(found)), [textwrap.fill(label, 16) for label in means.index])
+        axes.set_xticks(range(len(found)), [textwrap.fill(label, 12) for label in means.index])
         axes.set_xlabel("")
         axes.set_ylabel("speedup over full data (×), compilation included")
         axes.margins(y=0.15)

@@ -14,6 +14,7 @@ from jdss.lifting import classes_at_once
 from jdss.training.forward import _apply
 from jdss.training.hyperparameters import hyperparameters
 from jdss.training.train_on_subset import _at_start, _run, _Steps
+from jdss.training.visits import order_of
 
 PLATFORMS = ("cuda", "tpu")
 FACTORS = FactoredGradients(jnp.ones((12, 3)), jnp.ones((12, 5)))
@@ -82,10 +83,10 @@ def test_training_and_forward_passes_lower_without_float64():
     images = np.zeros((8, 16, 16, 1), np.uint8)
     data = jdss.make_examples(images, np.arange(8) % 4)
     state = jdss.init_state(jdss.models.LeNet(4), images, KEY)
-    subset = jdss.uniform(8, 4, key=KEY)
+    order = order_of(jdss.uniform(8, 4, key=KEY))
     step = partial(_run, jnp.int32(0))
     steps, hyper = _Steps(*[jnp.int32(1)] * 3), hyperparameters(batch_size=2)
-    arguments = (state, _at_start(steps), data, subset, hyper, KEY, steps)
+    arguments = (state, _at_start(steps), data, order, hyper, KEY, steps)
     for function, given in (
         (step, arguments),
         (partial(_apply, jnp.int32(0)), (data.inputs, data.normalization, state)),
