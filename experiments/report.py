@@ -66,7 +66,7 @@ def table(directory: str) -> Table:
 def benchmark(file: str, *keys: str) -> Table:
     """What a benchmark's file holds: the rows of a section, or a row for each case."""
     content = json.loads((RESULTS / "benchmarks" / f"{file}.json").read_text())
-    if file == "search":
+    if file in ("search", "search-before"):
         return search.table(content)
     if file == "training":
         found = {one["case"]: one[keys[0]] for one in content["trials"] if keys[0] in one}
