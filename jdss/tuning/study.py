@@ -96,8 +96,13 @@ def open_study(
     Raises:
       DifferentSearchError: where the study was made with another space, strategy or seed.
     """
-    with suppress(optuna.exceptions.DuplicatedStudyError):
-        optuna.create_study(storage=storage, study_name=name, direction=search["direction"])
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))  # or it says so in a line
+    try:
+        with suppress(optuna.exceptions.DuplicatedStudyError):
+            optuna.create_study(storage=storage, study_name=name, direction=search["direction"])
+    finally:
+        optuna.logging.set_verbosity(verbosity)
     study = SearchStudy(name, storage)
     known = study.user_attrs.get(SEARCH)
     if search["sampler"] in STARTUP_SAMPLERS and search["n_startup_trials"] is None:
