@@ -86,6 +86,17 @@ def test_how_many_blocks_are_not_run():
         pytest.skip(f"{len(skipped)} blocks of the documentation are not run: {'; '.join(skipped)}")
 
 
+def test_every_part_that_a_page_includes_is_there():
+    included = 0
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for name, heading in re.findall(r"<!-- include (\S+)(?: ([^>]+?))? -->", text):
+            lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+            assert not heading or heading in lines, f"{name_of(page)}: {name} has no {heading!r}"
+            included += 1
+    assert included
+
+
 def commands_in(script):
     """The words of each simple command of a shell script, without settings before it."""
     for line in script.replace("\\\n", " ").splitlines():
