@@ -73,14 +73,21 @@ class TuneResult:
         return f"<TuneResult of {len(self.trials)} trials, best value {self.best_value:.4g}>"
 
     def seconds_on_everything(self) -> float | None:
-        """What all trials would have taken on all the data, unpruned: an estimate from their steps.
+        """What all trials would have taken on all the data, unpruned and without compiling.
 
-        None for a search on all the data, or without a trial that says what it took.
+        An estimate: by what an epoch of retraining took, or else by the trials' own steps. None for
+        a search on all the data, or without a trial that says what it took.
         """
         strategy = self.search["strategy"]
         known = [trial for trial in self.trials if trial["ledger"] and not trial["failure"]]
         if strategy["name"] == "full" or not known:
             return None
+        if self.retraining is not None:
+            spent = self.retraining.ledger.seconds["training"]
+            lengths = [trial["hyperparameters"].get("epochs") for trial in self.trials]
+            own = self.best_hyperparameters.get("epochs")
+            if spent and own and None not in lengths:
+                return float(spent / own * sum(lengths))
         mean = np.mean([estimate(trial, strategy["fraction"])[1] for trial in known])
         return float(mean) * len(self.trials)
 
