@@ -56,9 +56,10 @@ def draw(found: pd.DataFrame, path: Path) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, name in ((left, "seconds"), (right, "accuracy")):
         found[name].plot.barh(ax=axes, color="#1f4e79")
-        axes.bar_label(axes.containers[0], fmt="{:.1f}", label_type="center", color="white")
+        axes.bar_label(axes.containers[0], fmt="{:.1f}", padding=3)
+        axes.margins(x=0.15)
     left.set(xlabel="seconds of the search, without compilation", ylabel="")
-    right.set(xlabel="test accuracy after retraining (%)", xlim=(0, 100))
+    right.set(xlabel="test accuracy after retraining (%)", xlim=(0, 115), xticks=range(0, 101, 20))
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_png(str(path))
 
