@@ -127,7 +127,9 @@ def check_scale(inputs: Any, name: str = "") -> None:
 
 
 def _warn_of_scales(name: str, table: np.ndarray) -> None:
-    spreads = table.std(axis=0, dtype=np.float64)
+    mean = sum(part.sum(axis=0, dtype=np.float64) for part in _in_parts(table)) / len(table)
+    squares = (((part - mean) ** 2).sum(axis=0) for part in _in_parts(table))
+    spreads = np.sqrt(sum(squares) / len(table))
     varied = spreads[spreads > 0]
     if varied.size and varied.max() > _SCALES * varied.min():
         warnings.warn(
