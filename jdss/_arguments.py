@@ -22,6 +22,7 @@ from optuna.distributions import BaseDistribution, json_to_distribution
 import jdss
 from jdss._secrets import hide_passwords
 from jdss.data.datasets import DATASETS, is_prepared
+from jdss.data.labels import encode_labels
 
 _MODELS = {"lenet": "LeNet", "resnet18": "ResNet18", "resnet50": "ResNet50"}
 _KINDS = {"float": "Float", "int": "Int", "categorical": "Categorical"}
@@ -142,8 +143,9 @@ def _num_outputs(labels: np.ndarray) -> int:
     """The number of outputs that labels ask for: classes, or numbers an example."""
     if labels.dtype.kind == "f":
         return int(np.prod(labels.shape[1:], dtype=int))
-    if labels.dtype.kind in "bU":
-        return len(np.unique(labels))
+    _, classes = encode_labels(labels)  # of strings and booleans
+    if classes is not None:
+        return len(classes)
     if labels.dtype.kind not in "iu" or not labels.size:
         raise ValueError(f"labels must be class indices or numbers, got dtype {labels.dtype}")
     return int(labels.max()) + 1

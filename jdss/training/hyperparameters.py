@@ -168,7 +168,7 @@ def apply_gradients(
     """New parameters and slots by the optimizer `hyper.optimizer`; only its slot changes."""
     wide, gradients = in_float32((params, gradients))
     # As one vector, of which an optimizer of a user's own is given the parts; alone, as they are.
-    if any(factory in OPTIMIZERS.values() for factory in factories):
+    if any(map(_is_ours, factories)):
         vector, unravel = ravel_pytree(wide)
         ravel: Callable[[Any], Any] = _vector
     else:
@@ -176,7 +176,7 @@ def apply_gradients(
 
     def branch(factory: OptimizerFactory, position: int) -> Callable[..., tuple[Any, Slots]]:
         def update(slots: Slots, *both: Any) -> tuple[Any, Slots]:
-            params, gradients = both if factory in OPTIMIZERS.values() else map(unravel, both)
+            params, gradients = both if _is_ours(factory) else map(unravel, both)
             transformation = factory(hyper)
             structure = jax.tree.structure(jax.eval_shape(transformation.init, params))
             state = jax.tree.unflatten(structure, slots[position])
@@ -193,6 +193,11 @@ def apply_gradients(
     return jax.tree.map(lambda new, old: new.astype(old.dtype), unravel(moved), params), slots
 
 
+def _is_ours(factory: OptimizerFactory) -> bool:
+    """Whether it works on a vector, and shares its slot."""
+    return factory in OPTIMIZERS.values()
+
+
 def _vector(tree: Any) -> jax.Array:
     return ravel_pytree(tree)[0]
 
@@ -203,7 +208,7 @@ def _unchanged(tree: Any) -> Any:
 
 def _form(factory: OptimizerFactory, params: Any) -> Any:
     """Parameters as an optimizer is given them."""
-    return _vector(params) if factory in OPTIMIZERS.values() else params
+    return _vector(params) if _is_ours(factory) else params
 
 
 def in_float32(tree: Any) -> Any:
@@ -224,7 +229,7 @@ def _slot_numbers(
         like = jax.eval_shape(partial(_form, factory), params)
         leaves = jax.tree.leaves(jax.eval_shape(factory(hyper).init, like))
         layout = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
-        own = -1 if factory in OPTIMIZERS.values() else position
+        own = -1 if _is_ours(factory) else position
         found.append(numbers.setdefault((own, layout), len(numbers)))
     return found
 
