@@ -140,7 +140,8 @@ class Search:
         fifths of all, at most ten.
       pruner: "none", "asha", "hyperband", "median", or an Optuna pruner; it stops poor trials at
         rungs, the epochs r, r·η, r·η², …
-      first_rung: r, the epoch at which trials first report.
+      first_rung: r, the epoch at which trials first report: the score on at most 2,000 validation
+        examples for each epoch so far.
       reduction_factor: η, also the share 1/η of trials that "asha" and "hyperband" keep at a rung.
       enqueue: hyper-parameters to be tried first, each a mapping; what one leaves open is sampled.
       timeout: seconds after which a call begins no further trial; None means no limit.

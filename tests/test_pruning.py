@@ -8,6 +8,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 import jdss
+from jdss.training import metrics
 from jdss.training.trial import Rung
 from jdss.tuning.driver import Driver
 from jdss.tuning.objective import Died, Outcome
@@ -58,6 +59,20 @@ def test_a_trial_that_is_not_pruned_is_the_trial_without_a_pruner(pruned, whole)
     for trial in complete:
         assert trial["hyperparameters"] == by_number[trial["number"]]["hyperparameters"]
         assert trial["value"] == by_number[trial["number"]]["value"]
+
+
+def test_a_rung_looks_at_more_of_the_validation_set_the_later_it_is(perceptron, blobs, monkeypatch):
+    seen = []
+
+    def share_right(outputs, labels):
+        seen.append(len(labels))
+        return float((outputs.argmax(axis=1) == labels).mean())
+
+    monkeypatch.setattr(metrics, "RUNG_EXAMPLES", 3)
+    space = {"epochs": IntDistribution(10, 10)}
+    tune(perceptron, blobs, pruner="median", metric=share_right, trials=1, space=space)
+    everyone = round(0.1 * len(blobs[1]))
+    assert seen == [3, 9, min(27, everyone), everyone]
 
 
 def test_asha_in_one_process_keeps_the_best_of_each_cohort(pruned):

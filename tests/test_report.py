@@ -153,7 +153,8 @@ def test_a_missing_package_is_named_with_its_extra(study, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without_plotly)
     with pytest.raises(
-        ModuleNotFoundError, match=r'needs plotly, of the extra "report": pip install "jdss-jax\[report\]"'
+        ModuleNotFoundError,
+        match=r'needs plotly, of the extra "report": pip install "jdss-jax\[report\]"',
     ):
         jdss.report(study._storage)
 

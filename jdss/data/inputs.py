@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-PART_BYTES = 1 << 26
-"""About so many bytes of inputs are looked at together: they may be in files."""
+PART_BYTES = 1 << 20
+"""About so many bytes of inputs are looked at together: in a cache, where they may be in files."""
 
 _SCALES = 100  # between the columns of a table, from which on it is warned
 

@@ -52,7 +52,7 @@ def bytes_each(rows: Rows) -> int:
 
 
 def in_parts(rows: Rows, indices: Any = None) -> Iterator[Any]:
-    """The inputs of some examples, or of all, in parts of some 64 MiB."""
+    """The inputs of some examples, or of all, in parts that stay in the cache."""
     indices = np.arange(len(rows)) if indices is None else np.asarray(indices)
     size = max(PART_BYTES // max(bytes_each(rows), 1), 1)
     return (rows.take(indices[start : start + size]) for start in range(0, len(indices), size))

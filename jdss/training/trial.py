@@ -31,7 +31,7 @@ Callback = Callable[[Mapping[str, Any]], Any]
 
 @dataclass(frozen=True)
 class Rung:
-    """A model was validated on the way, after an epoch: the metric's value."""
+    """A model was validated on the way, after an epoch: the metric's value (`RUNG_EXAMPLES`)."""
 
     epoch: int
     score: float
@@ -200,7 +200,7 @@ def _make_steps(
                 )
             total_loss, done = total_loss + loss * (end - done), end
         if rung is not None:
-            _, score = validate(training.problem, state, training.metric, ledger)
+            _, score = validate(training.problem, state, training.metric, ledger, rung=rung)
             assert score is not None
             yield Rung(rung, score)
     return state, total_loss / stretch.steps
