@@ -187,3 +187,22 @@ def test_parameters_of_half_precision_are_trained_saved_and_loaded(selection, tm
     loaded = jdss.load(result.save(tmp_path / "half"))
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded.variables)} == kinds
     np.testing.assert_array_equal(loaded.predict(data[0]), result.predict(data[0]))
+
+
+def test_the_columns_of_a_table_are_found_by_their_names(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(X, columns=["a", "b", "c", "d"])
+    turned = table.assign(other=0.0)[["d", "other", "c", "b", "a"]]
+    trained = fit(Net(), (table, NAMES), validation=(turned, NAMES), **OPTIONS)
+    assert trained.validation_accuracy > 0.8
+    expected = trained.trained.outputs(table)
+    np.testing.assert_array_equal(trained.trained.outputs(turned), expected)
+    np.testing.assert_array_equal(trained.trained.outputs(X), expected)
+    trained.save(tmp_path / "model")
+    loaded = jdss.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.outputs(turned), expected)
+    for short in (table[["a", "b", "c"]], table.rename(columns={"d": "e"})):
+        with pytest.raises(ValueError, match=r"inputs must have the columns .* no 'd'"):
+            loaded.predict(short)
+    with pytest.raises(ValueError, match=r"validation inputs must have the columns .* no 'd'"):
+        fit(Net(), (table, NAMES), validation=(table[["a", "b", "c"]], NAMES), **OPTIONS)

@@ -37,6 +37,28 @@ def as_arrays(inputs: Any) -> Any:
     return array[..., None] if array.ndim == 2 and hasattr(inputs, "getbands") else array
 
 
+def column_names(inputs: Any) -> tuple[Any, ...] | None:
+    """What the columns of a table of pandas (or polars) are called; None of anything else."""
+    is_table = hasattr(inputs, "columns") and hasattr(inputs, "dtypes")
+    return tuple(inputs.columns) if is_table else None
+
+
+def with_columns(name: str, inputs: Any, wanted: tuple[Any, ...] | None) -> Any:
+    """A table with the columns wanted, in their order; what has no names for them as it is.
+
+    Raises ValueError, naming the argument, where one is missing.
+    """
+    own = column_names(inputs)
+    if wanted is None or own is None or own == wanted:
+        return inputs
+    if missing := [column for column in wanted if column not in own]:
+        raise ValueError(
+            f"{name} must have the columns of the data trained on, but has no {missing[0]!r}; give "
+            "an array for columns without names"
+        )
+    return inputs[list(wanted)]
+
+
 def _column(name: Any, column: Any) -> np.ndarray:
     """A column of pandas (or polars), float32[n]."""
     try:

@@ -16,7 +16,7 @@ from flax import linen as nn
 
 from jdss import _checks
 from jdss.data.examples import HostExamples, Normalization
-from jdss.data.inputs import as_arrays, as_stored, check_inputs, kind_of
+from jdss.data.inputs import as_arrays, as_stored, check_inputs, kind_of, with_columns
 from jdss.data.rows import ArrayRows
 from jdss.models.calling import class_name
 from jdss.training.forward import compute_outputs
@@ -36,6 +36,7 @@ class TrainedModel:
       classes: what the classes are called, [c]: their indices, or strings or booleans where labels
         were such; None where they were numbers.
       inputs: shapes and types [1, …] of what it was trained on; None where they are not known.
+      columns: what the columns of the table were called, if it was one.
 
     Results of `fit` have one as `trained`, and `jdss.load` gives one back.
 
@@ -52,6 +53,7 @@ class TrainedModel:
     normalization: Normalization | None = None
     classes: np.ndarray | None = None
     inputs: Any = None
+    columns: tuple[Any, ...] | None = None
 
     def __repr__(self) -> str:
         """Without the weights, of which there may be millions."""
@@ -60,9 +62,10 @@ class TrainedModel:
     def predict(self, raw: Any, *, batch_size: int = 512) -> np.ndarray:
         """What the labels of inputs are, [m]: classes as they were given, or numbers.
 
-        Inputs are as `fit` took them (images as uint8, tables of pandas, several arrays); at most
-        `batch_size` pass through the model at once. Where there are no classes, or outputs are no
-        scores of theirs, they are the outputs, of a single one as [m].
+        Inputs are as `fit` took them (images as uint8, several arrays, tables of pandas, whose
+        columns are found by their names); at most `batch_size` pass through the model at once.
+        Where there are no classes, or outputs are no scores of theirs, they are the outputs, of a
+        single one as [m].
 
         Raises:
           ValueError, TypeError: for inputs of another shape or type than those trained on.
@@ -76,7 +79,7 @@ class TrainedModel:
 
     def outputs(self, raw: Any, *, batch_size: int = 512) -> np.ndarray:
         """The model's outputs float32[m, …] for inputs as `predict` takes them."""
-        inputs = as_arrays(raw)
+        inputs = as_arrays(with_columns("inputs", raw, self.columns))
         size = check_inputs(inputs)
         inputs = jax.tree.map(as_stored, inputs)
         if self.inputs is not None and kind_of(inputs) != kind_of(self.inputs):
@@ -113,7 +116,7 @@ class TrainedModel:
         try:
             with ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(part, arrays)
-            about = (self.model, shapes, self.classes, self.inputs)
+            about = (self.model, shapes, self.classes, self.inputs, self.columns)
             (part / _ARCHITECTURE).write_bytes(cloudpickle.dumps(about))
             part.rename(directory)  # complete, or not there
         finally:
@@ -144,14 +147,14 @@ def load(path: str | os.PathLike[str]) -> TrainedModel:
             f"path must be a directory made by a result's save, with {_ARCHITECTURE} in it, got "
             f"{path}"
         )
-    model, shapes, classes, inputs = pickle.loads(file.read_bytes())
+    model, shapes, *about = pickle.loads(file.read_bytes())
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(lambda leaf: leaf.update(sharding=device), shapes)
     with ocp.StandardCheckpointer() as checkpointer:
         found = checkpointer.restore(file.parent, target)
     statistics = found.get("normalization")
     normalization = None if statistics is None else Normalization(**statistics).on_host()
-    return TrainedModel(model, found["variables"], normalization, classes, inputs)
+    return TrainedModel(model, found["variables"], normalization, *about)
 
 
 class TrainedResult:
@@ -161,6 +164,7 @@ class TrainedResult:
     normalization: Normalization | None
     classes: np.ndarray | None = None
     inputs: Any = None
+    columns: tuple[Any, ...] | None = None
 
     def __repr__(self) -> str:
         """Without the weights, of which there may be millions."""
@@ -176,7 +180,7 @@ class TrainedResult:
                 "the model was retrained by an earlier call: jdss.load(…) has it where that call "
                 "was told to save it (save_to=)"
             )
-        given = self.normalization, self.classes, self.inputs
+        given = self.normalization, self.classes, self.inputs, self.columns
         return TrainedModel(state.model, state.variables, *given)
 
     def predict(self, raw: Any, *, batch_size: int = 512) -> np.ndarray:

@@ -11,7 +11,14 @@ import numpy as np
 from jdss import _checks, parallel
 from jdss.data.datasets import Dataset, load_dataset
 from jdss.data.examples import Examples, HostExamples, measure_normalization, store
-from jdss.data.inputs import as_arrays, check_inputs, check_scale, kind_of
+from jdss.data.inputs import (
+    as_arrays,
+    check_inputs,
+    check_scale,
+    column_names,
+    kind_of,
+    with_columns,
+)
 from jdss.data.labels import check_targets, encode_labels, stratified_split
 from jdss.data.rows import (
     ArrayRows,
@@ -48,6 +55,7 @@ class Problem:
       num_classes: the number c of classes; None where the labels are numbers.
       classes: what the classes are called, [c], where the labels were strings or booleans.
       as_is: whether floats in 0..255 are meant so.
+      columns: what the columns of a table are called; None where they have no names.
     """
 
     examples: Examples | HostExamples
@@ -56,6 +64,7 @@ class Problem:
     num_classes: int | None
     classes: np.ndarray | None = None
     as_is: bool = False
+    columns: tuple[Any, ...] | None = None
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray:
         """int32[m], or float32[m, …], the labels of some examples, in host memory."""
@@ -114,13 +123,14 @@ def make_problem(
     if isinstance(given, Dataset):
         known_classes, given = given.num_classes, (given.images, given.labels)
     rows, labels = _rows("data", given)
+    columns = column_names(given[0]) if _is_pair(given) else None
     has_others = validation is not None and not isinstance(validation, numbers.Real)
-    num_others = len(_rows("validation", validation)[0]) if has_others else 0
+    num_others = len(_rows("validation", validation, columns)[0]) if has_others else 0
     place = choose_place(placed.place, rows, num_others)
     rows, labels, names = _checked("", rows, labels, classes, place, as_is=placed.as_is)
     train, held_out = np.arange(len(rows), dtype=np.int32), np.zeros(0, np.int32)
     if has_others:
-        like = rows.first, labels, names
+        like = rows.first, labels, names, columns
         more, more_labels = check_like("validation", validation, like, place, as_is=placed.as_is)
         held_out = np.arange(len(rows), len(rows) + len(more), dtype=np.int32)
         labels = np.concatenate([labels, more_labels])
@@ -143,18 +153,19 @@ def make_problem(
     examples = store(rows, labels, place, augmentation, train)
     if isinstance(examples, Examples):
         examples = parallel.replicate(examples)
-    return Problem(examples, train, held_out, num_classes, names, placed.as_is)
+    return Problem(examples, train, held_out, num_classes, names, placed.as_is, columns)
 
 
 def check_like(
-    name: str, given: Any, like: tuple[Any, Any, Any], place: str, *, as_is: bool
+    name: str, given: Any, like: tuple[Any, Any, Any, Any], place: str, *, as_is: bool
 ) -> tuple[Rows, np.ndarray]:
     """Other examples, checked to be of the kind of those of data.
 
-    `like` are inputs [m, …] and labels [m, …] of data, and what its classes are called, or None.
+    `like` are inputs [m, …] and labels [m, …] of data, and what its classes and its columns are
+    called, or None.
     """
-    inputs, labels, classes = like
-    rows, own_labels = _rows(name, given)
+    inputs, labels, classes, columns = like
+    rows, own_labels = _rows(name, given, columns)
     if not len(rows):
         raise ValueError(f"{name} must have at least one example")
     wanted, got = kind_of(inputs), kind_of(rows.first)
@@ -177,8 +188,8 @@ def check_like(
     return rows, own_labels
 
 
-def _rows(name: str, value: Any) -> tuple[Rows, Any]:
-    """Inputs as rows, and labels where they are known already."""
+def _rows(name: str, value: Any, columns: tuple[Any, ...] | None = None) -> tuple[Rows, Any]:
+    """Inputs as rows, of a table these `columns`; and labels where they are known already."""
     value = value.data if isinstance(value, Placed) else value
     if is_sequence(value):
         return SequenceRows(value), None
@@ -203,7 +214,7 @@ def _rows(name: str, value: Any) -> tuple[Rows, Any]:
             f"{name} must have rows in one order, but the index of the inputs is not that of the "
             "labels: labels.loc[inputs.index] puts them in order"
         )
-    inputs = as_arrays(value[0])
+    inputs = as_arrays(with_columns(f"{name} inputs", value[0], columns))
     if not all(leaf.ndim for leaf in jax.tree.leaves(inputs)) or not jax.tree.leaves(inputs):
         raise ValueError(f"{name} inputs must have shape [n, …], got a single number or nothing")
     return ArrayRows(inputs), np.asarray(value[1])

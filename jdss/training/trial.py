@@ -55,6 +55,7 @@ class FitResult(TrainedResult):
       normalization: what was done to every input: new ones go through it to `model.apply`.
       classes: what `predict` calls the classes; None where labels are numbers.
       inputs: shapes and types [1, …] of what was trained on.
+      columns: what the columns of the table were called, if it was one.
 
     Made by `jdss.fit`.
     """
@@ -69,6 +70,7 @@ class FitResult(TrainedResult):
     normalization: Normalization | None = None
     classes: np.ndarray | None = None
     inputs: Any = None
+    columns: tuple[Any, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ def _finish(
     inputs = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), problem.examples.inputs
     )
-    about = problem.examples.normalization.on_host(), classes, inputs
+    about = problem.examples.normalization.on_host(), classes, inputs, problem.columns
     return FitResult(state, history, accuracy, subset, ledger, score, selections, *about)
 
 

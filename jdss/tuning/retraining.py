@@ -168,7 +168,7 @@ def check_test(test: Any, problem: Problem) -> Examples | HostExamples:
     """The test set, checked before the search, and looked at after it."""
     examples = problem.examples
     place = "host" if isinstance(examples, HostExamples) else "device"
-    like = examples.inputs, examples.labels, problem.classes
+    like = examples.inputs, examples.labels, problem.classes, problem.columns
     rows, labels = check_like("test", test, like, place, as_is=problem.as_is)
     if problem.num_classes is not None:
         _checks.check_labels(labels, num_examples=len(labels), num_classes=problem.num_classes)
