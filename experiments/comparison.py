@@ -21,6 +21,7 @@ NAMES = {
     "uniform": "random",
     "craig": "CRAIG",
     "glister": "GLISTER",
+    "milo": "MILO, anew every epoch",
     "grad_match": "GRAD-MATCH",
 }
 _PRUNERS = {"none": "", "asha": " and ASHA", "hyperband": " and Hyperband"}

@@ -29,6 +29,7 @@ _COLORS = {
     "uniform": "#7f7f7f",
     "craig": "#e69f00",
     "glister": "#56b4e9",
+    "milo": "#cc79a7",
     "grad_match": "#a8328f",
 }
 OTHER_COLORS = ("#009e73", "#d55e00", "#0072b2", "#b8a200")

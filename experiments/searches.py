@@ -35,6 +35,7 @@ STRATEGIES = {
     "full": jdss.Selection("full"),
     # Random subsets in their cheapest form.
     "uniform": jdss.Selection("uniform", every=1, warm_start=0.0),
+    "milo": jdss.Selection("milo", every=1, warm_start=0.0),
     **{
         name: jdss.Selection(name, every=EVERY, warm_start=WARM_START)
         for name in ("craig", "glister", "grad_match")

@@ -27,6 +27,7 @@ from jdss.training.fit import training_on
 from jdss.training.hyperparameters import DEFAULTS
 from jdss.training.metrics import compute_accuracy
 from jdss.training.problem import Problem, make_problem
+from jdss.training.proxy import with_importance
 from jdss.training.schedule import Schedule, make_schedule
 from jdss.training.train_on_subset import STEP
 from jdss.training.trial import FitResult, train
@@ -70,6 +71,7 @@ BASIC: Mapping[str, tuple[str, dict[str, Any]]] = {
     "grad_match": ("GRAD-MATCH", {}),
     "grad_match-half": ("GRAD-MATCH, half of the candidates", {"candidates": 0.5}),
     "glister": ("GLISTER", {}),
+    "milo": ("MILO, anew every epoch", {"every": 1, "warm_start": 0.0}),
 }
 """Subsets that are tried everywhere: their labels and settings, by the names of their ways."""
 
@@ -148,11 +150,14 @@ def train_once(
     outcome |= {"validation_accuracy": None, "test_accuracy": None}
     try:
         with ledger.measure("other"):
+            key = jax.random.key(seed)
+            # Each of these trainings finds the importance for itself; those of a search share it.
+            training = with_importance(training_on(problem, way.schedule), model, key, ledger)
             steps = train(
-                training_on(problem, way.schedule),
+                training,
                 model,
                 jdss.hyperparameters(hyperparameters),
-                jax.random.key(seed),
+                key,
                 ledger=ledger,
                 rungs=rungs,
                 selections=selections,

@@ -29,6 +29,8 @@ from .selection.craig import craig as craig
 from .selection.glister import LastLayerObjective as LastLayerObjective
 from .selection.glister import glister as glister
 from .selection.grad_match import grad_match as grad_match
+from .selection.milo import importance as importance
+from .selection.milo import milo as milo
 from .selection.strategies import STRATEGIES as STRATEGIES
 from .selection.strategies import select as select
 from .selection.uniform import uniform as uniform

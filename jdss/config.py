@@ -15,7 +15,7 @@ from jdss._scalars import check_choice, check_fraction, check_number, check_posi
 Named = str | Any
 """A name, or the thing itself; on the command line also `package.module:attribute`."""
 
-_STRATEGIES = ("grad_match", "craig", "glister", "uniform", "stratified", "full")
+_STRATEGIES = ("grad_match", "craig", "glister", "milo", "uniform", "stratified", "full")
 _SAMPLERS = ("tpe", "random", "grid", "qmc", "brute_force", "gp", "cmaes", "nsgaii", "nsgaiii")
 _PRUNERS = ("none", "asha", "hyperband", "median")
 
@@ -25,8 +25,8 @@ class Selection:
     """How, from what, and how often subsets are chosen.
 
     Attributes:
-      method: "grad_match", "craig", "glister", "uniform", "stratified", "full" (everything, nothing
-        is selected), or a function of the selection protocol.
+      method: "grad_match", "craig", "glister", "milo", "uniform", "stratified", "full" (everything,
+        nothing is selected), or a function of the selection protocol.
       every: R, the epochs between two selections.
       warm_start: κ in [0, 1], the share of the epochs whose budget is spent on all the data first.
       candidates: the share of the training examples that a selection chooses from, drawn anew each

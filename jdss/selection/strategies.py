@@ -16,6 +16,7 @@ from jdss.lifting import per_batch, per_class
 from jdss.selection.craig import craig
 from jdss.selection.glister import LastLayerObjective, glister
 from jdss.selection.grad_match import grad_match
+from jdss.selection.milo import importance, milo
 from jdss.selection.uniform import uniform
 from jdss.subset import Select, Subset
 
@@ -33,6 +34,7 @@ class Strategy:
     needs_gradients: bool = True  # or only their number
     needs_objective: bool = False  # and `learning_rate`, as GLISTER does
     takes_target: bool = False  # as GRAD-MATCH does
+    needs_importance: bool = False  # as MILO does
     options: Mapping[str, Any] = field(default_factory=dict)  # what else `select` is given
 
     @property
@@ -64,6 +66,7 @@ STRATEGIES: Mapping[str, Strategy] = {
         # Of all classes together it takes few examples of some and most of others.
         Strategy("glister", glister, "per_class", needs_objective=True),
         Strategy("grad_match", grad_match, "per_class", takes_target=True),
+        Strategy("milo", milo, "all", needs_gradients=False, needs_importance=True),
         Strategy("stratified", uniform, "per_class", needs_gradients=False),
         Strategy("uniform", uniform, "all", needs_gradients=False),
     )
@@ -98,6 +101,8 @@ def check_strategy(
             f"lifting and options must be left out with selection {name!r}, which selects nothing; "
             f"got lifting={lifting!r}, options={options!r}"
         )
+    if strategy.needs_importance and lifting != "all":
+        raise ValueError(f"lifting must be 'all' with selection {name!r}, got {lifting!r}")
     if for_outer and not (strategy.needs_objective or strategy.takes_target):
         raise ValueError(
             f"outer must be 'training' with selection {name!r}, which is chosen for no outer loss "
@@ -136,7 +141,7 @@ def _check_options(strategy: Strategy) -> None:
 
 def _try_options(strategy: Strategy) -> None:
     """Traces a method for the checks at its door, without arrays whose shape depends on data."""
-    left_out = ("target", "objective", "class_options")
+    left_out = ("target", "objective", "class_options", "importance")
     given = {name: value for name, value in strategy.options.items() if name not in left_out}
     row = jax.ShapeDtypeStruct((4, 2), jnp.float32)
     labels = jax.ShapeDtypeStruct((4,), jnp.int32)
@@ -146,6 +151,8 @@ def _try_options(strategy: Strategy) -> None:
         if strategy.needs_objective:
             given.setdefault("learning_rate", 1.0)
             given["objective"] = LastLayerObjective(errors, inputs, labels)
+        if strategy.needs_importance:
+            given["importance"] = errors[:, 0]
         return strategy.select(FactoredGradients(errors, inputs), 2, key=key, **given)
 
     jax.eval_shape(trace, row, row, labels, jax.random.key(0))
@@ -171,7 +178,7 @@ def select(
       logits: float[n, c], the network's outputs.
       features: float[n, d], the inputs of its last dense layer, without a column for the bias.
       labels: int[n], class indices in 0..c-1.
-      method: "grad_match", "craig", "glister", "uniform" or "stratified".
+      method: "grad_match", "craig", "glister", "milo", "uniform" or "stratified".
       fraction: the share of the examples to select, in (0, 1]; 0.05 if nothing is said.
       budget: how many examples to select, in place of a fraction.
       lifting: "all", "per_class" or "per_batch"; None means the method's own.
@@ -219,6 +226,8 @@ def select(
     if strategy.needs_objective:
         given["objective"] = LastLayerObjective(logits, gradients.inputs, labels)
         given["learning_rate"] = learning_rate
+    if strategy.needs_importance and "importance" not in strategy.options:
+        given["importance"] = importance(features, labels)
     batch_size = _checks.check_positive_int("batch_size", batch_size)
     method_ = strategy.lifted(np.asarray(labels), num_classes, batch_size)
     assert method_ is not None

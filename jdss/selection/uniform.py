@@ -1,5 +1,6 @@
 """Uniform random subsets: the skyline in time, and the baseline that every method must beat."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -36,12 +37,32 @@ def uniform(
       (4, [1.0, 1.0, 1.0, 1.0])
     """
     num_examples = count_examples(gradients)
+    return draw(
+        lambda key: jax.random.uniform(key, (num_examples,)),
+        num_examples,
+        budget,
+        key=key,
+        mask=mask,
+        count=count,
+    )
+
+
+def draw(
+    priorities: Callable[[jax.Array], jax.Array],
+    num_examples: int,
+    budget: int,
+    *,
+    key: jax.Array | None,
+    mask: Any,
+    count: Any,
+) -> Subset:
+    """Those of the largest random priorities float32[n], by a function of the key; of weights 1."""
     budget, mask, count = check_places(budget, num_examples, mask, count)
     if key is None:
-        raise TypeError("key must be a PRNG key (jax.random.key(seed)): uniform draws at random")
-    # The k largest of independent random priorities; padding has the lowest.
-    priorities = jnp.where(mask, jax.random.uniform(key, (num_examples,)), -1.0)
-    _, drawn = jax.lax.top_k(priorities, budget)
+        raise TypeError(
+            "key must be a PRNG key (jax.random.key(seed)): the subset is drawn at random"
+        )
+    _, drawn = jax.lax.top_k(jnp.where(mask, priorities(key), -jnp.inf), budget)
     places, filled = jnp.arange(budget), jnp.minimum(count, mask.sum())
     return Subset(
         indices=drawn[places % jnp.maximum(mask.sum(), 1)].astype(jnp.int32),

@@ -18,6 +18,7 @@ from jdss.training.hyperparameters import OPTIMIZERS
 from jdss.training.hyperparameters import hyperparameters as make_hyperparameters
 from jdss.training.metrics import make_metric
 from jdss.training.problem import Data, Examined, Problem, make_problem
+from jdss.training.proxy import with_importance
 from jdss.training.schedule import Schedule, make_schedule
 from jdss.training.trial import Callback, FitResult, Training, run, train
 
@@ -92,6 +93,7 @@ def fit(
     ledger = Ledger()
     with ledger.measure("loading"):
         training = make_training(data, selection, fraction, task, validation=validation, seed=seed)
+    training = with_importance(training, model, jax.random.key(seed), ledger)
     with (
         progress_bar(int(hyper.epochs), "epochs", enabled=progress) as bar,
         closing(Ahead()) as ahead,

@@ -6,7 +6,7 @@ other (1 - κ)T epochs train on a subset of k examples, which is selected anew e
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -26,11 +26,14 @@ class Schedule:
       selection: as it was asked for.
       strategy: the method, as it is used on these labels.
       fraction: the share of the training examples in a subset, in (0, 1]; 1 for "full".
+      importance: float32[n], that of the training examples, where it was not given but found by
+        `jdss.training.proxy`.
     """
 
     selection: Selection
     strategy: Strategy
     fraction: float
+    importance: Any = field(default=None, compare=False)
 
     @property
     def warm_start(self) -> float:

@@ -128,6 +128,8 @@ def select_subset(
     gradients: Any = len(problem.train)
     options, known = dict(strategy.options), dict[str, Any]()
     whole = problem
+    if strategy.needs_importance:
+        options.setdefault("importance", schedule.importance)
     if strategy.needs_gradients:
         with ledger.measure("gradients"):
             # One draw for all that follow; `key` itself selects.

@@ -27,6 +27,7 @@ from jdss.training.failures import (
 from jdss.training.fit import make_training
 from jdss.training.hyperparameters import DEFAULTS, NAMES, OPTIMIZERS, hyperparameters
 from jdss.training.problem import Data, Examined
+from jdss.training.proxy import with_importance
 from jdss.training.trial import FitResult, Rung, Training, train
 from jdss.training.trial_checkpoint import TrialCheckpoint
 from jdss.tuning.sampling import rungs
@@ -248,6 +249,7 @@ def objective(
     search = Search(space=space, first_rung=first_rung, reduction_factor=reduction_factor)
     model, checked = check_problem(model, search, task, validation, seed)
     training = make_training(data, selection, fraction, task, validation=validation, seed=seed)
+    training = with_importance(training, model, jax.random.key(seed), Ledger())
     return Objective(training, model, checked, seed, search)
 
 

@@ -28,6 +28,7 @@ from jdss.training.ahead import Ahead, batch_sizes_of
 from jdss.training.fit import make_training
 from jdss.training.hyperparameters import DEFAULTS, OPTIMIZERS
 from jdss.training.problem import Data, Examined
+from jdss.training.proxy import with_importance
 from jdss.training.schedule import Schedule, make_schedule
 from jdss.training.train_on_subset import STEP
 from jdss.tuning.driver import Driver, OwnProcess, Pool
@@ -159,6 +160,7 @@ def tune(
             placed, selection, fraction, task, validation=validation, seed=seed
         )
         test_examples = None if test is None else check_test(test, training.problem)
+        training = with_importance(training, model, jax.random.key(seed), ledger)
         objective = Objective(training, model, space, seed, search)
         described = _describe(objective, task)
     with _driving(opened, name, described, objective, trials, storage) as driver:

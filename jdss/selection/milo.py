@@ -1,0 +1,142 @@
+"""MILO: what a model's features say once serves every training of a search.
+
+Killamsetty et al., "MILO: Model-Agnostic Subset Selection Framework for Efficient Model Training
+and Tuning", 2023. Examples that are unlike the others of their class are drawn more often; who is
+so is found once, by the features of any model, and a subset costs no more than a random one. So it
+can be drawn anew every epoch.
+
+What is done differently: MILO draws in proportion to a Taylor softmax of the gains, 1 + g + g²/2,
+which on MNIST is hardly other than drawing evenly; here it is in proportion to the gains, the
+importance itself. Its first phase, subsets by a graph cut, trained worse than random ones and is
+left out.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jdss import _checks
+from jdss.compilation import jit
+from jdss.gradients import Gradients, count_examples
+from jdss.selection.uniform import draw
+from jdss.subset import Subset
+
+_MOST_PICKS = 2_048  # of a class; what is left then is told apart by where it stands
+_LEAST = 1e-4  # of the largest: what is another's double can be drawn, too
+
+
+def milo(
+    gradients: Gradients | int,
+    budget: int,
+    *,
+    importance: Any,
+    key: jax.Array | None = None,
+    mask: Any = None,
+    count: Any = None,
+) -> Subset:
+    """A random subset without replacement, drawn in proportion to importance, of weights 1.
+
+    Args:
+      gradients: n rows, of which only the number matters; an int n may stand for them.
+      budget: the number k of places, static, in 1..n.
+      importance: float[n], positive; see `jdss.importance`.
+      key: a PRNG key; required.
+      mask, count: as in `jdss.uniform`.
+
+    Raises:
+      TypeError, ValueError: without a key, or for arguments not as above.
+
+    Example:
+      >>> subset = milo(4, 2, importance=[1e-6, 1.0, 1.0, 1e-6], key=jax.random.key(0))
+      >>> sorted(subset.indices.tolist())
+      [1, 2]
+    """
+    num_examples = count_examples(gradients)
+    importance = jnp.asarray(importance, jnp.float32)
+    if importance.shape != (num_examples,):
+        raise ValueError(
+            f"importance must have shape ({num_examples},), got shape {importance.shape}"
+        )
+    _checks.check_finite("importance", importance)
+    if _checks.is_concrete(importance) and not (np.asarray(importance) > 0).all():
+        raise ValueError("importance must be positive")
+    # The largest of Gumbel's variables around the logarithms are a draw without replacement
+    # (Efraimidis and Spirakis, 2006).
+    return draw(
+        lambda key: jnp.log(importance) + jax.random.gumbel(key, (num_examples,)),
+        num_examples,
+        budget,
+        key=key,
+        mask=mask,
+        count=count,
+    )
+
+
+def importance(features: Any, labels: Any = None) -> jax.Array:
+    """How unlike the others of its class each example is: the gains of a farthest-first order.
+
+    Greedy maximisation of disparity-min, `f(S) = min_{i≠j∈S} (1 - cos(x_i, x_j))`, class by class:
+    next comes the example that is farthest from those before it, and that distance is its gain.
+
+    Args:
+      features: float[n, …], such as the inputs of a model's last layer.
+      labels: int[n], class indices; None means one class.
+
+    Returns:
+      float32[n], in (0, 2]; the same for every model, fraction and seed that trains on them.
+
+    Raises:
+      TypeError, ValueError: for features that are not finite, or labels that are no classes [n].
+
+    Example:
+      >>> importance([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0]]).round(1).tolist()
+      [0.3, 0.0, 1.0]
+    """
+    features = jnp.asarray(features, jnp.float32)
+    if features.ndim < 2 or not len(features):
+        raise ValueError(f"features must have shape [n, …], n at least 1, got {features.shape}")
+    _checks.check_finite("features", features)
+    rows = features.reshape(len(features), -1)
+    labels = np.zeros(len(rows), np.int32) if labels is None else np.asarray(labels)
+    num_classes = int(labels.max()) + 1
+    labels = _checks.check_labels(labels, num_examples=len(rows), num_classes=num_classes)
+    sizes = np.bincount(labels, minlength=num_classes)
+    width = int(sizes.max())
+    # Class after class, those of small ones filled up.
+    members = np.full((num_classes, width), len(rows), np.int32)
+    for label, size in enumerate(sizes):
+        members[label, :size] = np.flatnonzero(labels == label)
+    return _gains(rows, members, min(width, _MOST_PICKS))
+
+
+@partial(jit, static_argnames="picks")
+def _gains(rows: jax.Array, members: jax.Array, picks: int) -> jax.Array:
+    """The gains float32[n] of rows [n, d], whose classes are int32[c, m] (n for no example)."""
+    lengths = jnp.linalg.norm(rows, axis=1, keepdims=True)
+    directions = rows / jnp.maximum(lengths, 1e-30)
+
+    def of_class(own: jax.Array) -> jax.Array:
+        is_there = own < len(rows)
+        mine = jnp.where(is_there[:, None], directions[own % len(rows)], 0.0)
+        centre = mine.sum(axis=0)
+        centre /= jnp.maximum(jnp.linalg.norm(centre), 1e-30)
+
+        def pick(_: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            distances, gains = state  # of those picked already: -1, and their gain
+            best = jax.lax.argmax(distances, 0, jnp.int32)
+            gains = gains.at[best].max(distances[best])
+            nearest = jnp.minimum(distances, 1 - mine @ mine[best])
+            return jnp.where(distances < 0, -1.0, nearest).at[best].set(-1.0), gains
+
+        # The first is the one farthest from the centre of its class.
+        start = jnp.where(is_there, 1 - mine @ centre, -1.0)
+        start = jnp.maximum(start, jnp.where(is_there, 0.0, -1.0))
+        distances, gains = jax.lax.fori_loop(0, picks, pick, (start, jnp.zeros(len(own))))
+        return jnp.maximum(gains, distances)
+
+    found = jax.lax.map(of_class, members)
+    gains = jnp.zeros(len(rows)).at[members.ravel()].set(found.ravel(), mode="drop")
+    return jnp.maximum(gains, _LEAST * jnp.maximum(gains.max(), 1e-30))

@@ -1,0 +1,105 @@
+"""MILO: importance against an oracle in NumPy, draws in proportion to it, and whole trainings."""
+
+import jax
+import numpy as np
+import pytest
+from optuna.distributions import CategoricalDistribution
+
+import jdss
+from tests.settings import fit
+
+LABELS = np.random.default_rng(0).integers(0, 3, 50)
+FEATURES = np.random.default_rng(1).normal(size=(50, 4))
+
+
+def gains(features):
+    """A farthest-first order of one class, by loops."""
+    rows = features / np.linalg.norm(features, axis=1, keepdims=True)
+    centre = rows.sum(axis=0) / np.linalg.norm(rows.sum(axis=0))
+    distances = {i: 1 - row @ centre for i, row in enumerate(rows)}
+    found = np.zeros(len(rows))
+    while distances:
+        best = max(distances, key=lambda i: (distances[i], -i))
+        found[best] = distances.pop(best)
+        distances = {i: min(near, 1 - rows[i] @ rows[best]) for i, near in distances.items()}
+    return found
+
+
+def test_importance_is_the_gain_of_a_farthest_first_order_of_each_class():
+    expected = np.zeros(50)
+    for label in range(3):
+        expected[label == LABELS] = gains(FEATURES[label == LABELS])
+    found = np.asarray(jdss.importance(FEATURES, LABELS))
+    np.testing.assert_allclose(found, np.maximum(expected, 1e-4 * expected.max()), atol=1e-5)
+    whole = np.maximum(gains(FEATURES), 1e-4 * gains(FEATURES).max())
+    np.testing.assert_allclose(jdss.importance(FEATURES), whole, atol=1e-5)
+
+
+def test_importance_depends_on_directions_alone():
+    scaled = FEATURES * np.random.default_rng(2).uniform(0.1, 10, (50, 1))
+    same = jdss.importance(FEATURES, LABELS)
+    np.testing.assert_allclose(jdss.importance(scaled, LABELS), same, atol=1e-5)
+
+
+def test_draws_are_distinct_and_as_often_as_is_important():
+    """The first of two drawn without replacement: with the odds of the importance."""
+    weights = np.array([1.0, 2.0, 4.0, 1.0])
+    keys = jax.random.split(jax.random.key(0), 4000)
+    draw = jax.vmap(lambda key: jdss.milo(4, 2, importance=weights, key=key).indices)
+    drawn = np.asarray(draw(keys))
+    assert (drawn[:, 0] != drawn[:, 1]).all()
+    odds = weights / weights.sum()
+    np.testing.assert_allclose(np.bincount(drawn[:, 0]) / 4000, odds, atol=0.03)
+    second = [sum(odds[i] * odds[j] / (1 - odds[i]) for i in range(4) if i != j) for j in range(4)]
+    np.testing.assert_allclose(np.bincount(drawn[:, 1]) / 4000, second, atol=0.03)
+
+
+def test_padding_and_places_to_fill():
+    mask = np.arange(6) < 3
+    subset = jdss.milo(6, 4, importance=np.ones(6), key=jax.random.key(0), mask=mask, count=2)
+    assert set(subset.indices.tolist()) <= {0, 1, 2}
+    assert subset.weights.tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("importance", "message"),
+    [([1.0, 2.0], "shape"), ([1.0, -1.0, 1.0], "positive"), ([1.0, np.nan, 1.0], "importance")],
+)
+def test_bad_importance_is_refused(importance, message):
+    with pytest.raises(ValueError, match=message):
+        jdss.milo(3, 1, importance=importance, key=jax.random.key(0))
+    with pytest.raises(TypeError, match="key"):
+        jdss.milo(3, 1, importance=np.ones(3))
+
+
+def test_a_training_finds_the_importance_itself_or_is_given_it(perceptron, blobs):
+    hyper = {"epochs": 4, "batch_size": 16}
+    options = {"hyperparameters": hyper, "fraction": 0.2, "every": 1, "progress": False}
+    found = fit(perceptron, blobs, selection="milo", validation=0.1, **options)
+    again = fit(perceptron, blobs, selection="milo", validation=0.1, **options)
+    np.testing.assert_array_equal(found.subset.indices, again.subset.indices)
+    assert len(set(found.subset.indices.tolist())) == round(0.2 * 270)
+    assert found.ledger.seconds["solving"] > 0
+    # All but certain: those of the first class.
+    certain = np.where(blobs[1] == 0, 1.0, 1e-9)
+    given = fit(perceptron, blobs, selection="milo", options={"importance": certain}, **options)
+    assert (blobs[1][np.asarray(given.subset.indices)] == 0).all()
+
+
+def test_select_takes_the_features():
+    logits = np.random.default_rng(3).normal(size=(50, 3))
+    subset = jdss.select(logits, FEATURES, LABELS, method="milo", budget=50)
+    assert sorted(subset.indices.tolist()) == list(range(50))
+
+
+def test_what_cannot_be_is_refused(blobs):
+    with pytest.raises(ValueError, match="lifting must be 'all'"):
+        jdss.Selection("milo", lifting="per_class")
+    with pytest.raises(ValueError, match="options must have an 'importance'"):
+        jdss.tune(
+            lambda width: jdss.models.LeNet(3),
+            blobs,
+            selection="milo",
+            search=jdss.Search(space={"width": CategoricalDistribution((1, 2))}),
+            progress=False,
+        )
