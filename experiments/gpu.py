@@ -27,7 +27,7 @@ TESTS = (
     "tests/test_many_devices.py",
     "tests/test_matching_pursuit.py",
 )
-STRATEGIES = ("full", "uniform", "grad_match", "craig", "glister")
+STRATEGIES = ("full", "uniform", "milo", "grad_match", "craig", "glister")
 
 
 def pieces(scale: str, out: Path) -> dict[str, list[str]]:

@@ -51,8 +51,8 @@ def fit(
         loss takes); or a `Dataset`, of which the training part is used, or its name; or examples
         that are indexed by `len(data)` and `data[i]`; or any of them by `jdss.keep_on`. See
         docs/own_data.md.
-      selection: "grad_match", "craig", "glister", "uniform", "stratified", "full", a function of
-        the selection protocol, or a `jdss.Selection` with what else there is to set.
+      selection: "grad_match", "craig", "glister", "milo", "uniform", "stratified", "full", a
+        function of the selection protocol, or a `jdss.Selection` with what else there is to set.
       fraction: the share of the examples in a subset, in (0, 1].
       hyperparameters: by name, see `jdss.hyperparameters`.
       task: loss, metric, optimizers and augmentation, where they are not the usual ones.

@@ -92,8 +92,8 @@ def tune(
         the space that are not training's own.
       data: a `Dataset` or the name of one, (inputs, labels), or examples that are indexed by
         `len(data)` and `data[i]`; see docs/own_data.md.
-      selection: "grad_match", "craig", "glister", "uniform", "stratified", "full", a function of
-        the selection protocol, or a `jdss.Selection` with what else there is to set.
+      selection: "grad_match", "craig", "glister", "milo", "uniform", "stratified", "full", a
+        function of the selection protocol, or a `jdss.Selection` with what else there is to set.
       fraction: the share of the training examples in a subset, in (0, 1].
       trials: how many trials in all, those of a resumed study included.
       seed: decides on everything random.
