@@ -2,8 +2,9 @@
 
 LeNet on 18,000 random images: images a second of training, a whole trial on 5% subsets by
 GRAD-MATCH, one of its selection rounds; and a search over so small a network that most of it is the
-search itself. OTHER is the directory of another version's checkout. Both are measured in turn, each time in a process of its
-own, compilation apart, and medians are compared. Only calls that both know are made.
+search itself. OTHER is the directory of another version's checkout. Both are measured in turn, each
+time in a process of its own, compilation apart, and medians are compared. Only calls that both know
+are made.
 """
 
 import argparse
