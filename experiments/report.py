@@ -31,6 +31,7 @@ PAGES = (
 )
 _TABLE = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 _BRIEF = ("trials", "test accuracy", "search (s)", "search speedup", "end-to-end speedup")
+_CONDITIONS = ("clean", "label_noise", "imbalance")
 _TABLES = {
     "rank-fidelity": rank_fidelity.table,
     "robustness": robustness.table,
@@ -53,6 +54,8 @@ def table(directory: str) -> Table:
     if kind == "differences":
         found = [result for name in rest.split("+") for result in read_results(RESULTS / name)]
         return comparison.differences(found)
+    if kind == "brief" and rest.startswith("robustness"):
+        return robustness.brief({name: read_results(RESULTS / rest / name) for name in _CONDITIONS})
     if kind == "brief":
         whole = table(rest)
         kept = whole.frame.set_index("").loc[list(_BRIEF)].T

@@ -17,12 +17,13 @@ import argparse
 import itertools
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 import jdss
 from experiments import figures, trainings
@@ -206,6 +207,29 @@ def table(results: Sequence[Result]) -> Table:
         rows,
         f"MNIST, LeNet, {condition.replace('_', ' ')}, {scale['name']} scale "
         f"({reduced}{scale['description']})",
+    )
+
+
+def brief(conditions: Mapping[str, Sequence[Result]]) -> Table:
+    """Accuracies, and differences to random subsets, under several conditions side by side."""
+    tables = {condition: table(results) for condition, results in conditions.items()}
+    kept = ["trained on", "test accuracy", "over random (95% interval)"]
+    whole = pd.DataFrame({"trained on": []})
+    for condition, one in tables.items():
+        name = condition.replace("_", " ")
+        columns = dict(
+            zip(kept, ["trained on", f"{name}: test accuracy", f"{name}: over random"], strict=True)
+        )
+        whole = whole.merge(one.frame[kept].rename(columns=columns), how="outer", sort=False)
+    order = {
+        label: place for place, label in enumerate(next(iter(tables.values())).frame["trained on"])
+    }
+    whole = whole.sort_values("trained on", key=lambda labels: labels.map(order).fillna(len(order)))
+    first = next(iter(tables.values()))
+    return Table(
+        whole.fillna(""),
+        first.title.replace(" clean,", ""),
+        "Differences in points, with their 95% intervals, are paired by seed.",
     )
 
 
