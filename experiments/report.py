@@ -26,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = (
     ROOT / "README.md",
     ROOT / "docs/results.md",
+    ROOT / "docs/results-details.md",
     ROOT / "docs/results-constant-rate.md",
     ROOT / "experiments/benchmarks/README.md",
 )
