@@ -50,45 +50,33 @@ def distribution(name: str, described: Any) -> BaseDistribution:
     """
     known = dict(described) if isinstance(described, dict) else {}
     if (kind := known.pop("type", None)) in _KINDS:
-        described = {"name": f"{_KINDS[kind]}Distribution", "attributes": known}
+        known = {"name": f"{_KINDS[kind]}Distribution", "attributes": known}
     elif "attributes" not in known:
         raise ValueError(
             f"space[{name!r}] must have a type of {', '.join(map(repr, _KINDS))}, such as "
             f'{{"type": "float", "low": 0.001, "high": 0.1, "log": true}}; got {described!r}'
         )
     try:
-        return json_to_distribution(json.dumps(described))
+        return json_to_distribution(json.dumps(known))
     except (TypeError, ValueError) as error:
         raise ValueError(f"space[{name!r}]: {error}") from None
 
 
 def arrays(path: Path, names: tuple[str, ...], more: tuple[str, ...] = ()) -> list[np.ndarray]:
     """Arrays of an .npz file by name, and more where the file has any of those."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
     try:
         with np.load(path, allow_pickle=False) as content:
             names += more if any(name in content for name in more) else ()
             if missing := [name for name in names if name not in content]:
-                raise ValueError(
+                raise KeyError(
                     f"{path} must hold arrays {', '.join(names)}; it lacks {', '.join(missing)}"
                 )
-            return [_array(content, name) for name in names]
-    except (OSError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} must be an .npz file: {error}") from None
-
-
-def _array(content: Any, name: str) -> np.ndarray:
-    try:
-        array: np.ndarray = content[name]
-    except ValueError as error:
-        if "allow_pickle" not in str(error):
-            raise
-        raise ValueError(
-            f"{name} must be an array of numbers or of strings, got Python objects: save "
-            f"{name}.to_numpy().astype(str), or .astype(float)"
-        ) from None
-    return array
+            return [content[name] for name in names]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {path}") from None
+    except (OSError, TypeError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        kind = ", of numbers or of strings" if "pickle" in str(error) else ""
+        raise ValueError(f"{path} must be an .npz file{kind}: {error}") from None
 
 
 def examples(option: str, text: str) -> Any:
@@ -121,22 +109,20 @@ def model(given: Any, loaded: jdss.Dataset | tuple[np.ndarray, np.ndarray]) -> A
     """A network by name, or as imported; a class that takes `num_classes` is told."""
     if isinstance(given, str):
         if given not in _MODELS:
+            known = ", ".join(_MODELS)
             raise ValueError(
-                f"model must be one of {', '.join(_MODELS)}, or package.module:attribute; "
-                f"got {given!r}"
+                f"model must be one of {known}, or package.module:attribute; got {given!r}"
             )
         given = getattr(jdss.models, _MODELS[given])
     if not (isinstance(given, type) and issubclass(given, (nn.Module, nnx.Module))):
         return given
     told = {}
     if "num_classes" in signature(given.__init__).parameters:
+        number = loaded.num_classes if isinstance(loaded, jdss.Dataset) else None
         labels = loaded.labels if isinstance(loaded, jdss.Dataset) else loaded[1]
-        known_number = loaded.num_classes if isinstance(loaded, jdss.Dataset) else None
-        told["num_classes"] = known_number or _num_outputs(labels)
-    if issubclass(given, nn.Module):
-        return given(**told)
+        told["num_classes"] = number or _num_outputs(labels)
     make: Any = given
-    return lambda rngs: make(rngs=rngs, **told)
+    return make(**told) if issubclass(given, nn.Module) else lambda rngs: make(rngs=rngs, **told)
 
 
 def _num_outputs(labels: np.ndarray) -> int:
@@ -149,15 +135,6 @@ def _num_outputs(labels: np.ndarray) -> int:
     if labels.dtype.kind not in "iu" or not labels.size:
         raise ValueError(f"labels must be class indices or numbers, got dtype {labels.dtype}")
     return int(labels.max()) + 1
-
-
-def write_subset(path: Path, subset: jdss.Subset) -> None:
-    """Writes indices and weights, as arrays or as JSON."""
-    if path.suffix == ".npz":
-        subset.save(path)
-        return
-    content = {name: np.asarray(getattr(subset, name)).tolist() for name in ("indices", "weights")}
-    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def write_result(path: Path, result: jdss.TuneResult, dataset: str) -> None:

@@ -12,8 +12,7 @@ Set JDSS_TRACEBACK=1 to see where an error comes from.
 """
 
 # Options are made by tyro from the functions below and from the dataclasses of `jdss.config`, whose
-# docstrings are their help. Nothing of JAX is imported before a command runs: `--help` is fast (but
-# that of `select`, whose options are those of a function).
+# docstrings are their help. Nothing of JAX is imported before a command runs: `--help` is fast.
 
 import importlib
 import inspect
@@ -28,7 +27,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import tyro
 from tyro.conf import Positional
@@ -43,11 +42,8 @@ _STATUS = {
     **dict.fromkeys(("DatasetNotPreparedError", "StorageError"), MISTAKE),
 }
 
-
 StudyName = Annotated[str | None, tyro.conf.arg(aliases=("--study",))]
-
 _SELECTION, _TASK, _SEARCH = Selection(), Task(), Search()
-_PLAIN = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction, tyro.conf.DisallowNone)
 
 
 def tune(
@@ -116,31 +112,27 @@ def tune(
       address: Of the Ray cluster to join. Default: RAY_ADDRESS, or this machine.
       progress: Show progress.
     """
-    if out is not None:
-        _check_place(out)
+    given = locals()
+    if out is not None:  # looked at before hours of work
+        out.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out.parent).close()
+        if out.is_dir():
+            raise ValueError(f"--out must be a file, but {out} is a directory")
     import jdss
 
     jdss.keep_programs(programs)
     from jdss import _arguments as read
 
     loaded = read.data(data, data_dir)
-    result = jdss.tune(
-        read.model(model, loaded),
-        loaded if data_on is None else jdss.keep_on(loaded, data_on),
-        selection=selection,
-        fraction=fraction,
-        trials=trials,
-        seed=seed,
-        task=task,
+    result = _call(
+        jdss.tune,
+        given,
+        model=read.model(model, loaded),
+        data=loaded if data_on is None else jdss.keep_on(loaded, data_on),
         search=replace(search, space=read.space(search.space)),
         validation=read.examples("--validation", validation),
         test=None if test is None else read.examples("--test", test),
-        storage=storage,
-        study_name=study_name,
         workers=Workers(workers, address=address),
-        retrain=retrain,
-        save_to=save_to,
-        progress=progress,
     )
     print(result.summary())  # first: it is there whatever becomes of the file
     if result.failure is not None:
@@ -149,7 +141,19 @@ def tune(
         read.write_result(out, result, data)
 
 
-def select(file: Positional[Path], *, out: Path = Path("subset.npz"), **options: Any) -> None:
+def select(
+    file: Positional[Path],
+    *,
+    method: str = "grad_match",
+    fraction: float | None = None,
+    budget: int | None = None,
+    lifting: str | None = None,
+    batch_size: int = 128,
+    learning_rate: float = 0.05,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    out: Path = Path("subset.npz"),
+) -> None:
     """Pick a weighted subset by the gradients of a network's last layer.
 
         jdss select layer.npz --fraction 0.1 --out subset.npz
@@ -158,34 +162,31 @@ def select(file: Positional[Path], *, out: Path = Path("subset.npz"), **options:
     Args:
       file: An .npz file with logits [n, c], labels [n] and features [n, d], the inputs of the last
         dense layer.
+      method: grad_match, craig, glister, uniform or stratified.
+      fraction: The share of the examples. Default: 0.05.
+      budget: How many examples, in place of a fraction.
+      lifting: all, per_class or per_batch. Default: the method's own.
+      batch_size: Of mini-batches, for per_batch.
+      learning_rate: Of the training that follows, for glister.
+      options: Passed to the method.
+      seed: Decides on everything random.
       out: A .npz or .json file for the indices and weights.
     """
+    given = locals()
+    if out.suffix not in (".npz", ".json"):
+        raise ValueError(f"--out must end in .npz or .json, got {out}")
     import jdss
     from jdss import _arguments as read
 
-    logits, features, labels = read.arrays(file, ("logits", "features", "labels"))
-    if out.suffix not in (".npz", ".json"):
-        raise ValueError(f"--out must end in .npz or .json, got {out}")
-    subset = jdss.select(logits, features, labels, **options)
-    read.write_subset(out, subset)
-    print(f"{len(subset.indices)} of {len(labels)} examples, in {out}")
-
-
-def _with_options(command: Callable[..., None], function: Callable[..., Any]) -> Any:
-    """The command with the keyword arguments of a function of the library, and their help."""
-    known = inspect.signature(function).parameters.values()
-    options = [parameter for parameter in known if parameter.kind is parameter.KEYWORD_ONLY]
-    own = list(inspect.signature(command).parameters.values())[:-1]  # without **options
-    text = inspect.getdoc(function) or ""
-    explained = text[text.index(f"\n  {options[0].name}: ") : text.index("\n\nReturns:")]
-
-    def complete(**given: Any) -> None:
-        command(**given)
-
-    complete.__doc__ = (inspect.getdoc(command) or "") + explained
-    complete.__annotations__ = {one.name: one.annotation for one in (*own, *options)}
-    vars(complete)["__signature__"] = inspect.Signature([*own, *options])
-    return complete
+    names = ("logits", "features", "labels")
+    arrays = dict(zip(names, read.arrays(file, names), strict=True))
+    subset = _call(jdss.select, given, **arrays)
+    if out.suffix == ".npz":
+        subset.save(out)
+    else:
+        content = {"indices": subset.indices.tolist(), "weights": subset.weights.tolist()}
+        out.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    print(f"{len(subset.indices)} of {len(arrays['labels'])} examples, in {out}")
 
 
 def report(
@@ -217,45 +218,44 @@ def main(argv: Sequence[str] | None = None) -> None:
     # A command finds the user's own modules as `python -m` does.
     if "" not in sys.path:
         sys.path.insert(0, "")
-    name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
-    if name in ("-h", "--help"):
-        print(__doc__)
-        return
-    if name not in COMMANDS:
-        print(f"jdss: no command {name!r}\n\n{__doc__}", file=sys.stderr)
-        sys.exit(MISTAKE)
-    command = COMMANDS[name]
-    if name == "select":  # whose options are those of the function
-        import jdss
-
-        command = _with_options(command, jdss.select)
     try:
-        tyro.cli(command, prog=f"jdss {name}", args=rest, config=_PLAIN, registry=_REGISTRY)
+        try:
+            _run(*(sys.argv[1:] if argv is None else argv) or ["--help"])
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # of `| head`; Python would flush once more as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as interruption:
         told = str(interruption) or "interrupted; with --storage, the same command goes on"
-        print(f"jdss: {told}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        _end(INTERRUPTED, told)
     except Exception as error:
-        statuses = [
-            _STATUS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _STATUS
-        ]
-        if not statuses or os.environ.get("JDSS_TRACEBACK"):
+        kinds = (kind.__name__ for kind in type(error).__mro__)
+        status = next((_STATUS[kind] for kind in kinds if kind in _STATUS), None)
+        if status is None or os.environ.get("JDSS_TRACEBACK"):
             raise  # a bug of ours: its traceback is what there is to say
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        print(f"jdss: {' '.join(text.split()) or type(error).__name__}", file=sys.stderr)
-        sys.exit(statuses[0])
+        _end(status, " ".join(text.split()) or type(error).__name__)
 
 
-def _check_place(path: Path) -> None:
-    """Checks, before hours of work, that the result can be written; makes its directory."""
-    if path.is_dir():
-        raise ValueError(f"--out must be a file, but {path} is a directory")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(f"--out cannot be written in {path.parent}: {reason}") from None
+def _run(name: str, *rest: str) -> None:
+    plain = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction, tyro.conf.DisallowNone)
+    if name in ("-h", "--help"):
+        print(__doc__)
+    elif name not in COMMANDS:
+        _end(MISTAKE, f"no command {name!r}\n\n{__doc__}")
+    else:
+        tyro.cli(COMMANDS[name], prog=f"jdss {name}", args=rest, config=plain, registry=_REGISTRY)
+
+
+def _end(status: int, text: str) -> NoReturn:
+    print(f"jdss: {text}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _call(function: Callable[..., Any], given: Mapping[str, Any], **read: Any) -> Any:
+    """Calls a function with what it has in common with a command, but for what was `read`."""
+    common = inspect.signature(function).parameters.keys() & given.keys()
+    return function(**{name: given[name] for name in common} | read)
 
 
 def _value(text: str) -> Any:
