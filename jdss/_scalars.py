@@ -9,6 +9,11 @@ def _is(kind: type, value: Any) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
+def check_kind(name: str, value: Any, holds: bool, wanted: str) -> None:
+    if not holds:
+        raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")
+
+
 def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
     known = sorted(known)
     if value not in known:

@@ -1,8 +1,5 @@
 """How programs are compiled, and kept on disk from one run to the next.
 
-A search compiles the same few programs in every process that runs it. JAX can keep them in a
-directory (its persistent compilation cache): then a second run traces, and reads.
-
 On the CPU, where LLVM takes longer to compile LeNet's step than an epoch on a subset lasts, two
 options make it faster: loops are written by XLA's older emitters, which saves 40% and makes
 training steps and solvers no slower, and what runs once a trial is not optimised, which saves 80%.
@@ -26,8 +23,8 @@ def keep_programs(where: bool | str | os.PathLike[str] = True) -> None:
     """Whether, and where, this process keeps compiled programs on disk, and reads those it knows.
 
     `jdss.tune` does so by itself, so that a second process compiles nothing. Programs of another
-    version of JAX, another machine or other flags are told apart; an entry that cannot be read is a
-    warning, and is compiled anew.
+    version of JAX, machine or flags are told apart; one that cannot be read is a warning, and is
+    compiled anew.
 
     Args:
       where: a directory. True is one below the user's cache directory, or without one nothing; what
@@ -67,9 +64,8 @@ def cpu_options(*, runs_often: bool) -> dict[str, Any] | None:
     """Compiler options for the backend: None but on the CPU."""
     if jax.default_backend() != "cpu":
         return None
-    options: dict[str, Any] = {"xla_cpu_use_fusion_emitters": False}
-    if not runs_often:
-        options = {"xla_backend_optimization_level": "0"}
+    often, once = {"xla_cpu_use_fusion_emitters": False}, {"xla_backend_optimization_level": "0"}
+    options: dict[str, Any] = often if runs_often else once
     try:
         jax.jit(lambda: 0).lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError:  # another version of XLA, without such an option

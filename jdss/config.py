@@ -8,9 +8,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from jdss._scalars import check_choice, check_fraction, check_number, check_positive_int
+from jdss._scalars import check_choice, check_fraction, check_kind, check_number, check_positive_int
 
 Named = str | Any
 """A name, or the thing itself; on the command line also `package.module:attribute`."""
@@ -30,9 +30,9 @@ class Selection:
       every: R, the epochs between two selections.
       warm_start: κ in [0, 1], the share of the epochs whose budget is spent on all the data first.
       candidates: the share of the training examples that a selection chooses from, drawn anew each
-        time; no less than the fraction. A share c costs c times the forward passes and solving. It
-        is not in the paper; docs/results.md has what it gives up. None means half; and all for a
-        function of one's own, which may know the examples by their places.
+        time, no less than the fraction; a share c costs c times the forward passes and solving. Not
+        in the paper: see docs/results.md. None means half; and all for a function of one's own,
+        which may know the examples by their places.
       lifting: "all", "per_class" or "per_batch" (mini-batches of the training's size); None means
         the method's own.
       outer: "training", as in the paper, or "validation": the examples whose loss GLISTER lowers,
@@ -73,8 +73,7 @@ class Selection:
         check_positive_int("projection_dimension", self.projection_dimension)
         if isinstance(self.method, str):
             check_choice("selection", self.method, _STRATEGIES)
-        if not isinstance(self.options, Mapping):
-            _refuse("options", self.options, "a mapping")
+        check_kind("options", self.options, isinstance(self.options, Mapping), "a mapping")
         chosen = (self.lifting, self.outer, self.gradients, dict(self.options))
         if not isinstance(self.method, str) or chosen != (None, "training", "last_layer", {}):
             from jdss.selection.strategies import check_strategy
@@ -171,14 +170,15 @@ class Search:
     checkpoint_every: float = 60.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.sampler, str):
-            check_choice("sampler", self.sampler, _SAMPLERS)
-        elif not (callable(self.sampler) or hasattr(self.sampler, "sample_relative")):
-            _refuse("sampler", self.sampler, "a name, an Optuna sampler, or a function of a seed")
-        if isinstance(self.pruner, str):
-            check_choice("pruner", self.pruner, _PRUNERS)
-        elif not hasattr(self.pruner, "prune"):
-            _refuse("pruner", self.pruner, "a name or an Optuna pruner")
+        sampler, pruner, callbacks = self.sampler, self.pruner, self.callbacks
+        if isinstance(sampler, str):
+            check_choice("sampler", sampler, _SAMPLERS)
+        known = callable(sampler) or isinstance(sampler, str) or hasattr(sampler, "sample_relative")
+        check_kind("sampler", sampler, known, "a name, an Optuna sampler, or a function of a seed")
+        if isinstance(pruner, str):
+            check_choice("pruner", pruner, _PRUNERS)
+        known = isinstance(pruner, str) or hasattr(pruner, "prune")
+        check_kind("pruner", pruner, known, "a name or an Optuna pruner")
         if self.n_startup_trials is not None:
             check_positive_int("n_startup_trials", self.n_startup_trials)
         check_positive_int("first_rung", self.first_rung)
@@ -186,10 +186,10 @@ class Search:
             raise ValueError(f"reduction_factor must be at least 2, got {self.reduction_factor}")
         if self.timeout is not None:
             check_number("timeout", self.timeout, "a positive number of seconds", lambda s: s > 0)
-        if not isinstance(self.callbacks, Sequence) or not all(map(callable, self.callbacks)):
-            _refuse("callbacks", self.callbacks, "functions of a study and a trial, in a sequence")
-        if not isinstance(self.checkpoints, (str, os.PathLike, type(None))):
-            _refuse("checkpoints", self.checkpoints, "the path of a directory")
+        known = isinstance(callbacks, Sequence) and all(map(callable, callbacks))
+        check_kind("callbacks", callbacks, known, "functions of a study and a trial, in a sequence")
+        known = isinstance(self.checkpoints, (str, os.PathLike, type(None)))
+        check_kind("checkpoints", self.checkpoints, known, "the path of a directory")
         seconds = self.checkpoint_every
         check_number("checkpoint_every", seconds, "at least 0 seconds", lambda s: s >= 0)
 
@@ -229,7 +229,3 @@ class Workers:
 def as_selection(selection: Any) -> Selection:
     """A `Selection`, made where a name or a function was given."""
     return selection if isinstance(selection, Selection) else Selection(selection)
-
-
-def _refuse(name: str, value: Any, wanted: str) -> NoReturn:
-    raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")

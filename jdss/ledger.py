@@ -1,8 +1,7 @@
 """The ledger: where each second went.
 
-A line is an activity: importing, loading, compiling, warm start, gradients, solving, training,
-evaluating, retraining, and other. Compilation happens inside the other activities; it is measured
-by JAX's own monitoring events and moved to its own line, wherever it occurs.
+A line is an activity. Compilation happens inside the others; it is measured by JAX's own monitoring
+events and moved to its own line, wherever it occurs.
 """
 
 import threading
@@ -36,24 +35,21 @@ class Ledger:
 
     @contextmanager
     def measure(self, line: str) -> Iterator[None]:
-        """Adds the seconds spent inside to a line.
+        """Adds the seconds spent inside to a line of `LINES`; ValueError for another.
 
         Those of compilation go to theirs, and what a measurement inside has claimed stays where it
         is. JAX returns before its work is done: what is computed inside must be waited for inside.
-
-        Raises:
-          ValueError: for a line that is not one of `LINES`.
         """
         if line not in self.seconds:
             raise ValueError(f"line must be one of {', '.join(LINES)}; got {line!r}")
-        before, compiling_before = self.total_seconds, self.seconds["compiling"]
-        compiled, start = compile_seconds(), time.perf_counter()
+        # What is claimed inside moves the beginning along.
+        start = time.perf_counter() - self.total_seconds
+        compiled = _CLOCK.seconds - self.seconds["compiling"]
         try:
             yield
         finally:
-            elapsed, compiling = time.perf_counter() - start, compile_seconds() - compiled
-            elapsed = max(elapsed - (self.total_seconds - before), 0.0)
-            compiling = max(compiling - (self.seconds["compiling"] - compiling_before), 0.0)
+            elapsed = max(time.perf_counter() - self.total_seconds - start, 0.0)
+            compiling = max(_CLOCK.seconds - self.seconds["compiling"] - compiled, 0.0)
             compiling = min(compiling, elapsed)
             self.seconds["compiling"] += compiling
             self.seconds[line] += elapsed - compiling
@@ -98,11 +94,6 @@ class _CompileClock(threading.local):
 
 
 _CLOCK = _CompileClock()
-
-
-def compile_seconds() -> float:
-    """Seconds this thread has spent tracing, lowering and compiling since `jdss` was imported."""
-    return _CLOCK.seconds
 
 
 def _listen(event: str, duration_secs: float, **_: str | int) -> None:

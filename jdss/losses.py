@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jdss import _checks
+from jdss._scalars import check_kind
 from jdss.gradients import cross_entropy_errors
 
 MetricFunction = Callable[[Any, Any], Any]
@@ -53,27 +54,25 @@ class Loss:
     label_smoothing: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str):
-            raise TypeError(f"name must be a string, got {type(self.name).__name__}")
-        for name in ("value", "last_layer_errors", "metric"):
-            given = getattr(self, name)
-            wanted = callable(given) or (given is None and name != "value")
-            if not (wanted or (name == "metric" and isinstance(given, str))):
-                raise TypeError(f"{name} must be a function, got {type(given).__name__}")
+        check_kind("name", self.name, isinstance(self.name, str), "a string")
+        check_kind("value", self.value, callable(self.value), "a function")
+        errors, metric = self.last_layer_errors, self.metric
+        check_kind("last_layer_errors", errors, errors is None or callable(errors), "a function")
+        known = callable(metric) or isinstance(metric, str | None)
+        check_kind("metric", metric, known, "a name or a function")
 
-    def values(self, outputs: jax.Array, targets: jax.Array, smoothing: Any = 0.0) -> jax.Array:
+    def values(self, outputs: jax.Array, targets: jax.Array, smoothing: Any = 0.0) -> Any:
         """The loss of every example, float32[b]."""
-        return self._called(self.value, outputs, targets, smoothing)
+        return self._call(self.value, outputs, targets, smoothing)
 
-    def errors(self, outputs: jax.Array, targets: jax.Array, smoothing: Any = 0.0) -> jax.Array:
+    def errors(self, outputs: jax.Array, targets: jax.Array, smoothing: Any = 0.0) -> Any:
         """The derivative of every example's loss by its outputs, float32[b, c]."""
         derivative = self.last_layer_errors or jax.grad(lambda *given: self.value(*given).sum())
-        return self._called(derivative, outputs, targets, smoothing)
+        return self._call(derivative, outputs, targets, smoothing)
 
-    def _called(self, function: Any, outputs: jax.Array, targets: Any, smoothing: Any) -> jax.Array:
+    def _call(self, function: Any, outputs: jax.Array, targets: Any, smoothing: Any) -> Any:
         more = (smoothing,) if self.label_smoothing else ()
-        result: jax.Array = function(outputs.astype(jnp.float32), targets, *more)
-        return result
+        return function(outputs.astype(jnp.float32), targets, *more)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: Any = 0.0) -> jax.Array:
@@ -93,49 +92,39 @@ CROSS_ENTROPY = Loss(
     "cross_entropy", cross_entropy, cross_entropy_errors, "accuracy", True, label_smoothing=True
 )
 SQUARED_ERROR = Loss("squared_error", squared_error, metric="r2", classes=False)
-
 LOSSES = {loss.name: loss for loss in (CROSS_ENTROPY, SQUARED_ERROR)}
-"""The losses by name."""
 
 
 def make_loss(loss: Any) -> Loss:
     """A loss by name, or one's own."""
     if isinstance(loss, Loss):
         return loss
-    if not isinstance(loss, str):
-        raise TypeError(
-            "loss must be a name or a jdss.Loss, such as jdss.Loss('mine', function) with a "
-            f"function of outputs and targets to one number an example; got {type(loss).__name__}"
-        )
+    own = "jdss.Loss('mine', function), a function of outputs and targets to one number an example"
+    check_kind("loss", loss, isinstance(loss, str), f"a name or a jdss.Loss, such as {own}")
     _checks.check_choice("loss", loss, LOSSES)
     return LOSSES[loss]
 
 
 def check_loss(loss: Loss, outputs: Any, targets: Any) -> None:
     """Raises ValueError where a loss does not take outputs and targets of such shapes and types."""
-    if loss == SQUARED_ERROR and (
-        len(outputs.shape) != 2 or outputs.size != targets.size or len(targets.shape) > 2
-    ):
+    name, shape = f"loss {loss.name!r}", outputs.shape
+    is_wrong = len(shape) != 2 or outputs.size != targets.size or len(targets.shape) > 2
+    if loss == SQUARED_ERROR and is_wrong:
         raise ValueError(
-            "labels must have shape [n, outputs], or [n] with a single output, for loss "
-            f"'squared_error'; the model's outputs have shape {outputs.shape[1:]} for each "
-            f"example, the labels {targets.shape[1:]}"
+            f"labels must have shape [n, outputs], or [n] with a single output, for {name}; the "
+            f"model's outputs have shape {shape[1:]} for each example, the labels "
+            f"{targets.shape[1:]}"
         )
     try:
         losses = jax.eval_shape(loss.values, outputs, targets, 0.0)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"loss {loss.name!r} must take outputs {outputs.dtype}{list(outputs.shape)} and "
+            f"{name} must take outputs {outputs.dtype}{list(shape)} and "
             f"targets {targets.dtype}{list(targets.shape)}, but fails on them: {error}"
         ) from error
-    if (got := getattr(losses, "shape", type(losses).__name__)) != outputs.shape[:1]:
+    if (got := getattr(losses, "shape", type(losses).__name__)) != shape[:1]:
+        raise ValueError(f"{name} must give one number an example, shape {shape[:1]}, got {got}")
+    if (got := jax.eval_shape(loss.errors, outputs, targets, 0.0).shape) != shape:
         raise ValueError(
-            f"loss {loss.name!r} must give one number an example, shape {outputs.shape[:1]}, got "
-            f"{got}"
-        )
-    errors = jax.eval_shape(loss.errors, outputs, targets, 0.0)
-    if errors.shape != outputs.shape:
-        raise ValueError(
-            f"last_layer_errors of loss {loss.name!r} must have the shape of the outputs, "
-            f"{outputs.shape}, got {errors.shape}"
+            f"last_layer_errors of {name} must have the shape of the outputs, {shape}, got {got}"
         )

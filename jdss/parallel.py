@@ -4,9 +4,8 @@ Every value lives in its logical shape, without a leading device axis: arguments
 `pmap`ped function are *replicated*, the same on every device. Inside, `AXIS` names the devices for
 collectives, and a function takes its share of the work by the index of its device.
 
-Several processes that `jax.distributed.initialize` has joined work as one: each runs the same
-program on the same arguments, `AXIS` goes over the devices of all of them, and each ends with
-the same results. There must be equally many devices in each.
+Several processes that `jax.distributed.initialize` has joined, of equally many devices, work as
+one: each runs the same program on the same arguments and ends with the same results.
 
 `jax.pmap` is in maintenance; a successor replaces this file and nothing else.
 """
@@ -14,6 +13,7 @@ the same results. There must be equally many devices in each.
 import threading
 from collections.abc import Callable
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from jdss import _checks
 from jdss.compilation import cpu_options
 
 AXIS = "devices"
-_LOCK = threading.Lock()
+_LOCK = threading.Lock()  # two threads that ask for one program get the same
 _MOST_PROGRAMS = 256
 
 
@@ -36,17 +36,12 @@ def num_devices() -> int:
 def parallel(
     function: Callable[..., Any], donate: tuple[int, ...] = (), *, compile_fast: bool = True
 ) -> Callable[..., Any]:
-    """`pmap` of `function(device, *arguments)` over all devices.
+    """`pmap` of `function(device, *arguments)` over all devices, as a function of the arguments.
 
-    Args:
-      function: a pure function whose first argument is the index int32[] of its device, with
-        collectives over `AXIS`; its results must be the same on every device.
-      donate: the positions, among the remaining arguments, of those whose memory is given up.
-      compile_fast: whether to compile by the options of `jdss.compilation`, with which training
-        steps are no slower. Forward passes are.
-
-    Returns:
-      The compiled function of the remaining arguments, whose `prepare` compiles and runs nothing.
+    `function` is given the index int32[] of its device; its results must be the same on all.
+    `donate` has the positions, among the arguments, of those whose memory is given up.
+    `compile_fast` compiles by the options of `jdss.compilation`, with which training steps are no
+    slower, but forward passes are. `prepare` of what is returned compiles, and runs nothing.
     """
 
     def call(*arguments: Any) -> Any:
@@ -65,7 +60,8 @@ def parallel(
         with program.lock:  # two threads that need one program compile it once
             if program.compiled is None:
                 program.compiled = mapped.lower(*placed).compile(compiler_options=options)
-        return program.compiled
+        compiled: Callable[..., Any] = program.compiled
+        return compiled
 
     def prepare(*arguments: Any) -> None:
         placed = _placed(arguments)
@@ -84,16 +80,10 @@ def _placed(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return own_devices, *replicate(arguments)
 
 
-class _Program:
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.compiled: Callable[..., Any] | None = None
-
-
 @lru_cache(_MOST_PROGRAMS)
-def _program(*signature: Any) -> _Program:
+def _program(*signature: Any) -> SimpleNamespace:
     """The one program of a signature."""
-    return _Program()
+    return SimpleNamespace(lock=threading.Lock(), compiled=None)
 
 
 def forget_compiled() -> None:
@@ -124,16 +114,11 @@ def replicate(tree: Any) -> Any:
     everywhere = _everywhere(tuple(jax.local_devices()))
     leaves, structure = jax.tree.flatten(tree)
     # What is there already is left out: to ask JAX for it takes as long as a small forward pass.
-    there = [getattr(leaf, "sharding", None) == everywhere for leaf in leaves]
-    moved = iter(
-        jax.device_put(
-            [leaf for leaf, is_there in zip(leaves, there, strict=True) if not is_there], everywhere
-        )
-    )
-    placed = [
-        leaf if is_there else next(moved) for leaf, is_there in zip(leaves, there, strict=True)
-    ]
-    return jax.tree.unflatten(structure, placed)
+    away = [n for n, leaf in enumerate(leaves) if getattr(leaf, "sharding", None) != everywhere]
+    moved = jax.device_put([leaves[n] for n in away], everywhere)
+    for n, leaf in zip(away, moved, strict=True):
+        leaves[n] = leaf
+    return jax.tree.unflatten(structure, leaves)
 
 
 @lru_cache(1)

@@ -14,7 +14,6 @@ class ProgressBar:
     """A bar that is told where it stands, rather than how far it moved."""
 
     bar: Any
-    total: int
     log: str | None  # what the lines begin with where there is no terminal
     position: int = 0
 
@@ -26,13 +25,12 @@ class ProgressBar:
             if value is not None
         }
         moved, self.position = position - self.position, position
-        self.total = self.bar.total = total or self.total
+        self.bar.total = total or self.bar.total
         self.bar.set_postfix(values, refresh=False)
         self.bar.update(moved)
         if self.log is not None and moved:
-            more = "".join(f", {name} {value}" for name, value in values.items())
-            line = f"{self.log}: {position} of {self.total}{more}"
-            print(line, file=sys.stderr, flush=True)
+            more = [f"{self.log}: {position} of {self.bar.total}", *map(" ".join, values.items())]
+            print(", ".join(more), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -41,13 +39,7 @@ def progress_bar(
 ) -> Iterator[ProgressBar]:
     """Progress over `total` steps; inner bars have a `position` above 0 and vanish at their end."""
     lines = enabled and not sys.stderr.isatty() and "ipykernel" not in sys.modules
-    with tqdm(
-        total=total,
-        desc=description,
-        disable=lines or not enabled,
-        position=position,
-        leave=position == 0,
-        dynamic_ncols=True,
-    ) as bar:
+    look = {"position": position, "leave": position == 0, "dynamic_ncols": True}
+    with tqdm(total=total, desc=description, disable=lines or not enabled, **look) as bar:
         # What an inner bar shows would fill a log.
-        yield ProgressBar(bar, total, description if lines and position == 0 else None)
+        yield ProgressBar(bar, description if lines and position == 0 else None)

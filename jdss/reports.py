@@ -10,9 +10,9 @@ import platform
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from jdss.tuning.storage import open_storage
 from jdss.tuning.study import RETRAINING, SEARCH, describe_trial
 
 _MANY_SCORES = 10  # of completed trials, for importances to mean something
-_GREY = "#7b8794"  # to be read on white and on black
 
 
 def report(
@@ -44,8 +43,8 @@ def report(
       out: the file; an earlier one is replaced.
 
     Raises:
-      ValueError: where there is no such study, with the names of those there are; where several
-        make `study_name` necessary; where there is no such file; for several objectives.
+      ValueError: where there is no such file, or no such study, with the names of those there are;
+        where several make `study_name` necessary; for several objectives.
       ModuleNotFoundError: without plotly or Jinja2.
 
     Example:
@@ -75,11 +74,10 @@ def report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"number": _number, "duration": _duration, "text": _text}
-    page = templates.get_template("report.html").render(_content(study))
+    templates.filters["text"] = _text
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    path.write_text(templates.get_template("report.html").render(_content(study)), encoding="utf-8")
 
 
 def _open_study(storage: Any, study_name: str | None) -> optuna.Study:
@@ -113,14 +111,19 @@ def _content(study: optuna.Study) -> dict[str, Any]:
     spent = Counter[str]()
     for trial in trials:
         spent.update(trial["ledger"]["seconds"] if trial["ledger"] else {})
+    figures: dict[str, list[str]] = {}
+    for title, figure in _figures(study, metric, {trial["value"] for trial in complete}):
+        html = _drawn(figure, with_plotly=not figures)
+        figures.setdefault(title, []).append(html)
     return {
         "name": study.study_name,
         "metric": metric,
         "states": Counter(trial["state"] for trial in trials),
         "best": best(complete, key=lambda trial: trial["value"], default=None),
         "retraining": study.user_attrs.get(RETRAINING),
-        "figures": _drawn(_figures(study, metric, {trial["value"] for trial in complete})),
+        "figures": figures,
         "ledger": {line: seconds for line, seconds in spent.items() if seconds > 0},
+        "spent": timedelta(seconds=round(spent.total())),
         "trials": trials,
         "names": list(dict.fromkeys(name for t in trials for name in t["hyperparameters"])),
         "search": search,
@@ -153,39 +156,25 @@ def _figures(study: optuna.Study, metric: str, scores: set[float]) -> Iterator[t
         yield "At the rungs", rungs.update_layout(xaxis_title="epoch", yaxis_title=metric)
 
 
-def _drawn(figures: Iterable[tuple[str, Any]]) -> dict[str, list[str]]:
-    """Figures as HTML by title, as wide as the page allows; the first brings plotly along."""
-    drawn: dict[str, list[str]] = {}
+def _drawn(figure: Any, with_plotly: bool) -> str:
+    """A figure as HTML, as wide as the page allows, to be read on white and on black."""
+    figure.update_layout(
+        template="none",
+        title=None,
+        autosize=True,
+        width=None,
+        height=300,
+        margin={"l": 64, "r": 12, "t": 12, "b": 48},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": "#7b8794"},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+    )
     lines = {"automargin": True, "gridcolor": "rgba(123,135,148,.25)", "zeroline": False}
-    for title, figure in figures:
-        figure.update_layout(
-            template="none",
-            title=None,
-            autosize=True,
-            width=None,
-            height=300,
-            margin={"l": 64, "r": 12, "t": 12, "b": 48},
-            paper_bgcolor="rgba(0,0,0,0)",
-            plot_bgcolor="rgba(0,0,0,0)",
-            font={"color": _GREY},
-            legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
-        )
-        figure.update_xaxes(**lines).update_yaxes(**lines)
-        figure.update_traces(marker_showscale=False, selector={"type": "scatter"})
-        config = {"responsive": True, "displayModeBar": False}
-        html = figure.to_html(full_html=False, include_plotlyjs=not drawn, config=config)
-        drawn.setdefault(title, []).append(html)
-    return drawn
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    figure.update_xaxes(**lines).update_yaxes(**lines)
+    figure.update_traces(marker_showscale=False, selector={"type": "scatter"})
+    config = {"responsive": True, "displayModeBar": False}
+    return str(figure.to_html(full_html=False, include_plotlyjs=with_plotly, config=config))
 
 
 def _text(value: Any) -> str:
@@ -197,4 +186,4 @@ def _text(value: Any) -> str:
         return "; ".join(f"{name}: {_text(part)}" for name, part in known.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_text, value))
-    return _number(value) if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
