@@ -26,4 +26,4 @@ RECIPE = Recipe(
 )
 
 if __name__ == "__main__":
-    searches.main(RECIPE, __doc__)
+    searches.main(RECIPE)

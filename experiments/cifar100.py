@@ -40,4 +40,4 @@ RECIPE = Recipe(
 )
 
 if __name__ == "__main__":
-    searches.main(RECIPE, __doc__)
+    searches.main(RECIPE)

@@ -12,17 +12,16 @@ the gradients of the biases: those of the last layer would take minutes a select
 a class in a random order, and takes what it found for places in the original order; "in order" is
 the same without that mistake. Its GLISTER chooses for the validation set; "for the training set"
 was given that set as its second loader.
-
-`--report` makes the table anew from the files. Nothing that has a file is trained again.
 """
 
-import argparse
 import itertools
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
 from unittest import mock
 
 import jax
@@ -32,14 +31,15 @@ import pandas as pd
 import jdss
 from experiments import robustness, trainings
 from experiments.benchmarks import peers
-from experiments.results import Result, environment, read_results, write_result
+from experiments.results import Result, read_results
 from experiments.tables import UNKNOWN, Table, number, points
 from jdss.data.examples import Examples
 from jdss.ledger import Ledger
 from jdss.training.problem import Problem
 from jdss.training.visits import steps_per_epoch
 
-SIDES = ("cords", "cords-in-our-loop", "jdss")
+Side = Literal["cords", "cords-in-our-loop", "jdss"]
+SIDES: tuple[Side, ...] = get_args(Side)
 FRACTION, SELECT_EVERY, WARM_START = 0.05, 5, 0.5
 HYPERPARAMETERS: Mapping[str, Any] = {
     "learning_rate": 0.05,
@@ -128,9 +128,9 @@ def train_cords(
     problem: Problem,
     test: Examples,
     form: Form,
-    epochs: int,
-    seed: int,
+    values: Mapping[str, Any],
     *,
+    seed: int,
     our_loop: bool = False,
 ) -> dict[str, Any]:
     """One training on CORDS's subsets, in its loop or in ours, as a result file holds it."""
@@ -140,15 +140,14 @@ def train_cords(
     key, _, _ = jax.random.split(jax.random.key(seed), 3)  # with which `jdss.fit` begins
     state = jdss.init_state(network, problem.examples.inputs, key)
     images, labels = peers.tensors(problem.examples, problem.train)
+    epochs: int = values["epochs"]
     budget, warm_epochs = int(FRACTION * len(images)), round(WARM_START * epochs)
     model, select = peers.twin(problem, state), selector(form, problem, state, budget)
     random.seed(seed)
     np.random.seed(seed)  # CORDS draws from both, and PyTorch from a third
     torch.manual_seed(seed)
 
-    rate, momentum, batch_size = (
-        HYPERPARAMETERS[name] for name in ("learning_rate", "momentum", "batch_size")
-    )
+    rate, momentum, batch_size = values["learning_rate"], values["momentum"], values["batch_size"]
     warm_steps = steps_per_epoch(warm_epochs * budget, batch_size)
     subset_steps = (epochs - warm_epochs) * steps_per_epoch(budget, batch_size)
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum)
@@ -195,7 +194,7 @@ def train_cords(
         validation_accuracy = accuracy(*peers.tensors(problem.examples, problem.validation))
     return {
         "seed": seed,
-        "hyperparameters": {**HYPERPARAMETERS, "epochs": epochs},
+        "hyperparameters": dict(values),
         "state": "complete",
         "failure": None,
         "validation_accuracy": validation_accuracy,
@@ -206,56 +205,48 @@ def train_cords(
     }
 
 
-def train_all(arguments: argparse.Namespace) -> None:
-    """Every form and way that has no file yet, seed by seed."""
-    scale, epochs, mnist = (
-        arguments.scale,
-        robustness.EPOCHS[arguments.scale],
-        trainings.load(arguments),
-    )
-    for seed, side in itertools.product(arguments.seeds, arguments.sides):
-        if arguments.condition == "clean":
-            problem, test = trainings.split(mnist)
-        else:
-            corrupted = robustness.corrupt(mnist, arguments.condition, seed)
-            problem, test = corrupted.problem, corrupted.test
-        settings = trainings.about(scale, problem, test, f"{epochs} epochs")
-        settings["dataset"]["condition"] = arguments.condition
+def train_all(
+    run: trainings.Run,
+    *,
+    condition: Literal["clean", "label_noise", "imbalance"] = "clean",
+    sides: tuple[Side, ...] = SIDES,
+    methods: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (0, 1, 2),
+) -> Path:
+    """Every form and way that has no file yet, or those named, seed by seed."""
+    epochs, mnist, out = robustness.EPOCHS[run.scale], run.load(), run.place("cords-quality")
+    plan = [{**HYPERPARAMETERS, "epochs": epochs}]
+    for seed, side in itertools.product(seeds, sides):
+        made = robustness.corrupt(mnist, condition, seed)
+        problem, test = (
+            trainings.split(mnist) if condition == "clean" else (made.problem, made.test)
+        )
+        settings = run.about(problem, test, f"{epochs} epochs")
+        settings["dataset"]["condition"] = condition
         settings |= {"library": side, "seeds": {"training": seed, "split": 0}}
         known = {form.ours for form in FORMS.values()} if side == "jdss" else set(FORMS)
-        for name in sorted(known & set(arguments.methods or known)):
-            path = arguments.out / f"{side}-{name}-seed{seed}.json"
-            if path.exists():
-                continue
+        for name in sorted(known & set(methods or known)):
+            path = out / f"{side}-{name}-seed{seed}.json"
             if side == "jdss":
-                plan = [{**HYPERPARAMETERS, "epochs": epochs}]
                 trainings.run(path, problem, test, WAYS[name], plan, seed, settings=settings)
-            else:
-                form, ours = FORMS[name], side == "cords-in-our-loop"
-                trial = train_cords(problem, test, form, epochs, seed, our_loop=ours)
-                here = environment()
-                here["versions"] |= peers.versions()
-                strategy = {
-                    "way": name,
-                    "label": form.label,
-                    "name": form.strategy or "uniform",
-                    "fraction": FRACTION,
-                    "select_every": SELECT_EVERY,
-                    "warm_start": WARM_START,
-                    "outer": form.outer,
-                    "options": form.options,
-                    "in_order": form.in_order,
-                }
-                result = {
-                    **here,
-                    "model": "LeNet",
-                    "network": "its twin in PyTorch, with the weights that Flax initialises",
-                    "strategy": strategy,
-                    "trials": [{"number": 0, **trainings.origin(here), **trial}],
-                    "ledger": trial["ledger"],
-                }
-                write_result(path, result | settings)
-            print(path.name, flush=True)
+                continue
+            form = FORMS[name]
+            strategy: dict[str, Any] = {
+                "way": name,
+                "name": form.strategy or "uniform",
+                "fraction": FRACTION,
+            }
+            strategy |= {"select_every": SELECT_EVERY, "warm_start": WARM_START}
+            strategy |= {kind: getattr(form, kind) for kind in ("label", "outer", "options")}
+            about: dict[str, Any] = {
+                "model": "LeNet",
+                "network": "its twin in PyTorch, with Flax's first weights",
+            }
+            about |= {"strategy": {**strategy, "in_order": form.in_order}, **settings}
+            ours = side == "cords-in-our-loop"
+            train = partial(train_cords, problem, test, form, seed=seed, our_loop=ours)
+            trainings.keep(path, plan, about, train)
+    return out
 
 
 def table(results: Sequence[Result]) -> Table:
@@ -305,13 +296,4 @@ def table(results: Sequence[Result]) -> Table:
 
 
 if __name__ == "__main__":
-    trainings.main(
-        "cords-quality",
-        __doc__,
-        train_all,
-        lambda out: print(table(read_results(out)).markdown()),
-        condition={"choices": ("clean", *robustness.CORRUPTION), "default": "clean"},
-        sides={"nargs": "+", "choices": SIDES, "default": SIDES},
-        methods={"nargs": "+", "choices": {**FORMS, **WAYS}, "metavar": "NAME"},
-        seeds={"nargs": "+", "type": int, "default": [0, 1, 2]},
-    )
+    trainings.main(train_all, lambda out: print(table(read_results(out)).markdown()))

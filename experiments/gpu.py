@@ -10,7 +10,6 @@ and of training; CIFAR-10 with ResNet-18 at the paper's scale, a strategy a piec
 ResNet-50. `--scale smoke` rehearses all of them on a CPU in some minutes.
 """
 
-import argparse
 import json
 import os
 import signal
@@ -19,6 +18,9 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
+
+import tyro
 
 from experiments.results import RESULTS, environment
 
@@ -58,23 +60,23 @@ def run(name: str, command: list[str], out: Path, minutes: float) -> bool:
     if done.exists():
         return True
     done.parent.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
+    started, words = time.monotonic(), "finished"
     with open(out / f"{name}.log", "ab") as log:
-        process = subprocess.Popen([sys.executable, "-m", *command], stdout=log, stderr=log)
+        command = [sys.executable, "-m", *command]
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
-            status: int | None = process.wait(60 * minutes)
+            if status := process.wait(60 * minutes):
+                words = f"failed with status {status}"
         except subprocess.TimeoutExpired:
-            status = None
-            process.send_signal(signal.SIGINT)  # a search ends with its trials kept
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-    words = {0: "finished", None: "to be continued"}.get(status, f"failed with status {status}")
+            words = "to be continued"
+        finally:  # what it has started, too; its finished trials are kept
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
     print(f"{name}: {words} after {time.monotonic() - started:.0f} s", flush=True)
-    if status == 0:
+    if words == "finished":
         done.touch()
-    return status == 0
+    return words == "finished"
 
 
 def pack(out: Path) -> Path:
@@ -86,7 +88,7 @@ def pack(out: Path) -> Path:
     return packed
 
 
-def unpack(packed: Path, into: Path = RESULTS) -> list[Path]:
+def unpacked(packed: Path, into: Path = RESULTS) -> list[Path]:
     """The files of a pack, below a directory that is named after the device."""
     content = json.loads(packed.read_text())
     device = content["hardware"]["devices"][0]["kind"].lower().replace(" ", "-")
@@ -97,27 +99,34 @@ def unpack(packed: Path, into: Path = RESULTS) -> list[Path]:
     return written
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scale", choices=("smoke", "laptop", "paper"), default="paper")
-    parser.add_argument("--data-dir", help="of tensorflow_datasets; default: TFDS_DATA_DIR")
-    parser.add_argument("--out", type=Path, help="default: runs/gpu-SCALE")
-    parser.add_argument("--only", nargs="+", help="pieces by name; default: all", metavar="PIECE")
-    parser.add_argument("--minutes", type=float, default=9.0, help="at most, for each piece")
-    parser.add_argument("--unpack", type=Path, metavar="FILE", help="only this: results to files")
-    options = parser.parse_args()
-    if options.unpack:
-        print(*unpack(options.unpack), sep="\n")
+def main(
+    scale: Literal["smoke", "laptop", "paper"] = "paper",
+    data_dir: Path | None = None,
+    out: Path | None = None,
+    only: tuple[str, ...] = (),
+    minutes: float = 9.0,
+    unpack: Path | None = None,
+) -> None:
+    """Everything that waits for a GPU, in pieces that go on where they were cut.
+
+    Args:
+      scale: of the recipes.
+      data_dir: of tensorflow_datasets; by default TFDS_DATA_DIR.
+      out: for results; by default runs/gpu-SCALE.
+      only: pieces by name; by default all.
+      minutes: at most, for each piece.
+      unpack: only this: the results of a file to files.
+    """
+    if unpack:
+        print(*unpacked(unpack), sep="\n")
         return
-    out = options.out or Path(f"runs/gpu-{options.scale}")
-    if options.data_dir:
-        os.environ["TFDS_DATA_DIR"] = os.path.abspath(options.data_dir)
-    known = pieces(options.scale, out)
-    if unknown := set(options.only or ()) - set(known):
-        parser.error(f"pieces are {', '.join(known)}; got {', '.join(unknown)}")
-    results = [run(name, known[name], out, options.minutes) for name in options.only or known]
+    out = out or Path(f"runs/gpu-{scale}")
+    if data_dir:
+        os.environ["TFDS_DATA_DIR"] = str(data_dir.absolute())
+    known = pieces(scale, out)
+    results = [run(name, known[name], out, minutes) for name in only or known]
     print(f"{sum(results)} of {len(results)} pieces are finished; results are in {pack(out)}")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

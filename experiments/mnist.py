@@ -19,4 +19,4 @@ SCALES = {
 RECIPE = Recipe("mnist", "LeNet", lambda width: jdss.models.LeNet(num_classes=10), SCALES)
 
 if __name__ == "__main__":
-    searches.main(RECIPE, __doc__)
+    searches.main(RECIPE)

@@ -10,11 +10,8 @@ well it agrees with itself is about the most that can be hoped for; everything e
 the mean of their validation accuracies. "cut short" is what a sceptic would do instead: training on
 all the data for as many steps as a trial on subsets takes, or for twice as many, which is about
 what a trial costs whose subsets are selected.
-
-`--report` makes the table and the figure anew from the files.
 """
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,13 +33,11 @@ CONFIGURATIONS = {"smoke": 3, "laptop": 32, "paper": 32}
 AGAIN = Way("full-again", "full data, another seed", jdss.Selection("full"))
 QUARTER = ("GRAD-MATCH, a quarter of the candidates", {"candidates": 0.25})
 RESAMPLES = 10_000
-BEST = 10
-"""To tell good from bad is not enough: so many of the best are also ranked by themselves."""
-ABOVE_GUESSING = 0.2
-"""A configuration trains if both full trainings are by this much more accurate than guessing."""
+BEST = 10  # To tell good from bad is not enough: so many are also ranked by themselves.
+ABOVE_GUESSING = 0.2  # A configuration trains if both full trainings are so much better.
 
 
-def ways(fractions: Sequence[float]) -> dict[str, Way]:
+def ways_at(fractions: Sequence[float]) -> dict[str, Way]:
     """Every way of training, by name; full data first."""
     found = [AGAIN, FULL]
     # A warm start of all epochs is full training for as many steps as the subsets would take.
@@ -66,19 +61,20 @@ def configurations(scale: str) -> list[dict[str, Any]]:
     return [absolute_learning_rate(study.ask(space).params) for _ in range(CONFIGURATIONS[scale])]
 
 
-def train_all(arguments: argparse.Namespace) -> None:
-    """Trains every configuration in every way that is asked for."""
-    problem, test = trainings.split(trainings.load(arguments))
-    known, scale = ways(arguments.fractions), arguments.scale
-    epochs = "{} to {} epochs".format(*SCALES[scale].epochs)
-    for name in arguments.ways or known:
-        if name not in known:
-            raise SystemExit(f"--ways takes {', '.join(known)}; got {name}")
+def train_all(
+    run: trainings.Run, *, fractions: tuple[float, ...] = (0.05,), ways: tuple[str, ...] = ()
+) -> Path:
+    """Trains every configuration in every way, or in those named."""
+    problem, test = trainings.split(run.load())
+    known, out = ways_at(fractions), run.place("rank-fidelity")
+    epochs = "{} to {} epochs".format(*SCALES[run.scale].epochs)
+    for name in ways or known:
         seed = 1 if name == AGAIN.name else 0
-        settings = trainings.about(scale, problem, test, epochs)
+        settings = run.about(problem, test, epochs)
         settings["seeds"] = {"configurations": 0, "split": 0, "training": seed}
-        path, plan = arguments.out / f"{name}.json", configurations(scale)
+        path, plan = out / f"{name}.json", configurations(run.scale)
         trainings.run(path, problem, test, known[name], plan, seed, settings=settings)
+    return out
 
 
 # How well cheap trainings stand for full ones ---------------------------------------------------
@@ -162,18 +158,22 @@ def compare(results: Sequence[Result]) -> tuple[np.ndarray, list[dict[str, Any]]
         judges = [AGAIN.name] if way == "full" else ["full", AGAIN.name]
         judge, tested = (one[judges].mean(axis=1).to_numpy() for one in (accuracy, test))
         scores = accuracy[way].to_numpy()
-        chosen, wanted = scores == scores.max(), judge == judge.max()
+        chosen, loss = scores == scores.max(), regret(judge, scores)
+        if way == "full":  # and the other way round: what the second would choose, by the first
+            loss = Interval(*np.mean([loss, regret(*both.T)], axis=0).tolist())
+        spearman = correlation(judge, scores)
         row = {
             "result": result,
             "judge": judge,
             "scores": scores,
-            "spearman": correlation(judge, scores),
+            "spearman": spearman,
             "trains": correlation(judge[trains], scores[trains]),
             "best": correlation(judge[best], scores[best]),
-            "regret": regret(judge, scores),
-            "test_regret": float(tested[wanted].mean() - tested[chosen].mean()),
+            "regret": loss,
+            "test_regret": float(tested[judge == judge.max()].mean() - tested[chosen].mean()),
             "rank": float(np.mean([(judge > one).sum() + 1 for one in judge[chosen]])),
             "cheaper": cost["full"].sum() / cost[way].sum(),
+            "order": (way != "full", strategy["fraction"], -(spearman or [0])[0]),
         }
         # What it is to be better than, of its fraction.
         rivals = {"over_random": f"uniform-{fraction}", "over_cut_short": f"cut_short-{fraction}"}
@@ -181,12 +181,7 @@ def compare(results: Sequence[Result]) -> tuple[np.ndarray, list[dict[str, Any]]
             itself = strategy["name"] == "uniform" and name == "over_random"
             if rival in accuracy and not itself and not way.startswith("cut_short"):
                 row[name] = correlation(judge, scores, accuracy[rival].to_numpy())
-        if way == "full":  # and the other way round: what the second would choose, by the first
-            mirrored = regret(*both.T)
-            row["regret"] = Interval(*np.mean([row["regret"], mirrored], axis=0).tolist())
-        row["order"] = (way != "full", strategy["fraction"], -(row["spearman"] or [0])[0])
         rows.append(row)
-
     return trains, sorted(rows, key=lambda row: row["order"])
 
 
@@ -235,6 +230,7 @@ def figure(results: Sequence[Result], path: Path) -> figures.Pair:
     columns = min(4, len(found))
     rows = -(-len(found) // columns)
     size = 2.6 * columns + 0.4, 2.5 * rows + 1.0
+    ring = {"marker": "s", "facecolor": "none", "edgecolor": "#d55e00"}
     with figures.figure(path, *size, rows, columns) as (drawn, grid):
         every = np.atleast_1d(grid).flat
         for axes in every[len(found) :]:
@@ -242,8 +238,8 @@ def figure(results: Sequence[Result], path: Path) -> figures.Pair:
         for axes, one, (x, y) in zip(every, found, errors, strict=False):
             axes.plot(limits, limits, color=figures.GREY, linewidth=0.8, linestyle="--")
             axes.scatter(x, y, s=16, color="#1f4e79", alpha=0.8, linewidth=0)
-            best, ring = np.argmax(one["scores"]), {"facecolor": "none", "edgecolor": "#d55e00"}
-            axes.scatter(x[best], y[best], s=70, marker="s", **ring, label="what it would choose")
+            best = np.argmax(one["scores"])
+            axes.scatter(x[best], y[best], s=70, label="what it would choose", **ring)
             for name in "xy":
                 figures.log_axis(axes, name, (1, 3))
             axes.set(xlim=limits, ylim=limits)
@@ -266,11 +262,4 @@ def show(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    trainings.main(
-        "rank-fidelity",
-        __doc__,
-        train_all,
-        show,
-        fractions={"nargs": "+", "type": float, "default": [0.05]},
-        ways={"nargs": "+", "help": "of those, by name; default: all", "metavar": "WAY"},
-    )
+    trainings.main(train_all, show)

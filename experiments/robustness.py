@@ -10,17 +10,16 @@ differs; several seeds. What is compared is the model that is trained on the sub
 
 Validation and test sets stay as they are. GLISTER and GRAD-MATCH can be asked to choose for the
 validation set: then they have seen clean labels, which random subsets have not, and their
-validation accuracy is no fair score. `--report` makes the tables anew from the files.
+validation accuracy is no fair score.
 """
 
-import argparse
 import itertools
 import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -29,7 +28,7 @@ import jdss
 from experiments import figures, trainings
 from experiments.results import Result, read_results
 from experiments.tables import UNKNOWN, Table, percent, points
-from experiments.trainings import BASIC, FULL, subsets
+from experiments.trainings import BASIC, FULL, Way, subsets
 from jdss.data.examples import Examples
 from jdss.training.problem import Problem, make_problem
 from jdss.training.trial import FitResult
@@ -41,27 +40,24 @@ CORRUPTION = {
     "imbalance": {"rare_classes": RARE_CLASSES, "kept_of_each": RARE_SHARE},
 }
 
+Condition = Literal["clean", "label_noise", "imbalance", "schedule"]
 _FOR_VALIDATION: dict[str, Any] = {"outer": "validation"}
 _STOCHASTIC: dict[str, Any] = {"lifting": "all", "options": {"greedy": "stochastic"}}
+_GREEDY = "stochastic greedy, all classes together"
 _TWO = [(name, BASIC[name][0]) for name in ("uniform", "grad_match")]
 WAYS = (
     FULL,
     *(subsets(name, label, **more) for name, (label, more) in BASIC.items()),
-    *(
-        subsets(f"{name}-f0.01", f"{label}, 1%", 0.01, **more)
-        for name, (label, more) in BASIC.items()
-    ),
+    *(subsets(f"{name}-f0.01", f"{BASIC[name][0]}, 1%", 0.01, **BASIC[name][1]) for name in BASIC),
     subsets("grad_match-own", "GRAD-MATCH, own class's gradient", gradients="own_class"),
     subsets("stratified", "random, by class"),
     subsets("craig-half", "CRAIG, half of the candidates", candidates=0.5),
     subsets("glister-half", "GLISTER, half of the candidates", candidates=0.5),
     subsets("glister-validation", "GLISTER for the validation set", **_FOR_VALIDATION),
-    subsets(
-        "glister-stochastic", "GLISTER, stochastic greedy, all classes together", **_STOCHASTIC
-    ),
+    subsets("glister-stochastic", f"GLISTER, {_GREEDY}", **_STOCHASTIC),
     subsets(
         "glister-stochastic-validation",
-        "GLISTER for the validation set, stochastic greedy, all classes together",
+        f"GLISTER for the validation set, {_GREEDY}",
         **_FOR_VALIDATION,
         **_STOCHASTIC,
     ),
@@ -90,7 +86,10 @@ SCHEDULES = (
         for name, label in _TWO
     ),
 )
-CONDITIONS = {"clean": WAYS, "label_noise": WAYS, "imbalance": WAYS, "schedule": SCHEDULES}
+CONDITIONS: dict[Condition, tuple[Way, ...]] = {
+    **dict.fromkeys(("clean", "label_noise", "imbalance"), WAYS),
+    "schedule": SCHEDULES,
+}
 
 
 @dataclass(frozen=True)
@@ -140,38 +139,38 @@ def corrupt(dataset: jdss.Dataset, condition: str, seed: int) -> Corrupted:
     return Corrupted(problem, test, wrong=own != true, rare=true < RARE_CLASSES)
 
 
-def train_all(arguments: argparse.Namespace) -> None:
-    """Every way of training, condition by condition and seed by seed."""
-    mnist, every = trainings.load(arguments), arguments.select_every
-    epochs = arguments.epochs or EPOCHS[arguments.scale]
-    hyperparameters, said = {"epochs": epochs}, [f"{epochs} epochs"]
-    if every is not None:
-        said.append(f"R = {every}")
-    if arguments.learning_rate is not None:
-        hyperparameters["learning_rate"] = arguments.learning_rate
-        said.append(f"learning rate {arguments.learning_rate:g}")
-    for condition, seed in itertools.product(arguments.conditions, arguments.seeds):
+def train_all(
+    run: trainings.Run,
+    *,
+    conditions: tuple[Condition, ...] = tuple(CONDITIONS),
+    ways: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+    epochs: int | None = None,
+    select_every: int | None = None,
+    learning_rate: float | None = None,
+) -> Path:
+    """Every way of training, or those named, condition by condition and seed by seed."""
+    mnist, out = run.load(), run.place("robustness")
+    given = {"epochs": epochs or EPOCHS[run.scale], "learning_rate": learning_rate}
+    hyperparameters = {name: value for name, value in given.items() if value is not None}
+    said = [f"{given['epochs']} epochs"]
+    said += [] if select_every is None else [f"R = {select_every}"]
+    said += [] if learning_rate is None else [f"learning rate {learning_rate:g}"]
+    for condition, seed in itertools.product(conditions, seeds):
         # Another seed draws other wrong labels, and other examples of the rare classes.
         made = corrupt(mnist, condition, seed)
-        settings = trainings.about(arguments.scale, made.problem, made.test, *said)
+        settings = run.about(made.problem, made.test, *said)
         settings["dataset"] |= {"condition": condition, "corruption": CORRUPTION.get(condition)}
         settings["seeds"] = {"training": seed, "split": 0}
+        more: Any = {"settings": settings, "more": made.describe}
         for way in CONDITIONS[condition]:
-            if way.name not in (arguments.ways or [way.name]) or (every and "-R" in way.name):
+            if way.name not in (ways or [way.name]) or (select_every and "-R" in way.name):
                 continue  # ways that differ in R alone would all be one
-            selection = way.selection
-            if every is not None and way is not FULL:
-                selection = replace(selection, every=every)
-            trainings.run(
-                arguments.out / condition / f"{way.name}-seed{seed}.json",
-                made.problem,
-                made.test,
-                replace(way, selection=selection),
-                [hyperparameters],
-                seed,
-                settings=settings,
-                more=made.describe,
-            )
+            every = way.selection.every if way is FULL else select_every or way.selection.every
+            chosen = replace(way, selection=replace(way.selection, every=every))
+            path, plan = out / condition / f"{way.name}-seed{seed}.json", [hyperparameters]
+            trainings.run(path, made.problem, made.test, chosen, plan, seed, **more)
+    return out
 
 
 def table(results: Sequence[Result]) -> Table:
@@ -275,15 +274,4 @@ def show(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    trainings.main(
-        "robustness",
-        __doc__,
-        train_all,
-        show,
-        conditions={"nargs": "+", "choices": CONDITIONS, "default": list(CONDITIONS)},
-        ways={"nargs": "+", "help": "by name; default: all", "metavar": "WAY"},
-        seeds={"nargs": "+", "type": int, "default": list(range(5))},
-        epochs={"type": int, "help": f"default: {EPOCHS['laptop']} (smoke: {EPOCHS['smoke']})"},
-        select_every={"type": int, "help": "R of every way; default: the way's own"},
-        learning_rate={"type": float, "help": "default: the library's"},
-    )
+    trainings.main(train_all, show)

@@ -6,8 +6,9 @@ rate has fallen there: what an unannealed rung loses is the difference. Both are
 mean of the two full trainings that are committed with `rank_fidelity`.
 """
 
-import argparse
+import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -26,26 +27,20 @@ KEPT = 3
 """A rung is asked whether the best configuration is among the best third."""
 
 
-def train_all(arguments: argparse.Namespace) -> None:
+def train_all(run: trainings.Run) -> Path:
     """Trains every configuration in every way that its file does not hold yet."""
-    problem, test = trainings.split(trainings.load(arguments))
-    settings = trainings.about(arguments.scale, problem, test)
-    settings["seeds"] = {"configurations": 0, "split": 0, "training": 0}
+    problem, test = trainings.split(run.load())
+    seeds = {"configurations": 0, "split": 0, "training": 0}
+    settings = {**run.about(problem, test), "seeds": seeds}
     # Without weight decay, as the full trainings were made.
-    plan = [{"weight_decay": 0.0, **one} for one in rank_fidelity.configurations(arguments.scale)]
-    for epochs in (None, 1, 2, 3):
-        fewer = {} if epochs is None else {"epochs": epochs}
-        for way in WAYS:
-            trainings.run(
-                arguments.out / (f"{way.name}-{epochs}.json" if epochs else f"{way.name}.json"),
-                problem,
-                test,
-                way,
-                [{**values, **fewer} for values in plan],
-                0,
-                settings={**settings, "epochs": epochs},
-                rungs=RUNGS,
-            )
+    plan = [{"weight_decay": 0.0, **one} for one in rank_fidelity.configurations(run.scale)]
+    out = run.place("rungs")
+    for epochs, way in itertools.product((None, 1, 2, 3), WAYS):
+        path = out / (f"{way.name}-{epochs}.json" if epochs else f"{way.name}.json")
+        fewer = [{**values, "epochs": epochs} for values in plan] if epochs else plan
+        about = {**settings, "epochs": epochs}
+        trainings.run(path, problem, test, way, fewer, 0, settings=about, rungs=RUNGS)
+    return out
 
 
 def table(results: Sequence[Result]) -> Table:
@@ -98,6 +93,4 @@ def _row(
 
 
 if __name__ == "__main__":
-    trainings.main(
-        "rungs", __doc__, train_all, lambda out: print(table(read_results(out)).markdown())
-    )
+    trainings.main(train_all, lambda out: print(table(read_results(out)).markdown()))

@@ -5,7 +5,6 @@ process of its own, so that none finds memory, threads or programs that another 
 be cut anywhere: searches go on at their trials, and what has a result file is not done again.
 """
 
-import argparse
 import itertools
 import json
 import signal
@@ -15,8 +14,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NoReturn, get_args
 
+import tyro
 from flax import linen as nn
 
 import jdss
@@ -26,9 +26,9 @@ from experiments.results import Result, as_read, environment, read_results, writ
 from jdss.progress import progress_bar
 from jdss.training.hyperparameters import DEFAULTS
 from jdss.training.problem import make_problem
+from jdss.training.schedule import make_schedule
 from jdss.training.train_on_subset import STEP
 
-PRUNERS = ("none", "asha", "hyperband")
 EVERY, WARM_START = 5, 0.5
 """R, in epochs, and κ."""
 STRATEGIES = {
@@ -42,6 +42,33 @@ STRATEGIES = {
     },
 }
 FRACTION = 0.05
+Strategy = Literal["full", "uniform", "craig", "glister", "grad_match"]
+Pruner = Literal["none", "asha", "hyperband"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line: which searches of a recipe are made.
+
+    Attributes:
+      scale: of the recipe.
+      strategies: how subsets are chosen.
+      pruners: a search each.
+      seeds: a search each.
+      retrainings: of each winner.
+      data_dir: of tensorflow_datasets; by default TFDS_DATA_DIR.
+      out: for results; by default runs/DATASET-SCALE.
+      here: search in this process, and make no tables.
+    """
+
+    scale: Literal["smoke", "laptop", "paper"] = "laptop"
+    strategies: tuple[Strategy, ...] = get_args(Strategy)
+    pruners: tuple[Pruner, ...] = ("none",)
+    seeds: tuple[int, ...] = (0,)
+    retrainings: int = 1
+    data_dir: str | None = None
+    out: Path | None = None
+    here: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
 @dataclass(frozen=True)
@@ -81,10 +108,10 @@ class Run:
     """One search of a recipe: a strategy's name, a pruner, a seed, and the command line."""
 
     recipe: Recipe
-    strategy: str
-    pruner: str
+    strategy: Strategy
+    pruner: Pruner
     seed: int
-    options: argparse.Namespace
+    options: Options
 
     @property
     def scale(self) -> Scale:
@@ -93,7 +120,8 @@ class Run:
     @property
     def path(self) -> Path:
         pruner = "" if self.pruner == "none" else f"-{self.pruner}"
-        return Path(self.options.out) / f"{self.strategy}{pruner}-seed{self.seed}.json"
+        out = self.options.out or Path(f"runs/{self.recipe.dataset}-{self.options.scale}")
+        return out / f"{self.strategy}{pruner}-seed{self.seed}.json"
 
     def make(self) -> None:
         """Searches, unless there is a result file, and retrains the winner."""
@@ -188,23 +216,21 @@ class Run:
         """
         if not self.path.exists():
             return False
-        result, selection = json.loads(self.path.read_text()), STRATEGIES[self.strategy]
-        strategy, search = result["strategy"], result["search"]
+        result = json.loads(self.path.read_text())
+        search, chosen = result["search"], result["strategy"]
+        ours = make_schedule(STRATEGIES[self.strategy], FRACTION).describe()
         settings = {
             "scale": (result["scale"]["name"], self.options.scale),
             "number of trials": (len(result["trials"]), self.scale.trials),
             "pruner": (search["pruner"]["name"], self.pruner),
             "step": (search.get("step"), STEP),
-            "method": (strategy["name"], selection.method),
+            **{name: (chosen[name], ours[name]) for name in ("name", "select_every", "warm_start")},
         }
-        if selection.method != "full":
-            settings["selection interval"] = (strategy["select_every"], selection.every)
-            settings["warm start"] = (strategy["warm_start"], selection.warm_start)
-        for name, (theirs, ours) in settings.items():
-            if theirs != ours:
+        for name, (found, wanted) in settings.items():
+            if found != wanted:
                 raise ValueError(
-                    f"{self.path.name} is of an experiment with another {name}, {theirs} instead "
-                    f"of {ours}: take another --out"
+                    f"{self.path.name} is of an experiment with another {name}, {found} instead "
+                    f"of {wanted}: take another --out"
                 )
         return len(result.get("retrainings", ())) + 1 >= self.options.retrainings
 
@@ -221,23 +247,13 @@ def _of_another_search(out: Path, result: Result, wanted: Result) -> dict[str, A
     return next((one for one in known if wanted.items() <= one.items()), None)
 
 
-def main(recipe: Recipe, description: str, argv: Sequence[str] | None = None) -> None:
+def main(recipe: Recipe, argv: Sequence[str] | None = None) -> None:
     """Reads the command line and makes every search that has no result file yet."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    default = f"runs/{recipe.dataset}-SCALE"
-    parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("--scale", choices=recipe.scales, default="laptop")
-    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
-    parser.add_argument("--pruners", nargs="+", choices=PRUNERS, default=["none"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="one search each")
-    parser.add_argument("--retrainings", type=int, default=1, help="of each winner")
-    parser.add_argument("--data-dir", help="of tensorflow_datasets; default: TFDS_DATA_DIR")
-    parser.add_argument("--out", type=Path, help=f"for results; default: {default}")
-    parser.add_argument("--here", action="store_true", help="search in this process, no tables")
-    options = parser.parse_args(argv)
-    options.out = options.out or Path(default.replace("SCALE", options.scale))
-    every = itertools.product(options.seeds, options.strategies, options.pruners)
-    for seed, strategy, pruner in every:
+    options = tyro.cli(Options, args=argv)
+    for seed, strategy, pruner in itertools.product(
+        options.seeds, options.strategies, options.pruners
+    ):
         run = Run(recipe, strategy, pruner, seed, options)
         if run.is_finished():
             continue
@@ -247,10 +263,11 @@ def main(recipe: Recipe, description: str, argv: Sequence[str] | None = None) ->
             one = ["--strategies", strategy, "--pruners", pruner, "--seeds", str(seed), "--here"]
             run_module(f"experiments.{recipe.dataset}", [*argv, *one])
     if not options.here:
-        results = read_results(options.out)
+        out = Run(recipe, "full", "none", 0, options).path.parent
+        results = read_results(out)
         print(comparison.comparison(results).markdown())
         print(comparison.ledger_table(results).markdown())
-        print(*draw(results, options.out), sep="\n")
+        print(*draw(results, out), sep="\n")
 
 
 def draw(results: Sequence[Result], out: Path) -> list[Path]:
@@ -263,27 +280,23 @@ def draw(results: Sequence[Result], out: Path) -> list[Path]:
 
 
 def run_module(module: str, arguments: Sequence[str]) -> None:
-    """Runs `python -m module` to its end, with this process's output.
+    """Runs `python -m module` to its end, and ends with it where its status is not 0.
 
-    Ctrl-C and SIGTERM end it before they end this process, so that no search goes on unseen. Where
-    its status is not 0 this process ends with it; after a signal, with 128 and its number.
+    Ctrl-C and SIGTERM end it before they end this process, so that no search goes on unseen.
     """
-    told: list[int] = []
-    started: list[subprocess.Popen[bytes]] = []
 
-    def end(number: int, frame: object) -> None:  # raises nothing: a process may be starting
-        told.append(number)
-        for process in started:
-            process.terminate()
+    def end(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
 
     previous = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        started.append(subprocess.Popen([sys.executable, "-m", module, *arguments]))
-        if told:
-            started[0].terminate()
-        status = started[0].wait()
+        with subprocess.Popen([sys.executable, "-m", module, *arguments]) as process:
+            try:
+                status = process.wait()
+            finally:
+                process.terminate()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if told or status:
-        raise SystemExit(128 + told[0] if told else status if status > 0 else 128 - status)
+    if status:
+        raise SystemExit(status if status > 0 else 128 - status)

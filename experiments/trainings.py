@@ -4,16 +4,16 @@ A file is written anew after every training, so that a run can be cut anywhere a
 another machine to which the directory was copied.
 """
 
-import argparse
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 import pandas as pd
+import tyro
 from flax import linen as nn
 
 import jdss
@@ -34,6 +34,7 @@ from jdss.training.trial import FitResult, train
 from jdss.training.trial import run as run_to_the_end
 
 IMAGES = {"smoke": 1_000, "laptop": 20_000, "paper": None}
+Scale = Literal["smoke", "laptop", "paper"]
 LENET = jdss.models.LeNet(num_classes=10)
 
 More = Callable[[FitResult], dict[str, Any]]
@@ -76,47 +77,39 @@ BASIC: Mapping[str, tuple[str, dict[str, Any]]] = {
 """Subsets that are tried everywhere: their labels and settings, by the names of their ways."""
 
 
-def main(
-    name: str,
-    description: str | None,
-    train_all: Callable[[argparse.Namespace], None],
-    show: Callable[[Path], None],
-    **options: Mapping[str, Any],
-) -> None:
-    """The command line of trainings: trains what has no file yet, and shows what there is.
+@dataclass(frozen=True)
+class Run:
+    """What all recipes of trainings are told.
 
-    `options` are further ones, as `add_argument` takes them.
+    Attributes:
+      scale: how much of MNIST, and of the recipe.
+      data_dir: of tensorflow_datasets; by default TFDS_DATA_DIR.
+      out: for the files; by default below runs.
     """
-    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
-    parser.add_argument("--scale", choices=IMAGES, default="laptop")
-    parser.add_argument("--data-dir", help="of tensorflow_datasets; default: TFDS_DATA_DIR")
-    parser.add_argument("--out", type=Path, help=f"default: runs/{name}-SCALE")
-    parser.add_argument("--report", action="store_true", help="only tables, from the files")
-    for option, settings in options.items():
-        parser.add_argument(f"--{option.replace('_', '-')}", **settings)
-    arguments = parser.parse_args()
-    arguments.out = arguments.out or Path(f"runs/{name}-{arguments.scale}")
-    if not arguments.report:
-        jdss.keep_programs()
-        train_all(arguments)
-    show(arguments.out)
+
+    scale: Scale = "laptop"
+    data_dir: str | None = None
+    out: Path | None = None
+
+    def place(self, name: str) -> Path:
+        return self.out or Path(f"runs/{name}-{self.scale}")
+
+    def load(self) -> jdss.Dataset:
+        return jdss.load_dataset("mnist", data_dir=self.data_dir).head(IMAGES[self.scale])
+
+    def about(self, problem: Problem, test: Examples, *more: str) -> dict[str, Any]:
+        """What files say of their scale and data."""
+        images = IMAGES[self.scale]
+        description = ", ".join([f"{images or 60_000:,} of 60,000 training images", *more])
+        scale = {"name": self.scale, "reduced": images is not None, "description": description}
+        sizes = {"train": len(problem.train), "validation": len(problem.validation)}
+        return {"scale": scale, "dataset": {"name": "mnist", **sizes, "test": len(test)}}
 
 
-def load(arguments: argparse.Namespace) -> jdss.Dataset:
-    """MNIST, or as much of it as the scale takes."""
-    mnist = jdss.load_dataset("mnist", data_dir=arguments.data_dir)
-    return mnist.head(IMAGES[arguments.scale])
-
-
-def about(scale: str, problem: Problem, test: Examples, *more: str) -> dict[str, Any]:
-    """What files of trainings on MNIST say of their scale and data."""
-    description = ", ".join([f"{IMAGES[scale] or 60_000:,} of 60,000 training images", *more])
-    sizes = {"train": len(problem.train), "validation": len(problem.validation), "test": len(test)}
-    reduced = IMAGES[scale] is not None
-    return {
-        "scale": {"name": scale, "reduced": reduced, "description": description},
-        "dataset": {"name": "mnist", **sizes},
-    }
+def main(train_all: Callable[..., Path], show: Callable[[Path], None]) -> None:
+    """Trains what has no file yet, by a function whose arguments are the options; shows what is."""
+    jdss.keep_programs()
+    show(tyro.cli(train_all, config=(tyro.conf.OmitArgPrefixes,)))
 
 
 def split(dataset: jdss.Dataset) -> tuple[Problem, Examples]:
@@ -148,27 +141,17 @@ def train_once(
     ledger, selections, scores = Ledger(), list[dict[str, Any]](), dict[int, float]()
     outcome: dict[str, Any] = {"state": "complete", "failure": None}
     outcome |= {"validation_accuracy": None, "test_accuracy": None}
+    values, key = jdss.hyperparameters(hyperparameters), jax.random.key(seed)
+    noted: Any = {"ledger": ledger, "rungs": rungs, "selections": selections}
     try:
         with ledger.measure("other"):
-            key = jax.random.key(seed)
             # Each of these trainings finds the importance for itself; those of a search share it.
             training = with_importance(training_on(problem, way.schedule), model, key, ledger)
-            steps = train(
-                training,
-                model,
-                jdss.hyperparameters(hyperparameters),
-                key,
-                ledger=ledger,
-                rungs=rungs,
-                selections=selections,
-            )
-            found = run_to_the_end(
-                steps, lambda rung: scores.update({rung.epoch: float(rung.score)})
-            )
+            steps = train(training, model, values, key, **noted)
+            found = run_to_the_end(steps, lambda at: scores.update({at.epoch: float(at.score)}))
         # The test set is no part of a trial: its seconds stand on no line.
-        tested = compute_accuracy(
-            found.state, test, np.arange(len(test)), chunk_size=problem.chunk_size
-        )
+        everyone, chunk = np.arange(len(test)), problem.chunk_size
+        tested = compute_accuracy(found.state, test, everyone, chunk_size=chunk)
         outcome |= {"validation_accuracy": found.validation_accuracy, "test_accuracy": tested}
         outcome |= more(found)
     except TrainingDivergedError as error:
@@ -195,32 +178,49 @@ def run(
     more: More = lambda found: {},
     rungs: Sequence[int] = (),
 ) -> None:
-    """Does the trainings of a plan, hyper-parameters each, that its file does not hold yet.
+    """Trains LeNet in a way with the hyper-parameters of a plan that its file does not hold yet."""
+    about = {
+        "model": "LeNet",
+        "network": repr(LENET),
+        "strategy": {"way": way.name, "label": way.label, **way.schedule.describe()},
+        "step": STEP,
+        "default_weight_decay": DEFAULTS["weight_decay"],  # 0 in files that do not say it
+        **settings,
+    }
+    keep(
+        path,
+        list(plan),
+        about,
+        lambda values: train_once(problem, test, LENET, way, values, seed, more, rungs),
+    )
 
-    Each is written into the file as it ends. `settings` are what files say beside: scale, dataset
-    and seeds; a file with others is refused.
+
+def keep(
+    path: Path,
+    plan: Sequence[Mapping[str, Any]],
+    about: Mapping[str, Any],
+    train: Callable[[Mapping[str, Any]], dict[str, Any]],
+) -> None:
+    """Does the trainings of a plan that a file does not hold yet, and writes each as it ends.
+
+    `about` is what the file says beside: scale, dataset, seeds, …; one that says other is refused.
     """
-    plan, here = list(plan), environment()
-    strategy = {"way": way.name, "label": way.label, **way.schedule.describe()}
-    fixed = {"model": "LeNet", "network": repr(LENET), "strategy": strategy}
-    decay = DEFAULTS["weight_decay"]  # which was 0 in files that do not say it
-    fixed = as_read({**fixed, "step": STEP, "default_weight_decay": decay, **settings})
+    here, about = environment(), as_read(about)
     trials: list[dict[str, Any]] = []
     if path.exists():
         earlier = json.loads(path.read_text())
-        if {name: earlier.get(name) for name in fixed} != fixed:
+        if {name: earlier.get(name) for name in about} != about:
             raise ValueError(f"{path.name} holds trainings with other settings: take another --out")
         trials = earlier["trials"]
     done = [trial["hyperparameters"] for trial in trials]
     left = [hyperparameters for hyperparameters in plan if as_read(hyperparameters) not in done]
     with progress_bar(len(plan), path.stem, enabled=bool(left)) as bar:
         for hyperparameters in left:
-            one = train_once(problem, test, LENET, way, hyperparameters, seed, more, rungs)
-            trials.append({"number": len(trials), **origin(here), **one})
+            trials.append({"number": len(trials), **origin(here), **train(hyperparameters)})
             total = Ledger()
             for trial in trials:
                 total.add(trial["ledger"])
-            write_result(path, {**here, **fixed, "trials": trials, "ledger": total.as_dict()})
+            write_result(path, {**here, **about, "trials": trials, "ledger": total.as_dict()})
             bar.advance(len(trials))
 
 

@@ -52,7 +52,8 @@ def test_cords_side_trains(name, our_loop):
     dataset = jdss.Dataset("random", images[:500], labels[:500], images[500:], labels[500:], 10)
     problem, test = trainings.split(dataset)
     form = cords_quality.FORMS[name]
-    trial = cords_quality.train_cords(problem, test, form, 4, seed=0, our_loop=our_loop)
+    values = {**cords_quality.HYPERPARAMETERS, "epochs": 4}
+    trial = cords_quality.train_cords(problem, test, form, values, seed=0, our_loop=our_loop)
     # Two epochs' worth of k = 22 on all the data are a step, and so is each epoch on a subset.
     assert trial["steps"] == 1 + 2
     (selection,) = trial["selections"]

@@ -78,7 +78,7 @@ def tuned(monkeypatch):
 
 def run(out, *arguments, recipe="mnist"):
     argv = ["--scale", "smoke", "--out", str(out), "--here", *arguments]
-    searches.main(RECIPES[recipe].RECIPE, "doc", argv)
+    searches.main(RECIPES[recipe].RECIPE, argv)
 
 
 def test_one_complete_file_a_strategy_pruner_and_seed(tuned, tmp_path):
@@ -123,7 +123,7 @@ def test_a_run_that_is_taken_up_again_does_nothing_twice(tuned, tmp_path):
     [
         (("scale", "name"), "paper", "scale"),
         (("search", "step"), 1, "step"),
-        (("strategy", "warm_start"), 0.5, "warm start"),
+        (("strategy", "warm_start"), 0.5, "warm_start"),
     ],
 )
 def test_files_of_another_experiment_are_refused(tuned, tmp_path, place, value, what):
@@ -159,11 +159,11 @@ def test_each_search_has_a_process_and_a_report_follows(tuned, tmp_path, monkeyp
 
     def run_module(module, arguments):
         started.append((module, arguments))
-        searches.main(mnist.RECIPE, "doc", arguments)
+        searches.main(mnist.RECIPE, arguments)
 
     monkeypatch.setattr(searches, "run_module", run_module)
     argv = ["--scale", "smoke", "--out", str(tmp_path), "--strategies", "full", "grad_match"]
-    searches.main(mnist.RECIPE, "doc", argv)
+    searches.main(mnist.RECIPE, argv)
     assert [module for module, _ in started] == ["experiments.mnist"] * 2
     assert started[0][1][-7:] == [
         *("--strategies", "full", "--pruners", "none", "--seeds", "0", "--here")
@@ -197,7 +197,7 @@ def test_mnist_runs_at_smoke_scale(tmp_path, capsys):
         pytest.skip("MNIST is not prepared: set TFDS_DATA_DIR to a directory that holds it")
     argv = ["--scale", "smoke", "--out", str(tmp_path), "--data-dir", str(directory)]
     argv += ["--retrainings", "2", "--pruners", "none", "asha"]
-    searches.main(mnist.RECIPE, "doc", argv)
+    searches.main(mnist.RECIPE, argv)
     results = read_results(tmp_path)
     assert len(results) == 10
     for result in results:  # each in a process of its own

@@ -54,7 +54,7 @@ def test_results_come_back_as_one_file_labelled_by_the_hardware(tmp_path):
     (out / "cifar10" / "full.json").write_text('{"trials": [1]}')
     packed = gpu.pack(out)
     assert gpu.pack(out) == packed  # the pack itself is no result
-    written = gpu.unpack(packed, into=tmp_path / "results")
+    written = gpu.unpacked(packed, into=tmp_path / "results")
     assert written == [tmp_path / "results" / "cpu" / "cifar10" / "full.json"]
     assert json.loads(written[0].read_text()) == {"trials": [1]}
 

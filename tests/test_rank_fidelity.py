@@ -145,7 +145,7 @@ def test_the_cost_counts_forward_passes_over_the_candidates():
 def test_the_names_of_ways_and_what_they_mean_are_kept():
     """Files of a run that was cut are gone on with, and tables find what they compare with."""
     known = {
-        name: way.schedule.describe() for name, way in rank_fidelity.ways((0.01, 0.05)).items()
+        name: way.schedule.describe() for name, way in rank_fidelity.ways_at((0.01, 0.05)).items()
     }
     assert {"full", "full-again", "cut_short-0.01", "cut_short-0.02", "uniform-fresh-0.05"} <= set(
         known
@@ -166,7 +166,7 @@ def test_the_names_of_ways_and_what_they_mean_are_kept():
 
 
 def test_cut_short_takes_the_steps_of_a_trial_on_subsets():
-    known = rank_fidelity.ways((0.05,))
+    known = rank_fidelity.ways_at((0.05,))
     data = np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32), np.arange(400) % 4
     model = nn.Dense(4)
 
