@@ -53,10 +53,6 @@ def count_not_finite(array: Any) -> int:
         return int((~jnp.isfinite(array)).sum())
 
 
-def check_budget(budget: Any, num_examples: int, name: str = "budget") -> int:
-    return check_positive_int(name, budget, num_examples)
-
-
 def check_integers(name: str, values: Any) -> jax.Array:
     """The integers as an int32 array."""
     values = values if isinstance(values, jax.Array) else np.asarray(values)

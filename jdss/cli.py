@@ -157,7 +157,7 @@ def select(
     """Pick a weighted subset by the gradients of a network's last layer.
 
         jdss select layer.npz --fraction 0.1 --out subset.npz
-        jdss select layer.npz --method craig --budget 500 --lifting per_class --out subset.json
+        jdss select layer.npz --method craig --budget 500 --lifting per_class
 
     Args:
       file: An .npz file with logits [n, c], labels [n] and features [n, d], the inputs of the last
@@ -170,22 +170,18 @@ def select(
       learning_rate: Of the training that follows, for glister.
       options: Passed to the method.
       seed: Decides on everything random.
-      out: A .npz or .json file for the indices and weights.
+      out: An .npz file for the indices and weights.
     """
     given = locals()
-    if out.suffix not in (".npz", ".json"):
-        raise ValueError(f"--out must end in .npz or .json, got {out}")
+    if out.suffix != ".npz":
+        raise ValueError(f"--out must end in .npz, got {out}")
     import jdss
     from jdss import _arguments as read
 
     names = ("logits", "features", "labels")
     arrays = dict(zip(names, read.arrays(file, names), strict=True))
     subset = _call(jdss.select, given, **arrays)
-    if out.suffix == ".npz":
-        subset.save(out)
-    else:
-        content = {"indices": subset.indices.tolist(), "weights": subset.weights.tolist()}
-        out.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    subset.save(out)
     print(f"{len(subset.indices)} of {len(arrays['labels'])} examples, in {out}")
 
 

@@ -38,9 +38,8 @@ class Selection:
       outer: "training", as in the paper, or "validation": the examples whose loss GLISTER lowers,
         or whose gradient GRAD-MATCH matches.
       gradients: "last_layer", exact and kept as two factors; "own_class", of these the part of the
-        example's own class alone (d numbers in place of c·d, as CORDS does by default; for
-        selections class by class); or "all", those of all parameters, each projected at random (see
-        `jdss.projected_gradients`).
+        example's own class alone (d numbers in place of c·d, as CORDS does; for selections class by
+        class); or "all", of all parameters, projected at random (`jdss.projected_gradients`).
       projection_dimension: the numbers kept of each gradient of all parameters.
       options: what else the method is given, by name: {"ridge": 0.0}, {"greedy": "stochastic"}, …
 

@@ -119,7 +119,7 @@ def per_class(select: Select, labels: Any, num_classes: int) -> Select:
             raise TypeError("mask must be concrete in a per-class selection")
         with jax.ensure_compile_time_eval():  # the gradients, and so the caller, may be traced
             allowed = np.asarray(_checks.check_mask(mask, num_examples))
-        budget = _checks.check_budget(budget, int(allowed.sum()))
+        budget = _checks.check_positive_int("budget", budget, int(allowed.sum()))
         sizes = np.bincount(labels[allowed], minlength=num_classes)
         shares, width = class_shares(sizes, budget), int(sizes.max())
         members = np.zeros((num_classes, width), np.int32)
@@ -185,7 +185,7 @@ def _select_in_classes(
     own: dict[str, Any],  # what differs from class to class, with a leading axis for the class
     places: jax.Array,  # int32[k], those that count, among the places of all classes
 ) -> Subset:
-    devices, num_classes = parallel.num_devices(), len(own["members"])
+    devices, num_classes = jax.device_count(), len(own["members"])
     if devices == 1 or num_classes == 1 or not _checks.is_concrete(gradients, options, own):
         return _on_one_device(method, gradients, options, own, places)
     # Every device takes an equal share of the classes; those left over are filled up with some

@@ -34,10 +34,10 @@ class Loss:
       last_layer_errors: its derivative by the outputs, float32[b, c]; None differentiates `value`.
       metric: what trials are scored by where nothing else is said: a name, or a function of outputs
         and targets to a number, or to one an example, of which more is better. None is "loss".
-      classes: what the labels are. True for class indices int[n], False for numbers, which become
-        float32; None takes either: integers [n] are classes, all else are numbers.
-      label_smoothing: whether `value` and `last_layer_errors` take the hyper-parameter of that name
-        as a third argument.
+      classes: True for labels that are class indices int[n], False for numbers, which become
+        float32; None takes integers [n] as classes, all else as numbers.
+      label_smoothing: whether both functions take the hyper-parameter of that name as a third
+        argument.
 
     Example:
       >>> huber = Loss("huber", lambda outputs, targets: optax.huber_loss(outputs[:, 0], targets))

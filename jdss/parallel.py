@@ -28,11 +28,6 @@ _LOCK = threading.Lock()  # two threads that ask for one program get the same
 _MOST_PROGRAMS = 256
 
 
-def num_devices() -> int:
-    """The devices, of all processes, that a parallel function runs on."""
-    return jax.device_count()
-
-
 def parallel(
     function: Callable[..., Any], donate: tuple[int, ...] = (), *, compile_fast: bool = True
 ) -> Callable[..., Any]:
@@ -65,8 +60,7 @@ def parallel(
 
     def prepare(*arguments: Any) -> None:
         placed = _placed(arguments)
-        program = compiled_for(placed)
-        if hasattr(program, "lower"):  # of `pmap`: then it is read from the cache on disk
+        if hasattr(program := compiled_for(placed), "lower"):  # of `pmap`: read from disk then
             program.lower(*placed).compile()
 
     call.prepare = prepare  # type: ignore[attr-defined]

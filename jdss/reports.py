@@ -61,19 +61,13 @@ def report(
         import jinja2
         import plotly  # noqa: F401
     except ImportError as error:
-        raise ModuleNotFoundError(
-            f'a report needs {error.name}, of the extra "report": '
-            'pip install "jdss-jax[report]", or in a checkout pip install -e ".[report]"',
-            name=error.name,
-        ) from None
+        needed = (
+            f'a report needs {error.name}, of the extra "report": pip install "jdss-jax[report]"'
+        )
+        raise ModuleNotFoundError(needed, name=error.name) from None
     study = _open_study(storage, study_name)
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("jdss"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader, strict = jinja2.PackageLoader("jdss"), jinja2.StrictUndefined
+    templates = jinja2.Environment(loader=loader, autoescape=True, undefined=strict)
     templates.filters["text"] = _text
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,11 +133,10 @@ def _figures(study: optuna.Study, metric: str, scores: set[float]) -> Iterator[t
     trials = study.get_trials(deepcopy=False)
     if any(trial.value is not None for trial in trials):
         yield "History", visualization.plot_optimization_history(study)
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    complete = (trial for trial in trials if trial.state == TrialState.COMPLETE)
     names = sorted({name for trial in complete for name in trial.params})
     for name in names:
-        figure = visualization.plot_slice(study, params=[name], target_name=metric)
-        yield "Hyper-parameters", figure
+        yield "Hyper-parameters", visualization.plot_slice(study, [name], target_name=metric)
     if names and len(scores) >= _MANY_SCORES:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -158,18 +151,11 @@ def _figures(study: optuna.Study, metric: str, scores: set[float]) -> Iterator[t
 
 def _drawn(figure: Any, with_plotly: bool) -> str:
     """A figure as HTML, as wide as the page allows, to be read on white and on black."""
-    figure.update_layout(
-        template="none",
-        title=None,
-        autosize=True,
-        width=None,
-        height=300,
-        margin={"l": 64, "r": 12, "t": 12, "b": 48},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": "#7b8794"},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
-    )
+    clear, margin = "rgba(0,0,0,0)", {"l": 64, "r": 12, "t": 12, "b": 48}
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
+    figure.update_layout(template="none", title=None, font={"color": "#7b8794"}, legend=legend)
+    figure.update_layout(autosize=True, width=None, height=300, margin=margin)
+    figure.update_layout(paper_bgcolor=clear, plot_bgcolor=clear)
     lines = {"automargin": True, "gridcolor": "rgba(123,135,148,.25)", "zeroline": False}
     figure.update_xaxes(**lines).update_yaxes(**lines)
     figure.update_traces(marker_showscale=False, selector={"type": "scatter"})

@@ -129,7 +129,7 @@ def check_places(
     budget: Any, num_examples: int, mask: Any, count: Any
 ) -> tuple[int, jax.Array, jax.Array]:
     """Checks and returns budget, mask bool[n] (all, if None) and count int32[] (all, if None)."""
-    budget = _checks.check_budget(budget, num_examples)
+    budget = _checks.check_positive_int("budget", budget, num_examples)
     return budget, _checks.check_mask(mask, num_examples), _checks.check_count(count, budget)
 
 
@@ -167,7 +167,7 @@ def class_shares(class_sizes: np.ndarray, budget: int) -> np.ndarray:
     """
     class_sizes = np.asarray(class_sizes, np.int64)
     total = int(class_sizes.sum())
-    budget = _checks.check_budget(budget, total)
+    budget = _checks.check_positive_int("budget", budget, total)
     present = class_sizes > 0
     if budget < present.sum():
         shares = np.zeros_like(class_sizes)

@@ -276,14 +276,14 @@ def test_select_writes_the_subset_that_the_function_gives(files, tmp_path, metho
     assert len(set(np.asarray(expected.indices).tolist())) == 9
 
 
-def test_select_by_class_takes_from_every_class_and_writes_json(files, tmp_path):
-    out = tmp_path / "subset.json"
+def test_select_by_class_takes_from_every_class(files, tmp_path):
+    out = tmp_path / "subset.npz"
     lifting = ("--lifting", "per_class", "--method", "craig", "--fraction", 0.1)
     assert run("select", files / "layer.npz", *lifting, "--out", out).exit_code == 0
-    written = json.loads(out.read_text())
+    written = jdss.Subset.load(out)
     with np.load(files / "layer.npz") as layer:
-        assert sorted(layer["labels"][written["indices"]]) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert sum(written["weights"]) == pytest.approx(90)
+        assert sorted(layer["labels"][written.indices]) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert sum(written.weights.tolist()) == pytest.approx(90)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_select_by_class_takes_from_every_class_and_writes_json(files, tmp_path)
         (["--budget", 3, "--fraction", 0.1], "budget must be left out with a fraction"),
         (["--method", "full"], "method must be one of 'craig', 'glister'"),
         (["--lifting", "by_class"], "lifting must be one of"),
-        (["--out", "subset.txt"], "--out must end in .npz or .json"),
+        (["--out", "subset.txt"], "--out must end in .npz"),
     ],
 )
 def test_select_refuses_with_status_2(files, arguments, message):

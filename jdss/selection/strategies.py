@@ -217,7 +217,7 @@ def select(
     if budget is None:
         share = _checks.check_fraction("fraction", 0.05 if fraction is None else fraction)
         budget = max(round(share * num_examples), 1)
-    budget = _checks.check_budget(budget, num_examples)
+    budget = _checks.check_positive_int("budget", budget, num_examples)
 
     gradients: Any = num_examples
     given: dict[str, Any] = {}

@@ -122,7 +122,7 @@ def compute_projected_gradients(
     sketch = parallel.replicate(make_sketch(key, num_parameters, dimension))
     size = min(
         usual_chunk_size() if chunk_size is None else chunk_size,
-        rows_at_once(num_parameters) * parallel.num_devices(),
+        rows_at_once(num_parameters) * jax.device_count(),
     )
     project = partial(_project, sketch, jnp.float32(label_smoothing))
     passes = _over_chunks(project, state, examples, indices, size)
@@ -183,7 +183,7 @@ def _chunks(indices: np.ndarray, chunk_size: int | None) -> Iterator[tuple[np.nd
     """
     size = usual_chunk_size() if chunk_size is None else chunk_size
     size = _checks.check_positive_int("chunk_size", size)
-    size += -size % parallel.num_devices()
+    size += -size % jax.device_count()
     if len(indices) < size:
         yield np.concatenate([np.resize(indices, size - len(indices)), indices]), 0, len(indices)
         return

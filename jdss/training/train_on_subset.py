@@ -316,7 +316,7 @@ def _train_by_blocks(
     steps: _Steps,
 ) -> tuple[TrainState, _Progress, TrainMetrics]:
     """`_train` of examples on the host; the numbers of steps must be concrete."""
-    width = hyper.batch_size + -hyper.batch_size % parallel.num_devices()
+    width = hyper.batch_size + -hyper.batch_size % jax.device_count()
     epoch_steps = steps_per_epoch(int(order.size), hyper.batch_size)
     fitting = BLOCK_BYTES // max(data.bytes_each * width, 1)
     size = max(min(fitting, epoch_steps, _MOST_STEPS), 1)
