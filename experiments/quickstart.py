@@ -7,13 +7,13 @@ search's winner is retrained on everything and tested on digits that none has se
 downloaded.
 """
 
-import argparse
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -64,18 +64,14 @@ def draw(found: pd.DataFrame, path: Path) -> None:
     FigureCanvasAgg(figure).print_png(str(path))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="for the figure")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--trials", type=int, default=8)
-    parser.add_argument("--images", type=int, default=20_000)
-    arguments = parser.parse_args()
-
+def main(
+    out: Path = Path("runs/quickstart"), seed: int = 0, trials: int = 8, images: int = 20_000
+) -> None:
+    """Tunes LeNet on subsets and on everything, and draws what it took into `out`."""
     digits = jdss.load_dataset("digits")
-    first, held_out = jdss.stratified_split(digits.labels, 0.1, seed=arguments.seed)
-    keys = jax.random.split(jax.random.key(arguments.seed), 3)
-    parts = ((first, arguments.images), (held_out, arguments.images // 10))
+    first, held_out = jdss.stratified_split(digits.labels, 0.1, seed=seed)
+    keys = jax.random.split(jax.random.key(seed), 3)
+    parts = ((first, images), (held_out, images // 10))
     train, validation = (
         enlarged(digits.images[part], digits.labels[part], size, key)
         for (part, size), key in zip(parts, keys[:2], strict=True)
@@ -88,12 +84,12 @@ def main() -> None:
             jdss.models.LeNet(num_classes=10),
             train,
             selection=selection,
-            trials=arguments.trials,
+            trials=trials,
             validation=validation,
             test=test,
             # The sampler draws at random by the seed alone: the same for all of them.
             search=jdss.Search(space=space, sampler="random", pruner=pruner),
-            seed=arguments.seed,
+            seed=seed,
         )
         assert result.retraining is not None
         # Without compilation, which the first search pays for all.
@@ -108,16 +104,16 @@ def main() -> None:
             f"{accuracy:.1f}% on the test set after retraining"
         )
     found = pd.DataFrame(rows).T
-    draw(found, arguments.out / "quickstart.png")
+    draw(found, out / "quickstart.png")
     ours, theirs = found.iloc[0], found.iloc[-1]
     same = "the same" if ours["configuration"] == theirs["configuration"] else "another"
     print(
         f"\nGRAD-MATCH with ASHA found {same} configuration "
         f"{theirs['seconds'] / ours['seconds']:.0f} times faster ({ours['accuracy']:.1f}% and "
         f"{theirs['accuracy']:.1f}% on the test set).\n"
-        f"The figure is in {arguments.out / 'quickstart.png'}."
+        f"The figure is in {out / 'quickstart.png'}."
     )
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

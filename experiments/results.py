@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -62,14 +63,8 @@ def write_json(path: Path, content: Any) -> None:
     text = json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def plain(value: Any, where: str = "") -> Any:
@@ -85,10 +80,8 @@ def plain(value: Any, where: str = "") -> Any:
     if isinstance(value, (str, os.PathLike)):
         return without_paths(os.fspath(value))
     if isinstance(value, Mapping):
-        return {
-            str(key): plain(item, f"{where}.{key}" if where else str(key))
-            for key, item in value.items()
-        }
+        dot = f"{where}." if where else ""
+        return {str(key): plain(item, f"{dot}{key}") for key, item in value.items()}
     if isinstance(value, Sequence):
         return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
     raise TypeError(f"{where} has no JSON form: {type(value).__name__}")
@@ -158,22 +151,14 @@ def without_paths(text: str) -> str:
 
 def commit(checkout: Path) -> str | None:
     """HEAD of a checkout, "-dirty" where its tracked files differ; results are not counted."""
-
-    def git(*arguments: str) -> str:
-        # Inside a git hook these variables name another repository.
-        env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-        return subprocess.check_output(
-            ["git", "-C", str(checkout), *arguments],
-            env=env,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            timeout=30,
-        )
-
+    # Inside a git hook these variables name another repository.
+    env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    git: Any = partial(subprocess.check_output, env=env, stderr=subprocess.DEVNULL, text=True)
+    here = ["git", "-C", str(checkout)]
     try:
-        root, head = git("rev-parse", "--show-toplevel", "HEAD").splitlines()
-        results = ":(exclude)experiments/results"
-        changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", results)
+        root, head = git([*here, "rev-parse", "--show-toplevel", "HEAD"]).splitlines()
+        code = ("--untracked-files=no", "--", ".", ":(exclude)experiments/results")
+        changes = git([*here, "status", "--porcelain", *code])
     except (OSError, subprocess.SubprocessError):
         return None
     # An installed package may lie in the checkout of somebody else's project.

@@ -7,13 +7,13 @@ objective: each of P devices chooses k of its own part, and k are chosen from th
 together. Devices are simulated; the gradients are those of LeNet on MNIST.
 """
 
-import argparse
 import itertools
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+import tyro
 
 import jdss
 from experiments.results import environment, write_json
@@ -88,28 +88,25 @@ def losses(gradients: FactoredGradients, labels: np.ndarray) -> pd.DataFrame:
     return 100 * (frame.groupby("parts")["ratio"].agg(["mean", "max"]) - 1)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--data-dir", help="of tensorflow_datasets; default: TFDS_DATA_DIR")
-    parser.add_argument("--out", type=Path, default=Path("runs/scale.json"))
-    arguments = parser.parse_args()
+def main(
+    images: int = 20_000, data_dir: str | None = None, out: Path = Path("runs/scale.json")
+) -> None:
+    """What a selection of a million examples takes, and what two rounds of greedy lose on MNIST."""
     million = costs()
     print("A million examples, 1,000 classes, 768 features, 5%:")
     print(million.round(1).to_string())
-    mnist = jdss.load_dataset("mnist", data_dir=arguments.data_dir).head(arguments.images)
+    mnist = jdss.load_dataset("mnist", data_dir=data_dir).head(images)
     lenet, two = jdss.models.LeNet(num_classes=10), {"epochs": 2}
     fitted = jdss.fit(lenet, mnist, selection="full", hyperparameters=two, progress=False)
     examples = jdss.make_examples(mnist.images, mnist.labels)
     gradients = jdss.compute_gradients(fitted.state, examples, np.arange(len(mnist.labels)))
     lost = losses(gradients, np.asarray(mnist.labels))
-    print(f"\nTwo rounds, MNIST, {arguments.images:,} images, 5% of each class: % above greedy's")
+    print(f"\nTwo rounds, MNIST, {images:,} images, 5% of each class: % above greedy's")
     print(lost.round(2).to_string())
     known = million.astype(object).where(million.notna(), None)
     tables = {"million": known.to_dict(), "two_rounds_percent": lost.to_dict()}
-    content = {**environment(), "images": arguments.images, **tables}
-    write_json(arguments.out, content)
+    write_json(out, {**environment(), "images": images, **tables})
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -37,7 +37,7 @@ def test_all_sections_run(tmp_path):
     if not any(directory.glob("mnist/*/dataset_info.json")):
         pytest.skip("MNIST is not prepared: set TFDS_DATA_DIR to a directory that holds it")
     out = tmp_path / "selection.json"
-    selection.main(["--scale", "tiny", "--out", str(out)])
+    selection.main(scale="tiny", out=out)
     results = json.loads(out.read_text())["sections"]
     assert set(results) == set(selection.SECTIONS)
     for section in results.values():
@@ -50,7 +50,7 @@ def test_a_section_is_complete_and_keeps_the_others(
 ):
     out = tmp_path / "selection.json"
     out.write_text(json.dumps({"sections": {"round": {"kept": True}}}))
-    selection.main(["--scale", "tiny", "--out", str(out), "--only", name])
+    selection.main((name,), "tiny", out)
     results = json.loads(out.read_text())["sections"]
     assert results["round"] == {"kept": True}
     section = results[name]

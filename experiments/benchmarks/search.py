@@ -7,7 +7,7 @@ ten full trainings of 15 epochs, of which one for each batch size of the space i
 their mean taken. The decoded data set is on disk for all. All in one run, one after the other.
 """
 
-import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -16,6 +16,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import tyro
 
 from experiments.benchmarks.timing import load_average
 from experiments.results import environment, write_json
@@ -88,33 +90,31 @@ def table(result: Mapping[str, Any]) -> Table:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--searches", nargs="+", choices=SEARCHES, default=list(SEARCHES)[:3])
-    parser.add_argument("--out", type=Path, default=Path("runs/search.json"))
-    arguments = parser.parse_args()
-    before, searches = load_average(), []
+def main(
+    searches: tuple[str, ...] = tuple(SEARCHES)[:3], out: Path = Path("runs/search.json")
+) -> None:
+    """Times searches, of those by name, in a first and in a second process."""
+    before, found = load_average(), []
     with tempfile.TemporaryDirectory() as directory:
         # Without compiling and loading.
         trainings = [
             float(run(f"{directory}/full", "-c", _TRAINING, str(EPOCHS), str(size)))
             for size in BATCH_SIZES
         ]
-        for name in arguments.searches:
-            for process in ("first", "second"):
-                found = search(name, f"{directory}/{name}")
-                searches.append({"name": name, "process": process, **found})
-                print(name, process, found["total_seconds"], flush=True)
+        for name, process in itertools.product(searches, ("first", "second")):
+            one = search(name, f"{directory}/{name}")
+            found.append({"name": name, "process": process, **one})
+            print(name, process, one["total_seconds"], flush=True)
     result = {
         **environment(),
         "load_average": [*before, *load_average()],
         "full_training_seconds": dict(zip(map(str, BATCH_SIZES), trainings, strict=True)),
         "full_trainings_seconds": TRAININGS * sum(trainings) / len(trainings),
-        "searches": searches,
+        "searches": found,
     }
-    write_json(arguments.out, result)
+    write_json(out, result)
     print(table(result).markdown())
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -5,17 +5,17 @@ it ran, and replaces its earlier self there: its `problem` in words, the `rows` 
 which peers are `missing`, and why. `experiments.report` makes the tables of README.md.
 """
 
-import argparse
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+import tyro
 
 import jdss
 from experiments.benchmarks import peers
@@ -201,17 +201,16 @@ def round_(scale: Scale) -> dict[str, Any]:
 SECTIONS = {"facility_location": facility_location, "pursuit": pursuit, "round": round_}
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="NAME", help="sections")
-    parser.add_argument("--scale", choices=SCALES, default="full")
-    parser.add_argument("--out", type=Path, help="the result file; default: the committed one")
-    arguments = parser.parse_args(argv)
-    scale = arguments.scale
+def main(
+    only: tuple[str, ...] = tuple(SECTIONS),
+    scale: Literal["full", "tiny"] = "full",
+    out: Path | None = None,
+) -> None:
+    """Times sections, by name, beside the peers that are installed; by default into RESULTS."""
     committed = RESULTS / "benchmarks" if scale == "full" else Path("runs/benchmarks-tiny")
-    out = arguments.out or committed / "selection.json"
+    out = out or committed / "selection.json"
     results = json.loads(out.read_text()) if out.exists() else {"sections": {}}
-    for name in arguments.only or SECTIONS:
+    for name in only:
         load, where = load_average(), environment()
         where["versions"] |= peers.versions()
         section = SECTIONS[name](SCALES[scale])
@@ -223,4 +222,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -11,7 +11,6 @@ step: forward, backward, and SGD with momentum. Every case is written into the r
 as it is done; `experiments.report` makes the table of README.md.
 """
 
-import argparse
 import json
 import multiprocessing
 import statistics
@@ -26,6 +25,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import tyro
 
 import jdss
 from experiments.benchmarks.peers import torch_lenet
@@ -199,17 +199,16 @@ def against_torch(name: str, sides: Sequence[str], repeats: int) -> dict[str, An
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=CASES, default=CASES, metavar="CASE")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, metavar="SIDE")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS / "benchmarks" / "training.json")
-    arguments = parser.parse_args()
-    out = arguments.out
+def main(
+    only: tuple[str, ...] = tuple(CASES),
+    sides: tuple[str, ...] = tuple(SIDES),
+    repeats: int = 5,
+    out: Path = RESULTS / "benchmarks" / "training.json",
+) -> None:
+    """Times cases, by name, on sides, by name."""
     cases = json.loads(out.read_text())["trials"] if out.exists() else []
-    for name in arguments.only:
-        result = against_torch(name, list(arguments.sides), arguments.repeats)
+    for name in only:
+        result = against_torch(name, sides, repeats)
         # Each case carries the run that it comes from; a machine that is shared is said to be.
         about = {"case": name, "load_average": next(iter(load_average()), None), **environment()}
         cases = [one for one in cases if one["case"] != name] + [{**about, **result}]
@@ -219,4 +218,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)
