@@ -42,7 +42,7 @@ STRATEGIES = {
     },
 }
 FRACTION = 0.05
-Strategy = Literal["full", "uniform", "craig", "glister", "grad_match"]
+Strategy = Literal["full", "uniform", "milo", "craig", "glister", "grad_match"]
 Pruner = Literal["none", "asha", "hyperband"]
 
 

@@ -162,7 +162,7 @@ def select(
     Args:
       file: An .npz file with logits [n, c], labels [n] and features [n, d], the inputs of the last
         dense layer.
-      method: grad_match, craig, glister, uniform or stratified.
+      method: grad_match, craig, glister, milo, uniform or stratified.
       fraction: The share of the examples. Default: 0.05.
       budget: How many examples, in place of a fraction.
       lifting: all, per_class or per_batch. Default: the method's own.

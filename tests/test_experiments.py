@@ -84,7 +84,7 @@ def run(out, *arguments, recipe="mnist"):
 def test_one_complete_file_a_strategy_pruner_and_seed(tuned, tmp_path):
     run(tmp_path, "--pruners", "none", "hyperband", "--seeds", "0", "3")
     results = read_results(tmp_path)
-    assert len(results) == len(tuned) == 5 * 2 * 2
+    assert len(results) == len(tuned) == 6 * 2 * 2
     assert {path.name for path in tmp_path.glob("grad_match*.json")} == {
         f"grad_match{pruner}-seed{seed}.json" for pruner in ("", "-hyperband") for seed in (0, 3)
     }
@@ -101,9 +101,9 @@ def test_strategies_are_treated_alike_but_for_how_they_choose(tuned, tmp_path):
     spaces = {str(call["search"].space) for call in tuned}
     names = {call["study_name"] for call in tuned}  # of which Hyperband draws brackets
     assert len(spaces) == len(names) == 1
-    assert len({call["storage"] for call in tuned}) == 5
+    assert len({call["storage"] for call in tuned}) == 6
     by_method = {call["selection"].method: call["selection"] for call in tuned}
-    assert set(by_method) == {"full", "uniform", "craig", "glister", "grad_match"}
+    assert set(by_method) == {"full", "uniform", "milo", "craig", "glister", "grad_match"}
     assert (by_method["uniform"].every, by_method["uniform"].warm_start) == (1, 0.0)
     assert by_method["craig"].every == by_method["grad_match"].every == 5
 
@@ -199,7 +199,7 @@ def test_mnist_runs_at_smoke_scale(tmp_path, capsys):
     argv += ["--retrainings", "2", "--pruners", "none", "asha"]
     searches.main(mnist.RECIPE, argv)
     results = read_results(tmp_path)
-    assert len(results) == 10
+    assert len(results) == 12
     for result in results:  # each in a process of its own
         assert f"--strategies {result['strategy']['name']} " in result["command"]
         assert 1e8 < result["process_peak_memory_bytes"] < 1e10
