@@ -35,12 +35,10 @@ from tyro.conf import Positional
 from jdss.config import Named, Search, Selection, Task, Workers
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
-# By the names of errors, which are imported only where they can be raised.
-_STATUS = {
-    **dict.fromkeys(("SearchFailedError", "WorkerError", "TrainingDivergedError"), FAILED),
-    **dict.fromkeys(("ValueError", "TypeError", "OSError", "ImportError", "LookupError"), MISTAKE),
-    **dict.fromkeys(("DatasetNotPreparedError", "StorageError"), MISTAKE),
-}
+# Errors by their names: they are imported only where they can be raised.
+_FAILURES = {"SearchFailedError", "WorkerError", "TrainingDivergedError"}
+_MISTAKES = {"ValueError", "TypeError", "OSError", "ImportError", "LookupError"}
+_MISTAKES |= {"DatasetNotPreparedError", "StorageError"}
 
 StudyName = Annotated[str | None, tyro.conf.arg(aliases=("--study",))]
 _SELECTION, _TASK, _SEARCH = Selection(), Task(), Search()
@@ -225,11 +223,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         told = str(interruption) or "interrupted; with --storage, the same command goes on"
         _end(INTERRUPTED, told)
     except Exception as error:
-        kinds = (kind.__name__ for kind in type(error).__mro__)
-        status = next((_STATUS[kind] for kind in kinds if kind in _STATUS), None)
-        if status is None or os.environ.get("JDSS_TRACEBACK"):
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if not kinds & (_FAILURES | _MISTAKES) or os.environ.get("JDSS_TRACEBACK"):
             raise  # a bug of ours: its traceback is what there is to say
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        status = FAILED if kinds & _FAILURES else MISTAKE
         _end(status, " ".join(text.split()) or type(error).__name__)
 
 
