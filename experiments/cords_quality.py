@@ -41,6 +41,7 @@ from jdss.training.visits import steps_per_epoch
 Side = Literal["cords", "cords-in-our-loop", "jdss"]
 SIDES: tuple[Side, ...] = get_args(Side)
 FRACTION, SELECT_EVERY, WARM_START = 0.05, 5, 0.5
+LOOP = {"fraction": FRACTION, "select_every": SELECT_EVERY, "warm_start": WARM_START}
 HYPERPARAMETERS: Mapping[str, Any] = {
     "learning_rate": 0.05,
     "momentum": 0.9,
@@ -218,9 +219,8 @@ def train_all(
     plan = [{**HYPERPARAMETERS, "epochs": epochs}]
     for seed, side in itertools.product(seeds, sides):
         made = robustness.corrupt(mnist, condition, seed)
-        problem, test = (
-            trainings.split(mnist) if condition == "clean" else (made.problem, made.test)
-        )
+        clean = condition == "clean"
+        problem, test = trainings.split(mnist) if clean else (made.problem, made.test)
         settings = run.about(problem, test, f"{epochs} epochs")
         settings["dataset"]["condition"] = condition
         settings |= {"library": side, "seeds": {"training": seed, "split": 0}}
@@ -231,18 +231,18 @@ def train_all(
                 trainings.run(path, problem, test, WAYS[name], plan, seed, settings=settings)
                 continue
             form = FORMS[name]
-            strategy: dict[str, Any] = {
-                "way": name,
-                "name": form.strategy or "uniform",
-                "fraction": FRACTION,
-            }
-            strategy |= {"select_every": SELECT_EVERY, "warm_start": WARM_START}
-            strategy |= {kind: getattr(form, kind) for kind in ("label", "outer", "options")}
-            about: dict[str, Any] = {
+            about = {
                 "model": "LeNet",
-                "network": "its twin in PyTorch, with Flax's first weights",
+                "network": "its twin in PyTorch, with the weights that Flax initialises",
+                "peers": peers.versions(),
+                "strategy": {
+                    "way": name,
+                    **LOOP,
+                    **form._asdict(),
+                    "name": form.strategy or "uniform",
+                },
+                **settings,
             }
-            about |= {"strategy": {**strategy, "in_order": form.in_order}, **settings}
             ours = side == "cords-in-our-loop"
             train = partial(train_cords, problem, test, form, seed=seed, our_loop=ours)
             trainings.keep(path, plan, about, train)
