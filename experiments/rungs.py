@@ -15,7 +15,6 @@ import numpy as np
 from experiments import rank_fidelity, trainings
 from experiments.results import RESULTS, Result, read_results
 from experiments.tables import Table
-from experiments.trainings import Way
 
 RUNGS = (1, 2, 3, 5, 9)
 WAYS = (
@@ -23,6 +22,7 @@ WAYS = (
     trainings.subsets("grad_match", "GRAD-MATCH", candidates=0.5),
 )
 FULL = RESULTS / "rank-fidelity-cosine"
+FRACTION, SMALLER = 0.05, 0.01
 KEPT = 3
 """A rung is asked whether the best configuration is among the best third."""
 
@@ -57,12 +57,20 @@ def table(results: Sequence[Result]) -> Table:
                 continue
             ends = np.array([trial["validation_accuracy"] or 0.0 for trial in trials])
             if few := result["epochs"]:
-                rows.append(_row(way, f"all epochs, of {few}", few / epochs, truth, ends))
+                rows.append(_row(way.label, f"all epochs, of {few}", few / epochs, truth, ends))
                 continue
             for rung in RUNGS:
                 scores = np.array([trial["rungs"].get(str(rung), 0.0) for trial in trials])
-                rows.append(_row(way, f"rung at epoch {rung}", rung / epochs, truth, scores))
-            rows.append(_row(way, "the end", np.ones(1), truth, ends))
+                rows.append(_row(way.label, f"rung at epoch {rung}", rung / epochs, truth, scores))
+            rows.append(_row(way.label, "the end", np.ones(1), truth, ends))
+    # What is saved by smaller subsets in place of fewer epochs.
+    for result in read_results(FULL):
+        strategy = result["strategy"]
+        is_whole = len(result["trials"]) == len(truth)
+        if is_whole and strategy["way"] == f"uniform-{SMALLER:g}":
+            ends = np.array([trial["validation_accuracy"] or 0.0 for trial in result["trials"]])
+            share = np.full(1, SMALLER / FRACTION)
+            rows.append(_row(strategy["label"], "the end", share, truth, ends))
     if not rows:
         raise ValueError(f"results must hold a way's trainings of all {len(truth)} configurations")
     return Table.of(
@@ -75,16 +83,16 @@ def table(results: Sequence[Result]) -> Table:
 
 
 def _row(
-    way: Way, where: str, share: np.ndarray, truth: np.ndarray, scores: np.ndarray
+    label: str, where: str, share: np.ndarray, truth: np.ndarray, scores: np.ndarray
 ) -> dict[str, str | None]:
     best = np.argsort(-truth, kind="stable")[: rank_fidelity.BEST]
     spearman = rank_fidelity.correlation(truth, scores)
     among = rank_fidelity.correlation(truth[best], scores[best])
     kept = np.argsort(-scores, kind="stable")[: -(-len(truth) // KEPT)]
     return {
-        "trained on": way.label,
+        "trained on": label,
         "looked at": where,
-        "share of its epochs": f"{100 * share.mean():.0f}%",
+        "share of the steps": f"{100 * share.mean():.0f}%",
         "rank correlation": spearman and spearman.shown(),
         f"among the {len(best)} best": among and among.shown(),
         "regret (points)": rank_fidelity.regret(truth, scores).shown(factor=100),
