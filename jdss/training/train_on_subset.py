@@ -22,8 +22,8 @@ import optax
 from jdss import _checks, parallel
 from jdss.data.examples import Examples, HostExamples, training_batch
 from jdss.data.rows import bytes_each
-from jdss.models.batch_norm import whole_batch_statistics
 from jdss.models.calling import apply_model
+from jdss.models.layers import whole_batch_statistics
 from jdss.subset import Subset
 from jdss.training.hyperparameters import (
     LEARNING_RATE_SCHEDULES,
