@@ -124,10 +124,10 @@ def check_strategy(
 
 def _check_options(strategy: Strategy) -> None:
     """Refuses options now that would be refused only after a warm start."""
-    select, row = strategy.select, jax.ShapeDtypeStruct((4, 2), jnp.float32)
-    if select is None or not strategy.options:
+    method, row = strategy.select, jax.ShapeDtypeStruct((4, 2), jnp.float32)
+    if method is None or not strategy.options:
         return
-    parameters = inspect.signature(select).parameters.values()
+    parameters = inspect.signature(method).parameters.values()
     known = {p.name for p in parameters if p.kind == p.KEYWORD_ONLY}
     known -= {"key", "mask", "count", "groups"}
     if strategy.lifting == "per_class":
@@ -147,7 +147,7 @@ def _check_options(strategy: Strategy) -> None:
             given["objective"] = LastLayerObjective(errors, inputs, labels)
         if strategy.needs_importance:
             given["importance"] = errors[:, 0]
-        return select(FactoredGradients(errors, inputs), 2, key=key, **given)
+        return method(FactoredGradients(errors, inputs), 2, key=key, **given)
 
     labels = jax.ShapeDtypeStruct((4,), jnp.int32)
     jax.eval_shape(trace, row, row, labels, jax.random.key(0))
