@@ -1,11 +1,8 @@
 """Data sets by name: scikit-learn's digits (embedded), and MNIST and CIFAR through TFDS.
 
-`tensorflow_datasets.data_source` reads prepared data without TensorFlow. Preparing a data set for
-the first time does import TensorFlow: that is the extra `jdss-jax[prepare]`.
-
+Prepared data is read without TensorFlow; to prepare it takes that: the extra `jdss-jax[prepare]`.
 What was decoded is kept as memory-mapped arrays in `$XDG_CACHE_HOME/jdss/data`
-(`~/.cache/jdss/data`), a directory for each state of the prepared files, and may be removed at any
-time.
+(`~/.cache/jdss/data`), a directory for each state of the prepared files, and may be removed.
 """
 
 import hashlib

@@ -77,7 +77,7 @@ def stratified_split(
     is room, so that no class is scored that was never learned.
 
     Args:
-      labels: int[n], class indices.
+      labels: int[n], class indices, at least two.
       fraction: the share of the second part, in (0, 1): round(fraction · n) examples, at least 1.
       seed: the same seed gives the same split.
 
@@ -85,8 +85,7 @@ def stratified_split(
       The sorted indices int32 of the first part (the larger one by default) and of the second.
 
     Raises:
-      TypeError, ValueError: for labels that are not integers, or fewer than two; a fraction
-        outside (0, 1).
+      TypeError, ValueError: for arguments not as above.
 
     Example:
       >>> train, validation = stratified_split([0, 0, 0, 0, 1, 1, 1, 1], 0.25)

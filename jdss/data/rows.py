@@ -31,31 +31,6 @@ _INPUTS = ("image", "img", "inputs", "input", "features", "x")
 _AT_ONCE = 1000  # examples of a sequence that are asked for together
 
 
-class Rows(Protocol):
-    """Inputs that can be taken by their indices, and how many there are."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def first(self) -> Any:
-        """The inputs [1, …] of one example, of which shapes and types are those of all."""
-
-    def take(self, indices: Any) -> Any:
-        """The inputs [m, …] of some examples, in host memory, of the types that are stored."""
-
-
-def bytes_each(rows: Rows) -> int:
-    """The bytes that one example's inputs take on the device."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(rows.first))
-
-
-def in_parts(rows: Rows, indices: Any = None) -> Iterator[Any]:
-    """The inputs of some examples, or of all, in parts that stay in the cache."""
-    indices = np.arange(len(rows)) if indices is None else np.asarray(indices)
-    size = max(PART_BYTES // max(bytes_each(rows), 1), 1)
-    return (rows.take(indices[start : start + size]) for start in range(0, len(indices), size))
-
-
 @dataclass(frozen=True)
 class ArrayRows:
     """Inputs in arrays, which may be memory-mapped files."""
@@ -67,9 +42,11 @@ class ArrayRows:
 
     @property
     def first(self) -> Any:
+        """The inputs [1, …] of one example, of which shapes and types are those of all."""
         return self.take(slice(1))
 
     def take(self, indices: Any) -> Any:
+        """The inputs [m, …] of some examples, in host memory, of the types that are stored."""
         return jax.tree.map(lambda leaf: as_stored(leaf[indices]), self.inputs)
 
 
@@ -77,8 +54,8 @@ class ArrayRows:
 class JoinedRows:
     """The inputs of one after those of another, of the same shapes and types."""
 
-    one: Rows
-    other: Rows
+    one: "Rows"
+    other: "Rows"
 
     def __len__(self) -> int:
         return len(self.one) + len(self.other)
@@ -206,6 +183,22 @@ class SequenceRows:
 def _kind_of(inputs: Any, label: np.ndarray) -> str:
     """What must be the same of all examples."""
     return f"{kind_of(inputs)}, label{list(label.shape[1:])}"
+
+
+Rows = ArrayRows | JoinedRows | SequenceRows
+"""Inputs that can be taken by their indices."""
+
+
+def bytes_each(rows: Rows) -> int:
+    """The bytes that one example's inputs take on the device."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(rows.first))
+
+
+def in_parts(rows: Rows, indices: Any = None) -> Iterator[Any]:
+    """The inputs of some examples, or of all, in parts that stay in the cache."""
+    indices = np.arange(len(rows)) if indices is None else np.asarray(indices)
+    size = max(PART_BYTES // max(bytes_each(rows), 1), 1)
+    return (rows.take(indices[start : start + size]) for start in range(0, len(indices), size))
 
 
 def read_sequence(

@@ -1,7 +1,7 @@
 """How modules are called: with which inputs, and in which mode.
 
-Inputs are an array, or several arrays of one leading axis: a tuple is passed by position, a mapping
-by keyword. Whether the module trains is told by the argument that it has for it, found by the
+Several inputs are passed by position where they are a tuple, and by keyword where they are a
+mapping. Whether the module trains is told by the argument that it has for it, found by the
 signature (where that says only `**keywords`, by what they are handed on to), and by the fields that
 it and the modules in its fields have for it. A `nn.Dropout` or `nn.BatchNorm` that the module
 itself tells nothing (in an `nn.Sequential`, say) is told here.

@@ -50,7 +50,8 @@ def apply_last_layer(
     def mark(layer: Any, call: Any, *arguments: Any, **keywords: Any) -> Any:
         if not isinstance(layer, nn.Dense | nnx.Linear):
             return call(*arguments, **keywords)
-        layers[getattr(layer, "jdss_path", None) or "/".join(layer.path)] = None
+        path: str = getattr(layer, "jdss_path", None) or "/".join(getattr(layer, "path", ()))
+        layers[path] = None
         name = f"{next(_numbers)} {'with' if layer.use_bias else 'without'} bias"
         taken, *others = arguments or (keywords.pop("inputs"),)
         result = call(checkpoint_name(taken, _TAKES + name), *others, **keywords)
