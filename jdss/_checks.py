@@ -68,10 +68,10 @@ def check_nonnegative(name: str, value: Any) -> None:
 
 
 def check_labels(
-    labels: Any, *, num_examples: int, num_classes: int, name: str = "labels"
+    labels: Any, *, num_examples: int, num_classes: int | None = None, name: str = "labels"
 ) -> jax.Array:
-    """The labels as int32[num_examples]."""
-    if num_classes < 1:
+    """The labels as int32[num_examples]; of however many classes, if None."""
+    if num_classes is not None and num_classes < 1:
         raise ValueError(f"there must be at least one class, got num_classes={num_classes}")
     # Checked as they come: JAX would first cut integers of 64 bits down to 32.
     labels = labels if isinstance(labels, jax.Array) else np.asarray(labels)
@@ -81,6 +81,7 @@ def check_labels(
     if is_concrete(labels) and labels.size:
         with jax.ensure_compile_time_eval():
             smallest, largest = int(labels.min()), int(labels.max())
+        num_classes = max(largest, 0) + 1 if num_classes is None else num_classes
         if smallest < 0 or largest >= num_classes:
             raise ValueError(
                 f"{name} must be in 0..{num_classes - 1}, got values in {smallest}..{largest}"

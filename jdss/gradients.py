@@ -141,7 +141,7 @@ _Rows = TypeVar("_Rows", DenseGradients, FactoredGradients)
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SummedGradients:
-    """Sums of `group_size` (static) consecutive `rows`. Made by `jdss.sum_consecutive`."""
+    """Sums of `group_size` (static) consecutive rows. Made by `jdss.sum_consecutive`."""
 
     rows: DenseGradients | FactoredGradients
     group_size: int = field(metadata={"static": True})
@@ -187,10 +187,7 @@ class SummedGradients:
 def sum_consecutive(gradients: _Rows, group_size: int) -> SummedGradients:
     """The ceil(n / group_size) sums of mini-batches of n dense or factored gradients.
 
-    A short last mini-batch is an atom like any other.
-
-    Raises:
-      TypeError, ValueError: for a group size that is not an int of at least 1.
+    A short last mini-batch is an atom like any other; `group_size` is an int of at least 1.
 
     Example:
       >>> batches = sum_consecutive(DenseGradients(jnp.array([[1.0], [2.0], [3.0]])), 2)
@@ -217,15 +214,11 @@ def last_layer_gradients(
 
     Args:
       logits: float[n, c], outputs of the last dense layer.
-      inputs: float[n, d - 1], inputs of the last dense layer.
+      inputs: float[n, d - 1], inputs of the last dense layer, without the ones of the bias.
       labels: int[n], class indices in 0..c-1.
 
-    Returns:
-      Errors float32[n, c] and inputs float32[n, d], whose last column is the ones of the bias.
-
     Raises:
-      TypeError, ValueError: if the labels are not integers in 0..c-1, shapes disagree, or a value
-        is not finite.
+      TypeError, ValueError: for arguments not as above, or values that are not finite.
 
     Example:
       >>> gradients = last_layer_gradients(jnp.zeros((2, 4)), jnp.ones((2, 3)), jnp.array([0, 3]))
@@ -268,20 +261,16 @@ def per_example_gradients(
     *,
     batch_size: int | None = None,
 ) -> DenseGradients:
-    """Gradients of every example's loss by all of `params`: `vmap(grad)`, flattened.
+    """Gradients float32[n, p] of every example's loss by all of `params`: `vmap(grad)`, flattened.
 
     Args:
       loss_fn: `loss_fn(params, example) -> scalar`, the loss of one example.
-      params: a pytree of float arrays with p numbers in all.
+      params: a pytree of float arrays with p numbers in all, in the order of `ravel_pytree`.
       examples: a pytree of arrays whose leading axis is the n examples.
       batch_size: how many examples are differentiated at once, which bounds memory. None: all.
 
-    Returns:
-      A matrix float32[n, p], in the order of `jax.flatten_util.ravel_pytree(params)`.
-
     Raises:
-      TypeError, ValueError: for examples that are empty or differ in length, or a `batch_size` that
-        is no int of at least 1.
+      TypeError, ValueError: for arguments not as above.
 
     Example:
       >>> loss = lambda w, example: 0.5 * (w @ example["x"] - example["y"]) ** 2
@@ -314,17 +303,9 @@ def projected_gradients(
         product is off by about `‖g‖‖h‖ / √q`: 4% of the norms at 512.
       batch_size: how many gradients are held at once; None means as many as fit into 256 MiB.
 
-    Returns:
-      A matrix float32[n, q].
-
-    Raises:
-      TypeError, ValueError: as `per_example_gradients`, and for `dimension`.
-
     Example:
-      >>> loss = lambda w, x: 0.5 * (w @ x - 1.0) ** 2
-      >>> projected_gradients(
-      ...     loss, jnp.zeros(40), jnp.ones((6, 40)), jax.random.key(1), dimension=8
-      ... ).matrix.shape
+      >>> loss, key = lambda w, x: 0.5 * (w @ x - 1.0) ** 2, jax.random.key(1)
+      >>> projected_gradients(loss, jnp.zeros(40), jnp.ones((6, 40)), key, dimension=8).matrix.shape
       (6, 8)
     """
     length = _checks.check_examples(examples)
@@ -347,16 +328,11 @@ class Sketch:
         (S g)_b = Σ_{j in b} σ_j g_j,    E⟨S g, S h⟩ = ⟨g, h⟩,    Var ≲ (‖g‖²‖h‖² + ⟨g, h⟩²) / q.
 
     It costs one pass over a row, where a Gaussian matrix would cost q of them and hold p·q numbers.
-
-    Attributes:
-      order: int32[p], a permutation; bucket b holds the coordinates at its places b, b + q, ….
-      signs: int8[p], the sign of the coordinate at each of those places.
-      dimension: q; static.
     """
 
-    order: jax.Array
-    signs: jax.Array
-    dimension: int = field(metadata={"static": True})
+    order: jax.Array  # int32[p], a permutation; bucket b has the coordinates at places b, b + q, …
+    signs: jax.Array  # int8[p], the sign of the coordinate at each of those places
+    dimension: int = field(metadata={"static": True})  # q
 
     def __call__(self, rows: jax.Array) -> jax.Array:
         """float32[b, p] to float32[b, q]."""

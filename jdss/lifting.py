@@ -19,9 +19,8 @@ def per_batch(select: Select, batch_size: int) -> Select:
     """Lifts a selection method to mini-batches: its atoms are sums over consecutive batches.
 
     ceil(budget / batch_size) batches are chosen by the method `select`, whole, and the subset is
-    cut to the budget; every example carries the weight of its batch. A short last batch is an atom
-    like any other; what it lacks is filled with unused examples at weight 0. Masked examples add
-    nothing to their batch's sum and are never returned.
+    cut to the budget; every example carries the weight of its batch. What a short last batch lacks
+    is filled with unused examples at weight 0. Masked examples count nothing, and are not returned.
 
     Example:
       >>> import jdss
@@ -76,16 +75,13 @@ def per_class(select: Select, labels: Any, num_classes: int) -> Select:
 
     Args:
       select: a method of the protocol.
-      labels: int[n], concrete class indices in 0..num_classes-1.
+      labels: int[n], concrete class indices in 0..num_classes-1; others are refused.
       num_classes: the number of classes, at least 1.
 
     Returns:
       `lifted(gradients, budget, *, key=None, mask=None, class_options=None, **options)`, which
       passes `options` to every class, and of `class_options`, pytrees of arrays with a leading axis
       of `num_classes`, its own entry to each. `mask` must be concrete.
-
-    Raises:
-      TypeError, ValueError: if the labels are not as above, or not as many as the gradients.
 
     Example:
       >>> import jdss
@@ -154,10 +150,7 @@ def _count_checked(gradients: Any) -> int:
 
 
 def _split_options(options: Mapping[str, Any]) -> tuple[tuple[tuple[str, Any], ...], dict]:
-    """Python's numbers are static: a method can check them, and let them decide on shapes.
-
-    Arrays are traced: what changes from one call to the next, as a learning rate, is given as one.
-    """
+    """Python's numbers, which are static, as a method may check them; and arrays, traced."""
     static, traced = {}, {}
     for name, value in options.items():
         if isinstance(value, np.integer):
@@ -236,11 +229,8 @@ def _class_by_class(method: _Method, gradients: Any, options: Any, own: Any) -> 
 
 
 def classes_at_once(num_classes: int, members: int, budget: int, gradients: Any) -> int:
-    """How many classes an accelerator works on together: what 2 GiB hold, and at least one.
-
-    Of each it holds the rows of its m members, two float64[k, k] (GRAD-MATCH) and, up to as many as
-    a method stores, m × m similarities (CRAIG).
-    """
+    """How many classes an accelerator works on together: what 2 GiB hold, and at least one."""
+    # Each: rows of its m members, m × m similarities (CRAIG), two float64[k, k] (GRAD-MATCH).
     row = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(gradients))
     similarities = members if members <= 16_384 else 0
     needed = 4 * members * (row + similarities) + 16 * budget**2

@@ -37,9 +37,11 @@ class Subset:
         remaining places were filled up as the method's docstring says.
 
     Example:
-      >>> subset = Subset(jnp.array([7, 2]), jnp.array([3.0, 1.5]), jnp.int32(2))
-      >>> subset.weights.sum()
-      Array(4.5, dtype=float32)
+      >>> import tempfile
+      >>> path = tempfile.mkdtemp() + "/subset.npz"
+      >>> Subset(jnp.array([7, 2, 5]), jnp.array([3.0, 0.0, 1.5]), jnp.int32(2)).save(path)
+      >>> Subset.load(path).tolist()
+      [7, 5]
     """
 
     indices: jax.Array
@@ -47,25 +49,12 @@ class Subset:
     num_selected: jax.Array
 
     def tolist(self) -> list[int]:
-        """The examples of positive weight as Python's ints, such as PyTorch's data sets take.
-
-        Example:
-          >>> Subset(jnp.array([7, 2, 5]), jnp.array([3.0, 0.0, 1.0]), jnp.int32(2)).tolist()
-          [7, 5]
-        """
+        """The examples of positive weight as Python's ints, such as PyTorch's data sets take."""
         found: list[int] = np.asarray(self.indices)[np.asarray(self.weights) > 0].tolist()
         return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a .npz file; one that is there stays until all is written.
-
-        Example:
-          >>> import tempfile
-          >>> path = tempfile.mkdtemp() + "/subset.npz"
-          >>> Subset(jnp.array([7, 3]), jnp.array([1.0, 2.0]), jnp.int32(2)).save(path)
-          >>> Subset.load(path).indices
-          Array([7, 3], dtype=int32)
-        """
+        """Writes a .npz file; one that is there stays until all is written."""
         path = _check_suffix(path)
         # Beside it: only within one disk is a rename atomic.
         part = path.with_suffix(f".{os.getpid()}.part")
@@ -92,30 +81,13 @@ class Subset:
         except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{path} is no .npz file of a subset: {error}") from error
 
-        def check(holds: Any, what: str) -> None:
-            if not holds:
-                raise ValueError(f"{path} must hold {what}")
-
-        missing = sorted({"indices", "weights"} - set(arrays))
-        check(not missing, f"'indices' and 'weights', it lacks {missing}")
+        if missing := sorted({"indices", "weights"} - set(arrays)):
+            raise ValueError(f"{path} must hold 'indices' and 'weights', it lacks {missing}")
         indices, weights = arrays["indices"], arrays["weights"]
-        shapes, types = (indices.shape, weights.shape), (indices.dtype, weights.dtype)
-        one_shape = indices.ndim == 1 and shapes[0] == shapes[1] and len(indices)
-        check(one_shape, f"indices and weights of one shape (k,), got {shapes}")
-        numbers = types[0].kind in "iu" and types[1].kind in "iuf"
-        check(numbers, f"indices that are integers and weights that are numbers, got {types}")
-        most, lowest, highest = np.iinfo(np.int32).max, indices.min(), indices.max()
-        in_range = lowest >= 0 and highest <= most
-        check(in_range, f"indices in 0..{most}, got values in {lowest}..{highest}")
-        with np.errstate(over="ignore"):
-            weights = weights.astype(np.float32)
-        usable = np.isfinite(weights) & (weights >= 0)
-        check(usable.all(), "weights that are finite and non-negative in float32")
-        selected = arrays.get("num_selected", np.int32(len(indices)))
-        is_count = not selected.ndim and selected.dtype.kind in "iu"
-        is_count = is_count and 0 <= selected <= len(indices)
-        check(is_count, f"num_selected as one integer in 0..{len(indices)}, got {selected}")
-        return cls(jnp.asarray(indices, jnp.int32), jnp.asarray(weights), jnp.int32(selected))
+        selected = arrays.get("num_selected", np.int32(indices.size))
+        if wanted := _wanted(indices, weights, selected):
+            raise ValueError(f"{path} must hold {wanted}")
+        return cls(jnp.asarray(indices, jnp.int32), jnp.float32(weights), jnp.int32(selected))
 
 
 def _check_suffix(path: str | os.PathLike[str]) -> Path:
@@ -123,6 +95,23 @@ def _check_suffix(path: str | os.PathLike[str]) -> Path:
     if path.suffix != ".npz":
         raise ValueError(f"path must end in .npz, got {path}")
     return path
+
+
+def _wanted(indices: np.ndarray, weights: np.ndarray, selected: np.ndarray) -> str | None:
+    """What a file's arrays should have been, where they are no subset."""
+    shapes, types = (indices.shape, weights.shape), (indices.dtype, weights.dtype)
+    if indices.ndim != 1 or shapes[0] != shapes[1] or not len(indices):
+        return f"indices and weights of one shape (k,), got {shapes}"
+    if types[0].kind not in "iu" or types[1].kind not in "iuf":
+        return f"indices that are integers and weights that are numbers, got {types}"
+    most, lowest, highest = np.iinfo(np.int32).max, indices.min(), indices.max()
+    if lowest < 0 or highest > most:
+        return f"indices in 0..{most}, got values in {lowest}..{highest}"
+    if not ((weights >= 0) & (weights <= np.finfo(np.float32).max)).all():
+        return "weights that are finite and non-negative in float32"
+    if selected.ndim or selected.dtype.kind not in "iu" or not 0 <= selected <= len(indices):
+        return f"num_selected as one integer in 0..{len(indices)}, got {selected}"
+    return None
 
 
 def check_places(
@@ -138,8 +127,7 @@ def fill_places(
 ) -> jax.Array:
     """Replaces the places of `chosen` int32[k] from `num_selected` on by unused allowed examples.
 
-    With a key they are drawn at random; otherwise the lowest come first. Where fewer than k
-    examples are allowed, all of them are there and then repeat.
+    The lowest come first, or random ones by a key. Where fewer than k are allowed, they repeat.
     """
     num_examples, places = len(mask), jnp.arange(len(chosen))
     kept = places < num_selected
@@ -155,15 +143,10 @@ def fill_places(
 
 
 def class_shares(class_sizes: np.ndarray, budget: int) -> np.ndarray:
-    """Divides a budget among classes in proportion to their sizes, by the largest remainder.
+    """Shares int[c] of a budget in 1..sum(class_sizes), in proportion, by the largest remainder.
 
-    Every class that has an example gets at least one place where the budget allows (otherwise the
-    largest classes get one each), no class gets more than it has, and the shares int[c] sum to the
-    budget, which is in 1..sum(class_sizes).
-
-    Example:
-      >>> class_shares(np.array([50, 30, 1, 0]), 8)
-      array([4, 3, 1, 0])
+    Every class that has an example gets at least one place where the budget allows; otherwise the
+    largest classes get one each.
     """
     class_sizes = np.asarray(class_sizes, np.int64)
     total = int(class_sizes.sum())

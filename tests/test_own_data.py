@@ -505,7 +505,7 @@ def test_doubles_and_several_inputs_are_taken_from_the_host_as_they_are_stored()
     np.testing.assert_array_equal(inputs["b"], [0.5, 0.0, 2.5])
     assert inputs["b"].dtype == examples.inputs["b"].dtype == np.float32
     assert len(labels) == 3
-    assert examples.bytes_each == 36 + 4
+    assert rows.bytes_each(joined) == 36 + 4
 
 
 @pytest.mark.parametrize("place", ["host", "device"])

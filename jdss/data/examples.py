@@ -1,13 +1,12 @@
 """Examples: stored as they come, normalised and augmented when a batch is taken.
 
-Images stay uint8 in device memory, a quarter of their size as floats; a batch is gathered,
-augmented and normalised inside the compiled step. Where there are more than a device holds, they
-stay in host memory, in a file or behind a sequence, and only what a step, a chunk of a forward
-pass or a subset needs is put on the device; what is computed there comes out the same.
+Images stay uint8 in device memory, a quarter of their size as floats. More than a device holds stay
+in host memory, in a file or behind a sequence, and what a step, a chunk of a forward pass or a
+subset needs is put on the device; what is computed there comes out the same.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ import numpy as np
 from jdss import _checks, parallel
 from jdss.data.inputs import as_arrays, check_inputs
 from jdss.data.labels import check_targets
-from jdss.data.rows import ArrayRows, Rows, bytes_each, in_parts
+from jdss.data.rows import ArrayRows, Rows, in_parts
 
 AUGMENTATIONS = ("none", "crop_flip")
 _CROP_PADDING = 4  # pixels on each side, as is usual for 32 × 32 images
@@ -27,15 +26,12 @@ _CROP_PADDING = 4  # pixels on each side, as is usual for 32 × 32 images
 class Normalization:
     """What is done to every input: uint8 is scaled to 0..1, then (input - mean) / std.
 
-    Integers that are not uint8 (words, categories) and masks of bool are left as they are. Floats
-    are not scaled: with statistics of uint8 images, float images must be in 0..1 already.
+    Integers that are not uint8 (words, categories) and masks of bool are left as they are (but for
+    statistics of channels, with which they are a TypeError). Floats are not scaled: with statistics
+    of uint8 images, float images must be in 0..1 already.
 
     Attributes:
-      mean: float32[channels] or []; of several inputs, one for each.
-      std: float32, of the same shape.
-
-    Raises:
-      TypeError: for inputs of bool or another integer type, where the statistics are of channels.
+      mean, std: float32[channels] or []; of several inputs, one for each.
 
     Example:
       >>> half = Normalization(mean=jnp.float32(0.5), std=jnp.float32(0.5))
@@ -48,10 +44,6 @@ class Normalization:
 
     def __call__(self, inputs: Any) -> Any:
         return jax.tree.map(_normalised, inputs, self.mean, self.std)
-
-    def on_host(self) -> "Normalization":
-        """The same in host memory, for inputs that are on any device or on none."""
-        return jax.device_get(self)
 
 
 def _normalised(inputs: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
@@ -70,8 +62,7 @@ class Examples:
     """Inputs and labels, and how a batch of them is prepared.
 
     Attributes:
-      inputs: uint8[n, h, w, channels] for images, float32, int32 or bool [n, …]; or several such
-        arrays.
+      inputs: uint8[n, h, w, channels] for images; float32, int32 or bool [n, …]; or several.
       labels: int32[n], class indices; or float32[n, …], numbers.
       normalization: what is done to every input.
       augmentation: "none", or "crop_flip" for random crops (4 pixels of zero padding) and
@@ -103,11 +94,8 @@ class HostExamples:
 
     @property
     def inputs(self) -> Any:
-        """The shapes and types [n, …] that the inputs have when they are taken."""
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((len(self), *leaf.shape[1:]), leaf.dtype),
-            self.rows.first,
-        )
+        """The inputs [1, …] of one example, of which shapes and types are those of all."""
+        return self.rows.first
 
     def take(self, indices: Any) -> tuple[Any, Any]:
         """Inputs and labels of some examples, in host memory."""
@@ -116,14 +104,8 @@ class HostExamples:
 
     def on_device(self, indices: Any) -> Examples:
         """Some of the examples, replicated over the devices."""
-        return parallel.replicate(
-            Examples(*self.take(indices), self.normalization, self.augmentation)
-        )
-
-    @property
-    def bytes_each(self) -> int:
-        """The bytes of one example's inputs on the device."""
-        return bytes_each(self.rows)
+        examples = Examples(*self.take(indices), self.normalization, self.augmentation)
+        return parallel.replicate(examples)
 
 
 def make_examples(
@@ -138,17 +120,14 @@ def make_examples(
 
     Args:
       inputs: uint8 images [n, h, w, channels]; or floats or integers [n, …], which are left as they
-        are; or several such arrays, as a tuple (passed to the model by position) or a mapping
-        (by keyword).
+        are; or several such arrays: a tuple (passed by position) or a mapping (by keyword).
       labels: int[n], class indices; or numbers [n] or [n, …].
       augmentation: "none" or "crop_flip".
       statistics_of: int[m], the images whose mean and deviation normalise all; None means all.
-      classes: what the labels are: True for class indices, False for numbers, None for either, by
-        their dtype.
+      classes: True for class indices, False for numbers, None for either, by the labels' dtype.
 
     Raises:
-      ValueError, TypeError: for lengths that disagree, inputs that are neither uint8, integers nor
-        finite floats, labels that are not as `classes` says, an unknown augmentation.
+      ValueError, TypeError: for arguments that are not so, naming them.
 
     Example:
       >>> pairs = make_examples({"a": np.ones((3, 4)), "b": np.ones((3, 2))}, [0, 1, 0])
@@ -157,9 +136,7 @@ def make_examples(
     """
     inputs = as_arrays(inputs)
     labels = check_targets(labels, check_inputs(inputs), classes)
-    stored = store(ArrayRows(inputs), labels, "device", augmentation, statistics_of)
-    assert isinstance(stored, Examples)
-    return stored
+    return cast(Examples, store(ArrayRows(inputs), labels, "device", augmentation, statistics_of))
 
 
 def store(
@@ -185,39 +162,36 @@ def measure_normalization(rows: Rows, indices: Any = None) -> Normalization:
 
     A part at a time: the inputs may be in files that are larger than memory.
     """
-    counts = jax.tree.map(lambda leaf: _count_pixels(leaf[:0]), rows.first)
-    if any(leaf.dtype == np.uint8 for leaf in jax.tree.leaves(rows.first)):
+    leaves, structure = jax.tree.flatten(rows.first)
+    counts = [_count_pixels(leaf[:0]) for leaf in leaves]
+    if any(leaf.dtype == np.uint8 for leaf in leaves):
         for part in in_parts(rows, indices):
-            counts = jax.tree.map(lambda count, leaf: count + _count_pixels(leaf), counts, part)
-    moments = jax.tree.map(_moments, counts, rows.first)
-    return Normalization(
-        mean=jax.tree.map(lambda both: jnp.asarray(both[0]), moments),
-        std=jax.tree.map(lambda both: jnp.asarray(both[1]), moments),
-    )
+            counts = [
+                a + _count_pixels(b) for a, b in zip(counts, jax.tree.leaves(part), strict=True)
+            ]
+    means, stds = zip(*map(_moments, counts, (leaf.ndim for leaf in leaves)), strict=True)
+    return Normalization(*(jax.tree.unflatten(structure, values) for values in (means, stds)))
 
 
 def _count_pixels(images: np.ndarray) -> np.ndarray:
-    """How often each value occurs in each channel, int[channels, 256]; of no channel, if no uint8.
-
-    Only images [m, h, w, channels] have channels of their own.
-    """
+    """How often each value occurs in each channel, int[channels, 256]; of none, if no uint8."""
     if images.dtype != np.uint8:
         return np.zeros((0, 256), int)
     channels = images.reshape(-1, images.shape[-1] if images.ndim == 4 else 1)
     return np.stack([np.bincount(channel, minlength=256) for channel in channels.T])
 
 
-def _moments(counts: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Mean and deviation of each channel, on the scale 0..1: float32[2, channels], or [2]."""
+def _moments(counts: np.ndarray, ndim: int) -> tuple[jax.Array, jax.Array]:
+    """Mean and deviation of each channel, on the scale 0..1: float32[channels], or []."""
     if not len(counts):
-        return np.array([0, 1], np.float32)
+        return jnp.float32(0), jnp.float32(1)
     values = np.arange(256) / 255
     shares = counts / counts.sum(axis=1, keepdims=True)
     mean = shares @ values
     variance = shares @ values**2 - mean**2
     std = np.sqrt(np.where(variance > 1e-9, variance, 1.0))  # a constant channel is left as it is
-    moments = np.stack([mean, std]).astype(np.float32)
-    return moments if images.ndim == 4 else moments[:, 0]
+    channels = slice(None) if ndim == 4 else 0
+    return jnp.float32(mean[channels]), jnp.float32(std[channels])
 
 
 def training_batch(
@@ -228,17 +202,14 @@ def training_batch(
     places: jax.Array | None = None,
     batch_size: int | None = None,
 ) -> Any:
-    """A batch of inputs, or a device's share of one, augmented and normalised.
+    """The inputs float32[b, …], int32 or bool, of a batch, augmented and normalised.
 
     Args:
       examples: the stored examples.
       indices: int32[b], which of them.
       key: a PRNG key; with a place in the batch it decides on the augmentation there.
-      places: int32[b], the places of `indices` in the batch; None means all of it, in order.
-      batch_size: how many places the batch has; None means b.
-
-    Returns:
-      float32[b, …], or int32; several, where examples have several inputs.
+      places: int32[b], of a device's share of a batch, where they are in it; None: it is all.
+      batch_size: how many places the whole batch has; None means b.
 
     Example:
       >>> examples = make_examples(np.ones((6, 4), np.float32), [0, 1, 2, 0, 1, 2])

@@ -27,9 +27,8 @@ def as_arrays(inputs: Any) -> Any:
         return {str(name): as_arrays(value) for name, value in inputs.items()}
     if isinstance(inputs, tuple):
         return tuple(map(as_arrays, inputs))
-    if hasattr(inputs, "columns") and hasattr(inputs, "dtypes"):
-        columns = [_column(name, inputs[name]) for name in inputs.columns]
-        return np.stack(columns, axis=1) if columns else np.zeros((len(inputs), 0), np.float32)
+    if column_names(inputs) is not None:
+        return _columns(inputs)
     array = np.asarray(inputs)
     # NumPy knows bfloat16 and its kin by name only.
     is_half = array.dtype.kind == "V" and jnp.issubdtype(array.dtype, jnp.floating)
@@ -59,27 +58,24 @@ def with_columns(name: str, inputs: Any, wanted: tuple[Any, ...] | None) -> Any:
     return inputs[list(wanted)]
 
 
-def _column(name: Any, column: Any) -> np.ndarray:
-    """A column of pandas (or polars), float32[n]."""
-    try:
-        values = np.asarray(column.to_numpy())
-        if values.dtype.kind in "biufO" and str(column.dtype) != "object" and values.ndim == 1:
-            return values.astype(np.float32)
-    except (TypeError, ValueError, AttributeError):
-        pass
-    raise TypeError(
-        f"inputs must have columns of numbers, but column {name!r} is of dtype "
-        f"{getattr(column, 'dtype', None)}: leave it out, or encode it (pandas.get_dummies, "
-        "pandas.factorize)"
-    )
+def _columns(table: Any) -> np.ndarray:
+    """The columns of a table of pandas or polars, float32[n, d]."""
+    array = np.zeros((len(table), len(table.columns)), np.float32)
+    for place, name in enumerate(table.columns):
+        column = np.asarray(table[name])
+        if column.dtype.kind not in "biuf":
+            raise TypeError(
+                f"inputs must have columns of numbers, but column {name!r} is of dtype "
+                f"{table[name].dtype}: leave it out, or encode it (pandas.get_dummies, "
+                "pandas.factorize)"
+            )
+        array[:, place] = column
+    return array
 
 
 def check_inputs(inputs: Any) -> int:
     """Checks arrays of inputs as `jdss.make_examples`; returns the length n of their first axis."""
-    leaves = {
-        "inputs" + jax.tree_util.keystr(path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(inputs)
-    }
+    leaves = named_leaves(inputs)
     if not leaves:
         raise ValueError("inputs must have at least one array, got none")
     for name, leaf in leaves.items():
@@ -92,6 +88,12 @@ def check_inputs(inputs: Any) -> int:
         got = ", ".join(f"{name} has {len(leaf)}" for name, leaf in leaves.items())
         raise ValueError(f"inputs must have one common length; {got}")
     return len(next(iter(leaves.values())))
+
+
+def named_leaves(inputs: Any) -> dict[str, Any]:
+    """Arrays by the names that errors call them: "inputs", or "inputs['pixels']" and the like."""
+    leaves = jax.tree_util.tree_leaves_with_path(inputs)
+    return {"inputs" + jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 def _check_layout(name: str, leaf: np.ndarray) -> None:
@@ -115,35 +117,35 @@ def _check_values(name: str, leaf: np.ndarray) -> None:
         raise TypeError(
             f"{name} must be uint8 images, floats, integers or bool, got dtype {leaf.dtype}"
         )
-    if leaf.dtype.kind == "f":
-        if not all(np.isfinite(as_stored(part)).all() for part in _in_parts(leaf)):
+    for part in _in_parts(leaf):
+        if leaf.dtype.kind == "f" and not np.isfinite(as_stored(part)).all():
             raise ValueError(f"{name} must be finite in float32, but some are NaN or infinite")
-        return
-    large = leaf.dtype.itemsize >= 4 and leaf.size
-    if large and any(part.min() < -(2**31) or part.max() >= 2**31 for part in _in_parts(leaf)):
-        raise ValueError(f"{name} must be integers that fit into int32")
+        is_wide = leaf.dtype.kind in "iu" and leaf.dtype.itemsize >= 4 and part.size
+        if is_wide and (part.min() < -(2**31) or part.max() >= 2**31):
+            raise ValueError(f"{name} must be integers that fit into int32")
 
 
-def check_scale(inputs: Any, name: str = "") -> None:
+def check_scale(inputs: Any, prefix: str = "") -> None:
     """Refuses floats that are surely images on the scale 0..255: nothing normalises them.
 
     They are surely images where there are three or four axes, of which two are of at least 8
     pixels, of one, three or four channels if any, and all values are in 0..255, some beyond 20.
     Of tables whose columns are on very different scales it warns.
     """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(inputs):
-        if leaf.dtype.kind == "f" and leaf.ndim == 2:
-            _warn_of_scales(f"{name}inputs{jax.tree_util.keystr(path)}", leaf)
-        if leaf.dtype.kind != "f" or leaf.ndim not in {3, 4} or min(leaf.shape[1:3]) < 8:
+    for name, leaf in named_leaves(inputs).items():
+        if leaf.dtype.kind != "f":
             continue
-        if leaf.ndim == 4 and leaf.shape[3] not in {1, 3, 4}:
+        if leaf.ndim == 2:
+            _warn_of_scales(prefix + name, leaf)
+        channels = leaf.shape[3] if leaf.ndim == 4 else 1
+        if leaf.ndim not in {3, 4} or min(leaf.shape[1:3]) < 8 or channels not in {1, 3, 4}:
             continue
         lows, highs = zip(*((part.min(), part.max()) for part in _in_parts(leaf)), strict=True)
         if min(lows) >= 0 and 20 < max(highs) <= 255:
             raise ValueError(
-                f"{name}inputs{jax.tree_util.keystr(path)} must be on a scale that a model learns "
-                "from, but are floats in 0..255, as of images that were not normalised: give them "
-                "as uint8, which is normalised for you, or divide by 255 (or standardise) them; "
+                f"{prefix}{name} must be on a scale that a model learns from, but are floats in "
+                "0..255, as of images that were not normalised: give them as uint8, which is "
+                "normalised for you, or divide by 255 (or standardise) them; "
                 "jdss.keep_on(data, as_is=True) says that they are meant so"
             )
 
@@ -185,8 +187,7 @@ def stored_type(dtype: np.dtype) -> np.dtype:
 def kind_of(inputs: Any) -> str:
     """What one example's inputs are, in words: type and shape of each."""
     kinds = [
-        f"{jax.tree_util.keystr(path)}{': ' if path else ''}"
-        f"{stored_type(leaf.dtype)}{list(leaf.shape[1:])}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(inputs)
+        f"{name.removeprefix('inputs')}: {stored_type(leaf.dtype)}{list(leaf.shape[1:])}"
+        for name, leaf in named_leaves(inputs).items()
     ]
-    return ", ".join(kinds)
+    return ", ".join(kinds).removeprefix(": ")

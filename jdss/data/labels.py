@@ -18,12 +18,10 @@ def encode_labels(
     labels = np.asarray(labels)
     if labels.ndim == 2 and labels.shape[1] == 1 and labels.dtype.kind in "bUSO":
         labels = labels[:, 0]
-    if labels.ndim == 1 and labels.dtype.kind in "OU" and len(labels):
-        values = labels.tolist()
-        if all(isinstance(value, (bool, np.bool_)) for value in values):
-            labels = labels.astype(bool)
-        elif all(isinstance(value, str) for value in values):
-            labels = labels.astype(str)
+    if labels.ndim == 1 and labels.dtype.kind == "O" and len(labels):
+        kinds = {type(value) for value in labels.tolist()}
+        if kinds <= {bool, np.bool_} or kinds <= {str, np.str_}:
+            labels = labels.astype(bool if bool in kinds or np.bool_ in kinds else str)
     if labels.ndim != 1 or labels.dtype.kind not in "bUS":
         return labels, None
     classes = np.array([False, True]) if labels.dtype.kind == "b" else np.unique(labels)
@@ -41,21 +39,23 @@ def encode_labels(
 def check_targets(labels: Any, num_examples: int, classes: bool | None) -> np.ndarray:
     """Labels as int32[n] where they are class indices, and as float32[n, …] where not."""
     labels = np.asarray(labels)
+    kind = labels.dtype.kind
     if classes is None:
-        classes = labels.dtype.kind in "iu" and labels.ndim == 1
+        classes = kind in "iu" and labels.ndim == 1
     if classes:
-        if _is_one_hot(labels):
+        has_columns = labels.ndim == 2 and labels.shape[1] > 1 and kind in "fiub" and labels.size
+        if has_columns and np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all():
             raise ValueError(
                 f"labels must be class indices [{num_examples}], got one-hot {labels.shape}: give "
                 "labels.argmax(1)"
             )
-        if labels.dtype.kind == "f" and labels.ndim:
+        if kind == "f" and labels.ndim:
             raise TypeError(
                 f"labels must be integers (class indices), got dtype {labels.dtype}; numbers are "
                 "learned with loss='squared_error' or a jdss.Loss"
             )
-        return check_classes(labels, num_examples)
-    if labels.dtype.kind not in "fiub":
+        return np.asarray(_checks.check_labels(labels, num_examples=num_examples))
+    if kind not in "fiub":
         raise TypeError(f"labels must be numbers, got dtype {labels.dtype}")
     if labels.ndim < 1 or len(labels) != num_examples:
         raise ValueError(
@@ -68,26 +68,6 @@ def check_targets(labels: Any, num_examples: int, classes: bool | None) -> np.nd
     return labels
 
 
-def check_classes(labels: np.ndarray, num_examples: int) -> np.ndarray:
-    """Class indices as int32[n], of however many classes."""
-    whole = labels.size and labels.dtype.kind in "iu"
-    num_classes = max(int(labels.max()), 0) + 1 if whole else 1
-    return np.asarray(
-        _checks.check_labels(labels, num_examples=num_examples, num_classes=num_classes)
-    )
-
-
-def _is_one_hot(labels: np.ndarray) -> bool:
-    """Whether labels [n, c] are a one, and noughts, for each example."""
-    return (
-        labels.ndim == 2
-        and len(labels) > 0
-        and labels.shape[1] > 1
-        and labels.dtype.kind in "fiub"
-        and bool(np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all())
-    )
-
-
 def stratified_split(
     labels: Any, fraction: float = 0.1, *, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +77,7 @@ def stratified_split(
     is room, so that no class is scored that was never learned.
 
     Args:
-      labels: int[n], class indices.
+      labels: int[n], class indices, at least two.
       fraction: the share of the second part, in (0, 1): round(fraction · n) examples, at least 1.
       seed: the same seed gives the same split.
 
@@ -105,8 +85,7 @@ def stratified_split(
       The sorted indices int32 of the first part (the larger one by default) and of the second.
 
     Raises:
-      TypeError, ValueError: for labels that are not integers, or fewer than two; a fraction
-        outside (0, 1).
+      TypeError, ValueError: for arguments not as above.
 
     Example:
       >>> train, validation = stratified_split([0, 0, 0, 0, 1, 1, 1, 1], 0.25)
@@ -120,7 +99,7 @@ def stratified_split(
         raise ValueError(
             f"labels must have shape (n,) with at least two examples to split, got {labels.shape}"
         )
-    check_classes(labels, len(labels))
+    _checks.check_labels(labels, num_examples=len(labels))
     size = min(max(round(fraction * len(labels)), 1), len(labels) - 1)
     generator = np.random.default_rng(seed)
     second = np.concatenate(

@@ -1,9 +1,8 @@
 """Inputs that are taken by their indices, of arrays, files and sequences, and where they are kept.
 
-A sequence is data that is indexed example by example: `len(data)`, and `data[i]` an input and a
-label. That is what PyTorch's and Hugging Face's data sets, Grain's sources and `MapDataset`s, and
-`tensorflow_datasets`' data sources are. An example is a pair (input, label), or a mapping such as
-{"image": …, "label": …}. Inputs may be whatever NumPy takes: arrays, tensors, images, numbers.
+A sequence is data that is indexed example by example, as data sets of PyTorch and Hugging Face are:
+`len(data)`, and `data[i]` a pair (input, label), or a mapping such as {"image": …, "label": …}, of
+whatever NumPy takes: arrays, tensors, images, numbers.
 """
 
 import os
@@ -24,38 +23,12 @@ DEVICE_SHARE = 0.5
 SUBSET_SHARE = 0.25
 """The share of a device's memory up to which a subset of such examples is put there."""
 
-LABELS = ("label", "labels", "target", "targets", "y")
-"""The names under which a label is looked for in an example that is a mapping."""
-
-INPUTS = ("image", "img", "inputs", "input", "features", "x")
-"""The names under which an input is looked for; where there is none, the others are inputs."""
+# The names under which a label and an input are looked for in an example that is a mapping; where
+# there is none of an input, all but the label are inputs.
+_LABELS = ("label", "labels", "target", "targets", "y")
+_INPUTS = ("image", "img", "inputs", "input", "features", "x")
 
 _AT_ONCE = 1000  # examples of a sequence that are asked for together
-
-
-class Rows(Protocol):
-    """Inputs that can be taken by their indices, and how many there are."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def first(self) -> Any:
-        """The inputs [1, …] of one example, of which shapes and types are those of all."""
-
-    def take(self, indices: Any) -> Any:
-        """The inputs [m, …] of some examples, in host memory, of the types that are stored."""
-
-
-def bytes_each(rows: Rows) -> int:
-    """The bytes that one example's inputs take on the device."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(rows.first))
-
-
-def in_parts(rows: Rows, indices: Any = None) -> Iterator[Any]:
-    """The inputs of some examples, or of all, in parts that stay in the cache."""
-    indices = np.arange(len(rows)) if indices is None else np.asarray(indices)
-    size = max(PART_BYTES // max(bytes_each(rows), 1), 1)
-    return (rows.take(indices[start : start + size]) for start in range(0, len(indices), size))
 
 
 @dataclass(frozen=True)
@@ -69,9 +42,11 @@ class ArrayRows:
 
     @property
     def first(self) -> Any:
+        """The inputs [1, …] of one example, of which shapes and types are those of all."""
         return self.take(slice(1))
 
     def take(self, indices: Any) -> Any:
+        """The inputs [m, …] of some examples, in host memory, of the types that are stored."""
         return jax.tree.map(lambda leaf: as_stored(leaf[indices]), self.inputs)
 
 
@@ -79,8 +54,8 @@ class ArrayRows:
 class JoinedRows:
     """The inputs of one after those of another, of the same shapes and types."""
 
-    one: Rows
-    other: Rows
+    one: "Rows"
+    other: "Rows"
 
     def __len__(self) -> int:
         return len(self.one) + len(self.other)
@@ -129,9 +104,6 @@ class SequenceRows:
     def __len__(self) -> int:
         return len(self.source)
 
-    def take(self, indices: Any) -> Any:
-        return self.read(indices)[0]
-
     @cached_property
     def _first(self) -> tuple[Any, np.ndarray]:
         """The first example, which all others are like."""
@@ -141,12 +113,28 @@ class SequenceRows:
     def first(self) -> Any:
         return jax.tree.map(as_stored, self._first[0])
 
-    def read(self, indices: Any) -> tuple[Any, np.ndarray]:
-        """Inputs [m, …], as they are stored, and labels [m, …] of some examples.
+    def take(self, indices: Any) -> Any:
+        return self._read(indices)[0]
 
-        Raises:
-          ValueError, TypeError: where an example is none, or not like the first, by its index.
-        """
+    def read_all(self, *, keep: bool) -> tuple[Any, np.ndarray]:
+        """All inputs, or None where they are looked at and not kept, and all labels."""
+        size = _checks.check_positive_int("the number of examples in data", len(self))
+
+        def whole(leaf: np.ndarray) -> np.ndarray:
+            return np.empty((size, *leaf.shape[1:]), leaf.dtype)
+
+        found = jax.tree.map(whole, self.first) if keep else None
+        all_labels = []
+        for start in range(0, size, _AT_ONCE):
+            part = slice(start, min(start + _AT_ONCE, size))
+            inputs, labels = self._read(range(size)[part])
+            all_labels.append(labels)
+            if keep:
+                jax.tree.map(lambda into, new, at=part: into.__setitem__(at, new), found, inputs)
+        return found, np.concatenate(all_labels)
+
+    def _read(self, indices: Any) -> tuple[Any, np.ndarray]:
+        """Inputs [m, …], as they are stored, and labels [m, …] of some examples, all alike."""
         indices = [int(index) for index in indices]
         if hasattr(self.source, "__getitems__"):
             found = self.source.__getitems__(indices)
@@ -164,23 +152,6 @@ class SequenceRows:
         check_inputs(inputs)
         return jax.tree.map(as_stored, inputs), labels
 
-    def read_all(self, *, keep: bool) -> tuple[Any, np.ndarray]:
-        """All inputs, or None where they are looked at and not kept, and all labels."""
-        size = _checks.check_positive_int("the number of examples in data", len(self))
-        whole: Any = None
-        if keep:
-            whole = jax.tree.map(
-                lambda leaf: np.empty((size, *leaf.shape[1:]), leaf.dtype), self.first
-            )
-        all_labels = []
-        for start in range(0, size, _AT_ONCE):
-            part = slice(start, min(start + _AT_ONCE, size))
-            inputs, labels = self.read(range(size)[part])
-            all_labels.append(labels)
-            if keep:
-                jax.tree.map(lambda into, new, at=part: into.__setitem__(at, new), whole, inputs)
-        return whole, np.concatenate(all_labels)
-
     def _split(self, example: Any, index: int) -> tuple[Any, np.ndarray]:
         """An example's inputs [1, …] and label [1, …], as arrays."""
         if isinstance(example, Mapping):
@@ -194,26 +165,46 @@ class SequenceRows:
         return inputs, label.astype(object) if label.dtype.kind in "US" else label
 
     def _of_mapping(self, example: Mapping[str, Any]) -> tuple[Any, Any]:
-        label = self.labels or next((name for name in LABELS if name in example), None)
-        chosen: Any = self.inputs or next((name for name in INPUTS if name in example), None)
+        label: Any = self.labels or next((name for name in _LABELS if name in example), None)
+        chosen: Any = self.inputs or next((name for name in _INPUTS if name in example), None)
         if chosen is None:
             rest = tuple(name for name in example if name != label)
             chosen = rest[0] if len(rest) == 1 else rest
         several = (chosen,) if isinstance(chosen, str) else chosen
-        if label not in example or not several or any(name not in example for name in several):
+        if not several or not {label, *several} <= set(example):
             raise ValueError(
                 f"data has examples with {', '.join(map(repr, example))}, in which no input and "
                 "label were found: name them by jdss.read_sequence(data, inputs=…, labels=…)"
             )
-        assert label is not None
         inputs = {name: example[name] for name in several}
         return inputs[chosen] if isinstance(chosen, str) else inputs, example[label]
+
+
+def _kind_of(inputs: Any, label: np.ndarray) -> str:
+    """What must be the same of all examples."""
+    return f"{kind_of(inputs)}, label{list(label.shape[1:])}"
+
+
+Rows = ArrayRows | JoinedRows | SequenceRows
+"""Inputs that can be taken by their indices."""
+
+
+def bytes_each(rows: Rows) -> int:
+    """The bytes that one example's inputs take on the device."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(rows.first))
+
+
+def in_parts(rows: Rows, indices: Any = None) -> Iterator[Any]:
+    """The inputs of some examples, or of all, in parts that stay in the cache."""
+    indices = np.arange(len(rows)) if indices is None else np.asarray(indices)
+    size = max(PART_BYTES // max(bytes_each(rows), 1), 1)
+    return (rows.take(indices[start : start + size]) for start in range(0, len(indices), size))
 
 
 def read_sequence(
     source: Any, *, inputs: str | tuple[str, ...] | None = None, labels: str | None = None
 ) -> tuple[Any, np.ndarray]:
-    """All examples of a sequence as arrays, in host memory.
+    """Inputs uint8, float32, int32 or bool [n, …], or several, and labels [n, …] of a sequence.
 
     Args:
       source: anything with `len(source)` and `source[i]`, whose examples are (input, label), where
@@ -221,10 +212,6 @@ def read_sequence(
       inputs: the name of the input in an example that is a mapping, or a tuple of several names;
         None looks for "image" and its like, or takes all but the label.
       labels: the name of the label; None looks for "label" and its like.
-
-    Returns:
-      Inputs uint8, float32, int32 or bool [n, …], an array or a mapping or tuple of several, and
-      labels [n, …].
 
     Raises:
       ValueError, TypeError: where there are no examples, or they are not alike, by their index;
@@ -243,14 +230,9 @@ def read_sequence(
     return SequenceRows(source, inputs, labels).read_all(keep=True)
 
 
-def _kind_of(inputs: Any, label: np.ndarray) -> str:
-    """What must be the same of all examples."""
-    return f"{kind_of(inputs)}, label{list(label.shape[1:])}"
-
-
 @dataclass(frozen=True)
 class Placed:
-    """Data, and what is done with it: made by `jdss.keep_on`."""
+    """Data, and what is done with it; see `keep_on`."""
 
     data: Any
     place: str | None = None
@@ -263,11 +245,8 @@ def keep_on(data: Any, place: str | None = None, *, as_is: bool = False) -> Plac
     Args:
       data: examples in any form that `fit` takes.
       place: "device", or "host": there they stay, and are sent as they are needed; None means the
-        device where all examples take at most half of its memory.
+        device where all examples take at most half of its memory. Others are a ValueError.
       as_is: whether floats in 0..255 are meant so, which are refused where they look like images.
-
-    Raises:
-      ValueError: for another place.
 
     Example:
       >>> keep_on((np.zeros((4, 2)), [0, 1, 0, 1]), "host").place
@@ -292,9 +271,7 @@ def choose_place(place: str | None, rows: Rows, num_more: int = 0) -> str:
     """Where examples, and so many more, are kept: as asked for, or by the memory that they take."""
     if not len(rows):
         raise ValueError("data must have at least one example")
-    if place is not None:
-        return place
     # The devices of a CPU share one memory, and each holds all examples.
     copies = jax.local_device_count() if jax.default_backend() == "cpu" else 1
     size = copies * (len(rows) + num_more) * bytes_each(rows)
-    return "host" if size > DEVICE_SHARE * device_memory() else "device"
+    return place or ("host" if size > DEVICE_SHARE * device_memory() else "device")

@@ -1,14 +1,13 @@
 """Convolutions that stay fast inside compiled loops, also on the CPU.
 
-XLA compiles a convolution on the CPU into one call of a fast library, but only outside of loops;
-inside `lax.scan` and the like it falls back to code that is 5 to 40 times slower
-(https://github.com/jax-ml/jax/issues/12868). Matrix products do not suffer from this, so here a
-convolution becomes one: *patches × matrix*.
+Inside of loops, XLA's convolutions on the CPU are 5 to 40 times slower than outside of them
+(https://github.com/jax-ml/jax/issues/12868). Matrix products are not, so here a convolution becomes
+one: *patches × matrix*.
 
 The textbook way, "im2col", copies the kh·kw inputs of every output into a row, and multiplies the
-rows by the flattened kernel. With few output channels that is a bad bargain, since copying takes
-the time. So a row here is the patch that a small *block* of neighbouring outputs depends on, and
-the matrix holds one shifted copy of the kernel for each output of the block, with zeros around it:
+rows by the flattened kernel; with few output channels, copying takes the time. So a row here is the
+patch that a small *block* of neighbouring outputs depends on, and the matrix holds one shifted copy
+of the kernel for each output of the block, with zeros around it:
 
     block 1 × 1 (im2col)       patch  5 × 5    25 inputs copied an output       6 columns
     block 2 × 4                patch  6 × 8     6 inputs copied an output      48 columns
@@ -19,7 +18,7 @@ inside of the blocks, before their outputs are put where they belong in the imag
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -38,7 +37,7 @@ _Pads = Sequence[tuple[int, int]]
 
 
 class _Way(NamedTuple):
-    """What is the same for all ways of computing one convolution."""
+    """How a convolution is to be computed, by whichever method."""
 
     strides: Sequence[int]
     pads: _Pads
@@ -58,31 +57,24 @@ def conv_general_dilated(
 ) -> jax.Array:
     """`lax.conv_general_dilated`, as patches × matrix where it is lowered for the CPU.
 
-    A drop-in for `flax.linen.Conv`, with the same arguments, values and gradients, up to rounding.
-    Other backends, and anything but a plain two-dimensional convolution of channels-last images
-    (dilation, feature groups, other layouts), get `lax.conv_general_dilated` itself.
-
-    `max_pool` follows where it is `pooled`: for a layer whose bias is the same over the image, as
-    there, since the largest of four, and then the bias, is bit for bit the largest with it.
+    A drop-in for `flax.linen.Conv` of images, with the same values and gradients, up to rounding.
+    Other backends, dilation and groups get `lax.conv_general_dilated` itself. Where it is `pooled`,
+    `max_pool` follows: before a bias that is the same over the image, to the same bits as after it.
     """
 
     def library(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         convolved = lax.conv_general_dilated(lhs, rhs, window_strides, padding, **more)
         return max_pool(convolved) if pooled else convolved
 
-    if not _is_plain(lhs, rhs, more):
+    dilations = *(more.get("lhs_dilation") or ()), *(more.get("rhs_dilation") or ())
+    if max(*dilations, more.get("feature_group_count", 1), 1) > 1 or not lhs.size:
         return library(lhs, rhs)
-    pads = padding
+    size, kernel_size, pads = lhs.shape[1:3], rhs.shape[:2], padding
     if isinstance(pads, str):
-        pads = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, pads)
-    outputs = [
-        (n + sum(pad) - k) // stride + 1
-        for n, k, pad, stride in zip(
-            lhs.shape[1:3], rhs.shape[:2], pads, window_strides, strict=True
-        )
-    ]
-    # Of whatever shape: the library has the words for a kernel that does not fit.
-    if min(outputs) < 1:
+        pads = lax.padtype_to_pads(size, kernel_size, window_strides, pads)
+    ways = zip(size, kernel_size, pads, window_strides, strict=True)
+    outputs = [(n + sum(pad) - k) // stride + 1 for n, k, pad, stride in ways]
+    if min(outputs) < 1:  # the library has the words for a kernel that does not fit
         return library(lhs, rhs)
     compute = _rows_times_matrices if lhs.shape[3] >= _MANY_CHANNELS else _patches_times_matrix
     product = partial(compute, _Way(window_strides, pads, outputs, more.get("precision"), pooled))
@@ -93,26 +85,12 @@ def conv_general_dilated(
 def max_pool(x: jax.Array) -> jax.Array:
     """`flax.linen.max_pool` of 2 × 2 windows: ``[b, h, w, c]`` to ``[b, h // 2, w // 2, c]``.
 
-    Reshaping puts each window on axes of its own, so that the gradient is plain arithmetic, where
-    that of `nn.max_pool` is a scatter, slow on CPUs. Equal maxima share the gradient, where
-    `nn.max_pool` gives it all to the first: another subgradient, of equal sum.
+    Its gradient is plain arithmetic, where that of `nn.max_pool` is a scatter, slow on CPUs. Equal
+    maxima share it, where `nn.max_pool` gives it all to the first.
     """
     b, h, w, c = x.shape
     x = x[:, : h // 2 * 2, : w // 2 * 2]
     return x.reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
-
-
-def _is_plain(lhs: jax.Array, rhs: jax.Array, more: Mapping[str, Any]) -> bool:
-    """Whether it is a two-dimensional convolution of channels-last images, and nothing else."""
-    others = {name: value for name, value in more.items() if name != "precision"}
-    dilations = *(others.pop("lhs_dilation", None) or ()), *(others.pop("rhs_dilation", None) or ())
-    layout, groups = others.pop("dimension_numbers", None), others.pop("feature_group_count", 1)
-    if lhs.ndim != 4 or lhs.size == 0 or not jnp.issubdtype(lhs.dtype, jnp.floating):
-        return False
-    if others or groups != 1 or any(dilation != 1 for dilation in dilations):
-        return False
-    given = lax.conv_dimension_numbers(lhs.shape, rhs.shape, layout)
-    return given == lax.conv_dimension_numbers(lhs.shape, rhs.shape, ("NHWC", "HWIO", "NHWC"))
 
 
 def _padded(images: jax.Array, pads: _Pads) -> jax.Array:
@@ -186,10 +164,9 @@ def _patches(
 ) -> jax.Array:
     """What each block depends on: ``[b·blocks, ph·pw·c]``, for patches of ph × pw.
 
-    Neighbouring patches are one step apart and overlap. The image is cut into pieces of one
-    step, and a patch is put together from slices of the piece at its corner and the next ones:
-    first along the width, then along the height. This copies long runs of numbers, and its
-    transpose, the gradient by the images, is a sum of few large slices.
+    Neighbouring patches are one step apart and overlap. The image is cut into pieces of one step,
+    and a patch is put together from slices of these, first along the width, then along the height:
+    long runs of numbers are copied, and the gradient by the images is a sum of few large slices.
     """
     b, h, w, c = images.shape
     patch = [(n - 1) * s + k for n, s, k in zip(block, way.strides, kernel_size, strict=True)]

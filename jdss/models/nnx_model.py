@@ -1,14 +1,14 @@
 """Modules of `flax.nnx` as such of `flax.linen`: without a state of their own, and hashable.
 
-Flax's own bridge wraps a class, and leaves what is inside to itself. Here the module is put
-together for each call from its structure and the variables, so that it can be told whether it
-trains, be given a key, and have its layers intercepted.
+Unlike by Flax's own bridge, the module is put together for each call from its structure and the
+variables, so that it can be told whether it trains, be given a key, and have its layers hooked.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import field
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,8 @@ from flax import linen as nn
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
-from jdss.models.calling import MODES, Held, Hook, call_arguments, intercept_nnx, remade
+from jdss.models.calling import MODES, call_arguments, remade
+from jdss.models.layers import make_hookable
 
 
 class _Leaf(NamedTuple):
@@ -29,32 +30,23 @@ class _Leaf(NamedTuple):
 
 
 class NnxModel(nn.Module):
-    """An NNX module, as linen sees it: collections "params", "batch_stats", and so on.
+    """An NNX module, as linen sees it: collections "params", "batch_stats", and so on."""
 
-    Attributes:
-      graphdef: the module's structure.
-      leaves: its variables, in the structure's order.
-      class_name: of the module.
-      make: a function of `rngs` to the module; None where it came as an instance.
-      start: the variables that an instance came with, held; or None, held.
-    """
-
-    graphdef: Any
-    leaves: tuple[_Leaf, ...]
+    graphdef: Any  # the module's structure
+    leaves: tuple[_Leaf, ...]  # its variables, in the structure's order
     class_name: str
     holds_nnx = True
-    # Two that are structured alike share their compiled programs.
-    make: Callable[..., nnx.Module] | None = field(default=None, compare=False, repr=False)
-    start: Any = field(default=None, compare=False, repr=False)
+    # A function of `rngs` to the module, and one to the variables that it came with, or to None.
+    # They are not compared: two that are structured alike share their compiled programs.
+    make: Callable[..., nnx.Module] | None = field(compare=False, repr=False)
+    start: Callable[[], Any] = field(compare=False, repr=False)
 
     @nn.compact
-    def __call__(
-        self, *inputs: Any, train: bool = False, hook: Hook | None = None, **named: Any
-    ) -> Any:
-        """Calls the NNX module, told its mode, with `hook` around its layers' calls."""
+    def __call__(self, *inputs: Any, train: bool = False, **named: Any) -> Any:
+        """Calls the NNX module, told its mode."""
         if self.is_initializing():
             if self.make is None:
-                module = self.merged(self.start.value, jax.random.key(0))
+                module = self.merged(self.start(), jax.random.key(0))
             else:
                 module = self.make(rngs=nnx.Rngs(self.make_rng("params")))
             self._keep(module, lambda collection: True)
@@ -63,8 +55,7 @@ class NnxModel(nn.Module):
             module = self.merged(self.variables, key)
         for path, part in nnx.iter_modules(module):
             _set_mode(part, train)
-            if hook is not None:
-                intercept_nnx(part, "/".join(map(str, path)), hook)
+            make_hookable(part, "/".join(map(str, path)))
         positional, keywords = call_arguments(module, named or inputs, train=train)
         output = module(*positional, **keywords)
         self._keep(module, lambda name: name != "params" and self.is_mutable_collection(name))
@@ -77,10 +68,7 @@ class NnxModel(nn.Module):
             if leaf.collection is None:
                 is_key = leaf.path[-1] == "key"
                 return jax.random.fold_in(key, number) if is_key else jnp.uint32(0)
-            held: Any = variables[leaf.collection]
-            for name in leaf.path:
-                held = held[str(name)]
-            return held
+            return reduce(lambda held, name: held[str(name)], leaf.path, variables[leaf.collection])
 
         values = [(leaf.path, value(number, leaf)) for number, leaf in enumerate(self.leaves)]
         module: nnx.Module = nnx.merge(self.graphdef, nnx.from_flat_state(values))
@@ -106,10 +94,8 @@ def _variables_of(module: nnx.Module, leaves: tuple[_Leaf, ...]) -> dict[str, di
 
 
 def _collection(variable: nnx.Variable[Any]) -> str | None:
-    if isinstance(variable, nnx.RngState):
-        return None
-    if isinstance(variable, nnx.Param):
-        return "params"
+    if isinstance(variable, nnx.RngState | nnx.Param):
+        return "params" if isinstance(variable, nnx.Param) else None
     return nnx.variable_name_from_type(type(variable), allow_register=True)
 
 
@@ -118,87 +104,6 @@ def _set_mode(part: nnx.Module, train: bool) -> None:
     for name, in_training in MODES.items():
         if isinstance(vars(part).get(name, 0), bool | None):
             setattr(part, name, in_training == train)
-
-
-# What people bring -------------------------------------------------------------------------------
-
-
-def check_model(model: Any) -> nn.Module:
-    """Checks that a model is a Flax module, and returns it as a linen one that can be hashed.
-
-    A module is a static part of compiled programs. Lists and mappings among its attributes, such as
-    the layers of `nn.Sequential([…])`, become tuples and frozen mappings.
-
-    Args:
-      model: a `flax.linen` module; or an `nnx.Module`, whose variables are where every training
-        begins, whatever its seed; or a function of `rngs` to one (an NNX class that needs nothing
-        else, `lambda rngs: Net(64, rngs=rngs)`), which gives every training variables of its own.
-
-    Raises:
-      TypeError: for anything else; for an attribute that cannot be hashed.
-    """
-    if isinstance(model, nnx.Module) or makes_nnx(model):
-        return as_linen(model)
-    if not isinstance(model, nn.Module):
-        kind = type(model).__name__
-        if isinstance(model, type):
-            name = model.__name__
-            kind = f"the class {name}: give {name}(…), or lambda rngs: {name}(…, rngs=rngs)"
-        raise TypeError(
-            "model must be a module of flax.linen or flax.nnx (an instance, such as MyModel()), or "
-            f"a function of rngs to an nnx.Module, got {kind}"
-        )
-    with suppress(TypeError):
-        hash(model)
-        return model
-    frozen: nn.Module = remade(model)
-    _check_hash(frozen, model, "give arrays as functions, or as tuples of numbers")
-    return frozen
-
-
-def _check_hash(part: Any, model: Any, remedy: str) -> None:
-    try:
-        hash(part)
-    except TypeError as error:
-        raise TypeError(
-            f"model must have attributes that can be hashed, but {type(model).__name__} has not "
-            f"({error.__cause__ or error}): {remedy}"
-        ) from None
-
-
-def makes_nnx(model: Any) -> bool:
-    """Whether a model is a function of `rngs`, such as an NNX class that needs nothing else."""
-    if isinstance(model, nn.Module | nnx.Module) or not callable(model):
-        return False
-    is_class = isinstance(model, type)
-    try:
-        signature = inspect.signature(model.__init__ if is_class else model)
-        signature.bind(*["self"] * is_class, rngs=None)
-    except (TypeError, ValueError):
-        return False
-    return "rngs" in signature.parameters
-
-
-def as_linen(model: Any) -> NnxModel:
-    """An `nnx.Module`, or a function of `rngs` to one, as a linen module."""
-    given = isinstance(model, nnx.Module)
-
-    def make() -> nnx.Module:
-        made = model(rngs=nnx.Rngs(0))
-        if not isinstance(made, nnx.Module):
-            raise TypeError(f"model must make an nnx.Module of rngs, got {type(made).__name__}")
-        return made
-
-    module = model if given else nnx.eval_shape(make)
-    graphdef, state = nnx.split(module)
-    remedy = "hold arrays as nnx.Variable, and lists as nnx.List or tuples"
-    _check_hash(graphdef, module, remedy)
-    leaves = tuple(
-        _Leaf(path, _collection(variable)) for path, variable in nnx.to_flat_state(state)
-    )
-    start = jax.tree.map(np.asarray, _variables_of(module, leaves)) if given else None
-    name = type(module).__name__
-    return NnxModel(graphdef, leaves, name, None if given else model, Held(start))
 
 
 def to_nnx(model: NnxModel, variables: Mapping[str, Any]) -> nnx.Module:
@@ -217,3 +122,77 @@ def to_nnx(model: NnxModel, variables: Mapping[str, Any]) -> nnx.Module:
     for _, part in nnx.iter_modules(module):
         _set_mode(part, train=False)
     return module
+
+
+# What people bring -------------------------------------------------------------------------------
+
+
+def check_model(model: Any) -> nn.Module:
+    """A linen module that can be hashed, as static parts of compiled programs must be.
+
+    Lists and mappings among its attributes, such as the layers of `nn.Sequential([…])`, become
+    tuples and frozen mappings. An `nnx.Module` begins every training with the variables that it
+    has, whatever the seed; a function of `rngs` to one, such as an NNX class that needs nothing
+    else, gives every training its own.
+
+    Raises:
+      TypeError: for anything else; for an attribute that cannot be hashed.
+    """
+    if isinstance(model, nnx.Module) or makes_nnx(model):
+        return _as_linen(model)
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        if isinstance(model, type):
+            name = model.__name__
+            kind = f"the class {name}: give {name}(…), or lambda rngs: {name}(…, rngs=rngs)"
+        raise TypeError(
+            "model must be a module of flax.linen or flax.nnx (an instance, such as MyModel()), or "
+            f"a function of rngs to an nnx.Module, got {kind}"
+        )
+    with suppress(TypeError):
+        hash(model)
+        return model
+    frozen: nn.Module = remade(model, None, {})
+    _check_hash(frozen, model, "give arrays as functions, or as tuples of numbers")
+    return frozen
+
+
+def makes_nnx(model: Any) -> bool:
+    """Whether a model is a function of `rngs`, such as an NNX class that needs nothing else."""
+    if isinstance(model, nn.Module | nnx.Module) or not callable(model):
+        return False
+    is_class = isinstance(model, type)  # whose metaclass hides the signature
+    try:
+        signature = inspect.signature(model.__init__ if is_class else model)
+        signature.bind(*["self"] * is_class, rngs=None)
+    except (TypeError, ValueError):
+        return False
+    return "rngs" in signature.parameters
+
+
+def _as_linen(model: Any) -> NnxModel:
+    given = isinstance(model, nnx.Module)
+
+    def make() -> nnx.Module:
+        made = model(rngs=nnx.Rngs(0))
+        if not isinstance(made, nnx.Module):
+            raise TypeError(f"model must make an nnx.Module of rngs, got {type(made).__name__}")
+        return made
+
+    module = model if given else nnx.eval_shape(make)
+    graphdef, state = nnx.split(module)
+    _check_hash(graphdef, module, "hold arrays as nnx.Variable, and lists as nnx.List or tuples")
+    leaves = tuple(_Leaf(path, _collection(leaf)) for path, leaf in nnx.to_flat_state(state))
+    start = jax.tree.map(np.asarray, _variables_of(module, leaves)) if given else None
+    name = type(module).__name__
+    return NnxModel(graphdef, leaves, name, None if given else model, lambda: start)
+
+
+def _check_hash(part: Any, model: Any, remedy: str) -> None:
+    try:
+        hash(part)
+    except TypeError as error:
+        raise TypeError(
+            f"model must have attributes that can be hashed, but {type(model).__name__} has not "
+            f"({error.__cause__ or error}): {remedy}"
+        ) from None

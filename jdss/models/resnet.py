@@ -33,17 +33,13 @@ class ResNet(nn.Module):
 
     Attributes:
         num_classes: The number of logits.
-        width: Features of the first stage.
-        repetitions: How many blocks each stage has. A search may vary it, as the paper does; each
-            value is another program, and compiles.
+        width: Features of the first stage, a positive integer.
+        repetitions: How many blocks each stage has, positive integers. A search may vary it, as
+            the paper does; each value is another program, and compiles.
         bottleneck: Whether a block is 1 × 1, 3 × 3, 1 × 1 with four times the features at its
             end, or 3 × 3, 3 × 3.
         dtype: What the network computes in: `jnp.float32`, or `jnp.bfloat16`. Parameters,
             statistics of BatchNorm, the last mean and the logits are float32 in either case.
-
-    Raises:
-        ValueError, TypeError: At the first call, for repetitions or a width that are not positive
-            integers.
 
     Example:
         >>> model = ResNet(repetitions=(1, 1), width=4)
@@ -58,10 +54,6 @@ class ResNet(nn.Module):
     repetitions: Sequence[int] = (2, 2, 2, 2)
     bottleneck: bool = False
     dtype: Any = jnp.float32
-
-    def __post_init__(self) -> None:
-        self.repetitions = tuple(self.repetitions)  # a module must be hashable
-        super().__post_init__()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -107,35 +99,30 @@ class ResNet50(ResNet):
 
 
 class _Basic(nn.Module):
-    """3 × 3, 3 × 3."""
+    """Convolutions of 3 × 3 and 3 × 3, beside a shortcut."""
 
     features: int
     stride: int
     dtype: Any
     norm: Any
 
+    def layers(self) -> tuple[tuple[int, int, int], ...]:
+        """The size of each convolution's kernel, its features and its stride."""
+        return (3, self.features, self.stride), (3, self.features, 1)
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        conv = partial(_Conv, self.features, dtype=self.dtype)
-        y = nn.relu(self.norm()(conv((3, 3), strides=self.stride, padding=1)(x)))
-        y = self.norm()(conv((3, 3), padding=1)(y))
-        return nn.relu(_shortcut(x, y, self.stride, self.norm) + y)
+        conv, y = partial(_Conv, dtype=self.dtype), x
+        for number, (size, features, stride) in enumerate(self.layers()):
+            y = nn.relu(y) if number else y
+            y = self.norm()(conv(features, (size, size), strides=stride, padding=size // 2)(y))
+        if x.shape != y.shape:
+            x = self.norm()(conv(y.shape[-1], (1, 1), strides=self.stride)(x))
+        return nn.relu(x + y)
 
 
 class _Bottleneck(_Basic):
-    """1 × 1, 3 × 3, 1 × 1 with four times the features."""
+    """1 × 1, 3 × 3, and 1 × 1 with four times the features."""
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        conv = partial(_Conv, dtype=self.dtype)
-        y = nn.relu(self.norm()(conv(self.features, (1, 1))(x)))
-        y = nn.relu(self.norm()(conv(self.features, (3, 3), strides=self.stride, padding=1)(y)))
-        y = self.norm()(conv(4 * self.features, (1, 1))(y))
-        return nn.relu(_shortcut(x, y, self.stride, self.norm) + y)
-
-
-def _shortcut(x: jax.Array, y: jax.Array, stride: int, norm: Any) -> jax.Array:
-    """The block's input, in the shape of its output: by a 1 × 1 convolution where they differ."""
-    if x.shape == y.shape:
-        return x
-    return norm()(_Conv(y.shape[-1], (1, 1), strides=stride, dtype=y.dtype)(x))
+    def layers(self) -> tuple[tuple[int, int, int], ...]:
+        return (1, self.features, 1), (3, self.features, self.stride), (1, 4 * self.features, 1)

@@ -39,8 +39,9 @@ def craig(
 ) -> Subset:
     """The k gradients that all others are nearest to, weighted by how many those are.
 
-    Of equal gradients the first that is chosen represents all, and the others have weight 0. Once
-    all distances to chosen ones are zero, the unused examples of the lowest index follow.
+    In greedy order, of weights that sum to n, or to the number that `mask` allows. Of equal
+    gradients the first that is chosen represents all, and the others have weight 0. Once all
+    distances to chosen ones are zero, the unused examples of the lowest index follow.
 
     Args:
       gradients: n rows, as an operator.
@@ -54,10 +55,6 @@ def craig(
       key: a PRNG key for stochastic greedy.
       mask: bool[n], False for padding, which is neither chosen nor counted. None allows all.
       count: int32[] at most k, the places to fill; the others hold weight 0. None fills all.
-
-    Returns:
-      A `Subset` in greedy order. Its weights sum to n, or to the number of examples that `mask`
-      allows. All places are chosen by the method, unless `mask` or `count` leave fewer than k.
 
     Raises:
       TypeError, ValueError: for arguments not as above, or gradients that are not finite.

@@ -47,7 +47,7 @@ class LastLayerObjective:
       inputs: float32[m, d], the layer's inputs, with the column of ones where it has a bias.
       labels: int32[m], class indices; or the targets of another loss.
       label_smoothing: that of the loss, in [0, 1).
-      loss: softmax cross-entropy, if nothing is said; static.
+      loss: static.
 
     Example:
       >>> logits, inputs, labels = jnp.zeros((2, 2)), jnp.eye(2), jnp.array([0, 1])
@@ -103,7 +103,9 @@ def glister(
     mask: Any = None,
     count: Any = None,
 ) -> Subset:
-    """The k examples of the largest first-order gains, picked greedily.
+    """The k examples of the largest first-order gains, picked greedily, at weight 1.
+
+    In the order of the picks, ties going to the lowest index, and those of negative gain, too.
 
     Args:
       gradients: the n examples' gradients, as an operator.
@@ -115,18 +117,14 @@ def glister(
         one direction are taken together.
       greedy: "exact" looks at the gains of all examples; "stochastic" at those of
         `(n / k) log(1 / ε)` random ones for every pick (Mirzasoleiman et al., AAAI 2015), and
-        needs `key`. It saves little, but brings diversity (docs/results.md).
+        needs `key`. It saves little, but brings diversity.
       epsilon: the ε of stochastic greedy, in (0, 1). It decides shapes, so it must be concrete.
       groups: int[n], concrete, class indices: each class gets its share of the budget, while the
         outer gradient moves by the picks of all. For exact greedy, without `mask` and `count`.
       key: a PRNG key for stochastic greedy.
       mask: bool[n], False for padding. None allows all.
-      count: int32, at most `budget` and possibly traced: the places to fill. None fills all.
-
-    Returns:
-      A `Subset` in the order of the picks, of weights 1, ties going to the lowest index. All places
-      are the method's, also those of negative gain, unless `mask` or `count` leave fewer than k:
-      the others then hold unused examples, where there are any, at weight 0.
+      count: int32, at most `budget` and possibly traced: the places to fill; the others hold
+        unused examples at weight 0. None fills all.
 
     Raises:
       TypeError, ValueError: for arguments not as above, or gradients that are not finite.
@@ -210,8 +208,7 @@ def _shares_of(groups: Any, num_examples: int, budget: int) -> _Shares:
     if isinstance(groups, jax.core.Tracer):
         raise TypeError("groups must be concrete class indices, got a traced array")
     classes = np.asarray(groups)
-    most = max(int(classes.max()), 0) + 1 if classes.size and classes.dtype.kind in "iu" else 1
-    _checks.check_labels(classes, num_examples=num_examples, num_classes=most, name="groups")
+    _checks.check_labels(classes, num_examples=num_examples, name="groups")
     shares = class_shares(np.bincount(classes), budget)
     return _Shares(jnp.asarray(classes, jnp.int32), jnp.asarray(shares, jnp.int32))
 

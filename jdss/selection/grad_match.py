@@ -32,6 +32,10 @@ def grad_match(
 ) -> Subset:
     """Selects, by orthogonal matching pursuit, the examples whose gradients match those of all.
 
+    The first `num_selected` places are the pursuit's, in the order in which they entered, with the
+    weights of the fit, which are positive. Some are left over where the tolerance is reached, or no
+    gradient correlates with the residual any more.
+
     Args:
       gradients: the n examples' gradients, as an operator.
       budget: k, the static number of places, in 1..n.
@@ -40,18 +44,12 @@ def grad_match(
       ridge: λ as a fraction of the mean of `‖g_i‖²`. A larger one spreads the weights more evenly
         over more examples; 0 fits as closely as possible.
       tolerance: the relative residual `‖Σ w_i g_i - target‖ / ‖target‖` at which to stop.
-      key: where given, the places that the pursuit leaves over are filled with unused examples
-        drawn at random, at weight 1, as in the authors' CORDS. The fit is then no longer the one
-        that was found, but none of the budget's training goes unused where a few examples fit.
+      key: where given, the places left over hold unused examples drawn at random, at weight 1, as
+        in the authors' CORDS: no longer the fit that was found, but none of the budget's training
+        goes unused where a few examples fit. Without, they hold the lowest indices at weight 0.
       mask: bool[n], False for padding. None allows all.
-      count: int32, at most `budget` and possibly traced: the places to fill. None fills all.
-
-    Returns:
-      A `Subset`. Its first `num_selected` places are the pursuit's, in the order in which they
-      entered, with the weights of the fit, which are positive. The places left over, if the
-      tolerance is reached or no gradient correlates with the residual any more, hold unused
-      examples: at weight 1 with a `key`, otherwise the lowest indices at weight 0. Places from
-      `count` on are at weight 0.
+      count: int32, at most `budget` and possibly traced: the places to fill; those from it on are
+        at weight 0. None fills all.
 
     Raises:
       TypeError, ValueError: as `jdss.orthogonal_matching_pursuit`.

@@ -100,13 +100,12 @@ def importance(features: Any, labels: Any = None) -> jax.Array:
         raise ValueError(f"features must have shape [n, …], n at least 1, got {features.shape}")
     _checks.check_finite("features", features)
     rows = features.reshape(len(features), -1)
-    labels = np.zeros(len(rows), np.int32) if labels is None else np.asarray(labels)
-    num_classes = int(labels.max()) + 1
-    labels = _checks.check_labels(labels, num_examples=len(rows), num_classes=num_classes)
-    sizes = np.bincount(labels, minlength=num_classes)
+    labels = np.zeros(len(rows), np.int32) if labels is None else labels
+    labels = np.asarray(_checks.check_labels(labels, num_examples=len(rows)))
+    sizes = np.bincount(labels)
     width = int(sizes.max())
     # Class after class, those of small ones filled up.
-    members = np.full((num_classes, width), len(rows), np.int32)
+    members = np.full((len(sizes), width), len(rows), np.int32)
     for label, size in enumerate(sizes):
         members[label, :size] = np.flatnonzero(labels == label)
     return _gains(rows, members, min(width, _MOST_PICKS))

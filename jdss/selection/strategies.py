@@ -41,8 +41,7 @@ class Strategy:
     def keeps_shares(self) -> bool:
         """Whether the method gives each class its share by itself, so that `per_class` need not.
 
-        GLISTER has one loss and one step for all classes; in problems of one class each, its outer
-        gradient would be computed for every class, and no class would know of the others' picks.
+        GLISTER has one loss and one step for all classes, each of which is to know of all picks.
         """
         exact = self.options.get("greedy", "exact") == "exact"
         return self.needs_objective and exact and "class_options" not in self.options
@@ -125,9 +124,10 @@ def check_strategy(
 
 def _check_options(strategy: Strategy) -> None:
     """Refuses options now that would be refused only after a warm start."""
-    if strategy.select is None or not strategy.options:
+    method, row = strategy.select, jax.ShapeDtypeStruct((4, 2), jnp.float32)
+    if method is None or not strategy.options:
         return
-    parameters = inspect.signature(strategy.select).parameters.values()
+    parameters = inspect.signature(method).parameters.values()
     known = {p.name for p in parameters if p.kind == p.KEYWORD_ONLY}
     known -= {"key", "mask", "count", "groups"}
     if strategy.lifting == "per_class":
@@ -135,26 +135,21 @@ def _check_options(strategy: Strategy) -> None:
     if not any(p.kind == p.VAR_KEYWORD for p in parameters):
         for name in strategy.options:
             _checks.check_choice(f"an option of {strategy.name!r}", name, known)
-    if strategy.name in STRATEGIES:
-        _try_options(strategy)
-
-
-def _try_options(strategy: Strategy) -> None:
-    """Traces a method for the checks at its door, without arrays whose shape depends on data."""
+    if strategy.name not in STRATEGIES:
+        return
+    # Traced for the checks at its door, without arrays whose shape depends on data.
     left_out = ("target", "objective", "class_options", "importance")
     given = {name: value for name, value in strategy.options.items() if name not in left_out}
-    row = jax.ShapeDtypeStruct((4, 2), jnp.float32)
-    labels = jax.ShapeDtypeStruct((4,), jnp.int32)
 
     def trace(errors: jax.Array, inputs: jax.Array, labels: jax.Array, key: jax.Array) -> Subset:
-        assert strategy.select is not None
         if strategy.needs_objective:
             given.setdefault("learning_rate", 1.0)
             given["objective"] = LastLayerObjective(errors, inputs, labels)
         if strategy.needs_importance:
             given["importance"] = errors[:, 0]
-        return strategy.select(FactoredGradients(errors, inputs), 2, key=key, **given)
+        return method(FactoredGradients(errors, inputs), 2, key=key, **given)
 
+    labels = jax.ShapeDtypeStruct((4,), jnp.int32)
     jax.eval_shape(trace, row, row, labels, jax.random.key(0))
 
 
@@ -172,7 +167,7 @@ def select(
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Subset:
-    """Selects a weighted subset by the gradients of a network's last layer.
+    """Selects a weighted subset, of indices into the arrays, by a network's last-layer gradients.
 
     Args:
       logits: float[n, c], the network's outputs.
@@ -187,9 +182,6 @@ def select(
         `learning_rate` times the sum of the chosen gradients.
       options: passed to the method.
       seed: decides on everything random.
-
-    Returns:
-      A `Subset`: indices into the arrays, and weights.
 
     Raises:
       ValueError, TypeError: for bad arguments, naming them.

@@ -178,9 +178,8 @@ def _expand_square(
 ) -> jax.Array:
     """`‖a‖² + ‖b‖² - 2 a·b` float32[b, n], and zero where rounding could have made what is left.
 
-    Otherwise duplicates would lie at noise of about 3e-4 ‖a‖ from each other, gain from each other,
-    and be chosen. The error of sums of p products was measured to stay below √p ε on CPUs, for p
-    from 5 to 20,000.
+    Otherwise duplicates would gain from each other, and be chosen. The error of sums of p products
+    was measured to stay below √p ε on CPUs, for p from 5 to 20,000.
     """
     tolerance = (2 + math.sqrt(num_terms)) * float(jnp.finfo(jnp.float32).eps)
     both = candidate_norms[:, None] + norms
@@ -189,10 +188,7 @@ def _expand_square(
 
 
 def _rescale(vectors: jax.Array, mask: jax.Array) -> jax.Array:
-    """Divides by a power of two, which is exact, so that no square under- or overflows.
-
-    Padding becomes zero, whatever it held.
-    """
+    """Padding to zero, and all divided by a power of two, so that no square under- or overflows."""
     vectors = jnp.where(mask[:, None], vectors, 0.0)
     _, exponent = jnp.frexp(jnp.max(jnp.abs(vectors)))
     return jnp.ldexp(vectors, -exponent)

@@ -70,10 +70,10 @@ def facility_location(
     mask: Any = None,
     count: Any = None,
 ) -> jax.Array:
-    """The examples that represent all others best, by greedy facility location.
+    """The examples int32[k] that represent all others best, by greedy facility location.
 
-    The order is that of the plain greedy algorithm, ties going to the lowest index. Once all
-    gains are zero, the lowest unused indices follow.
+    In the order of the plain greedy algorithm, ties going to the lowest index. Once all gains are
+    zero, the lowest unused indices follow. They are distinct, unless `mask` allows fewer than k.
 
     Args:
       similarity: float[n, n]; `similarity[i, j]` says how well j represents i. A constant added
@@ -85,9 +85,6 @@ def facility_location(
         random candidates, in expectation within ε of the exact one's guarantee; 0.01 is usual.
       mask: bool[n], False for padding, which is neither chosen nor represented. None allows all.
       count: int32[] at most k, the places to fill by greedy choice. None fills all.
-
-    Returns:
-      int32[k], the examples in the order of choice; distinct, unless `mask` allows fewer than k.
 
     Raises:
       TypeError, ValueError: for arguments not as above, or a matrix that is not finite.
@@ -112,10 +109,10 @@ def facility_location(
 
 @jax.jit
 def _inspect(similarity: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Whether a matrix S is finite, and whether it equals its transpose.
+    """Whether a matrix S is finite, and, up to rounding, equal to its transpose.
 
-    `S v = Sᵀ v` for a random v says so in two passes (Freivalds, 1977), up to rounding. The entries
-    of v add up to zero, so that a constant in all similarities hides nothing.
+    By `S v = Sᵀ v` for a random v (Freivalds, 1977), whose entries add up to zero, so that a
+    constant in all similarities hides nothing.
     """
     signs = jax.random.rademacher(jax.random.key(0), (len(similarity),), jnp.float32)
     vector = signs - signs.mean()

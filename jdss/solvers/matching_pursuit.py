@@ -70,7 +70,7 @@ def orthogonal_matching_pursuit(
       target: float[p] for dense gradients, float[c, d] for factored ones: the sum to match.
       budget: k, the static number of places, in 1..n. Two float64[k, k] matrices are held.
       ridge: λ as a fraction of the mean of `‖g_i‖²` over the examples that `mask` allows, at
-        least 0. Being relative, it makes the selection independent of the gradients' scale.
+        least 0: relative, so that the selection does not depend on the gradients' scale.
       tolerance: the relative residual at which to stop, at least 0.
       nonnegative: whether weights must be non-negative; static. Without this constraint the
         largest absolute correlation enters and no gradient ever leaves.
@@ -78,13 +78,11 @@ def orthogonal_matching_pursuit(
       count: int32, at most `budget` and possibly traced: the places to fill. None fills all.
 
     Returns:
-      A `Subset` whose first `num_selected` places are the gradients that carry weight, in the
-      order in which they entered. The remaining places hold distinct unused indices, the lowest
-      first, at weight 0. Without the sign constraint weights may be negative.
+      A `Subset` whose first `num_selected` places carry weight, in the order in which they entered;
+      the others hold distinct unused indices, the lowest first, at weight 0.
 
     Raises:
-      TypeError, ValueError: for arguments not as above, or gradients or a target that is not
-        finite. Values are checked where they are concrete.
+      TypeError, ValueError: for arguments not as above, or values that are not finite.
 
     Example:
       >>> from jdss.gradients import DenseGradients
@@ -117,10 +115,9 @@ def _pursue(budget: int, nonnegative: bool, *traced: Any) -> Subset:
 
 
 def _with_float64(function: Callable[..., _Tree]) -> Callable[..., _Tree]:
-    """`function` traced with 64-bit types enabled, whatever the user's setting, also in `vmap`.
+    """`function` traced with 64-bit types enabled, whatever the user's setting.
 
-    Batching rules canonicalise dtypes too, so `vmap` of a jitted float64 computation falls back
-    to float32 in places unless the batching, and not only the tracing, happens in this context.
+    Also in `vmap`, whose batching rules would fall back to float32 in places.
     """
 
     @jax.custom_batching.custom_vmap
@@ -319,10 +316,7 @@ def _correlator(gradients: Gradients) -> Callable[[jax.Array], jax.Array]:
 def _leave(
     weights: jax.Array, refitted: jax.Array, inverse: jax.Array, entered: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The inner loop of Lawson and Hanson: from `weights` to a refit that is non-negative.
-
-    Each pass moves towards the refit until a weight is zero, drops its row, and refits the rest.
-    """
+    """The inner loop of Lawson and Hanson: towards the refit until a weight is zero, and again."""
     slots = jnp.arange(len(weights), dtype=jnp.int32)
 
     def is_blocked(state: tuple) -> jax.Array:

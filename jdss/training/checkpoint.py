@@ -153,7 +153,7 @@ def load(path: str | os.PathLike[str]) -> TrainedModel:
     with ocp.StandardCheckpointer() as checkpointer:
         found = checkpointer.restore(file.parent, target)
     statistics = found.get("normalization")
-    normalization = None if statistics is None else Normalization(**statistics).on_host()
+    normalization = None if statistics is None else Normalization(**jax.device_get(statistics))
     return TrainedModel(model, found["variables"], normalization, *about)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdss.data.examples import Examples, HostExamples
-from jdss.data.rows import SUBSET_SHARE, device_memory
+from jdss.data.rows import SUBSET_SHARE, bytes_each, device_memory
 from jdss.gradients import FactoredGradients, Gradients
 from jdss.ledger import Ledger
 from jdss.selection.glister import LastLayerObjective
@@ -50,7 +50,7 @@ def place_subset(subset: Subset, problem: Problem) -> tuple[Examples | HostExamp
     if not isinstance(examples, HostExamples):
         return examples, _padded(subset, problem)
     chosen = problem.train[np.asarray(subset.indices)]
-    if len(chosen) * examples.bytes_each > SUBSET_SHARE * device_memory():
+    if len(chosen) * bytes_each(examples.rows) > SUBSET_SHARE * device_memory():
         return examples, replace(subset, indices=jnp.asarray(chosen))
     places = jnp.arange(len(chosen), dtype=jnp.int32)
     return examples.on_device(chosen), replace(subset, indices=places)

@@ -87,7 +87,7 @@ def init_state(
     model = check_model(model)
     like = input_shapes(inputs)
     if initial is None and isinstance(model, NnxModel):
-        initial = model.start.value
+        initial = model.start()
     if initial is not None:
         initial = _checked(initial, model, like)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)

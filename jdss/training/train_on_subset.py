@@ -21,8 +21,9 @@ import optax
 
 from jdss import _checks, parallel
 from jdss.data.examples import Examples, HostExamples, training_batch
-from jdss.models.batch_norm import whole_batch_statistics
+from jdss.data.rows import bytes_each
 from jdss.models.calling import apply_model
+from jdss.models.layers import whole_batch_statistics
 from jdss.subset import Subset
 from jdss.training.hyperparameters import (
     LEARNING_RATE_SCHEDULES,
@@ -318,7 +319,7 @@ def _train_by_blocks(
     """`_train` of examples on the host; the numbers of steps must be concrete."""
     width = hyper.batch_size + -hyper.batch_size % jax.device_count()
     epoch_steps = steps_per_epoch(int(order.size), hyper.batch_size)
-    fitting = BLOCK_BYTES // max(data.bytes_each * width, 1)
+    fitting = BLOCK_BYTES // max(bytes_each(data.rows) * width, 1)
     size = max(min(fitting, epoch_steps, _MOST_STEPS), 1)
     first = int(steps.first)
     starts = range(first, first + max(int(steps.num), 1), size)

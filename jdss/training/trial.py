@@ -231,7 +231,7 @@ def _finish(
     inputs = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), problem.examples.inputs
     )
-    about = problem.examples.normalization.on_host(), classes, inputs, problem.columns
+    about = jax.device_get(problem.examples.normalization), classes, inputs, problem.columns
     return FitResult(state, history, accuracy, subset, ledger, score, selections, *about)
 
 

@@ -1,14 +1,10 @@
-"""BatchNorm over a batch that is split over devices.
-
-`BatchNorm(axis_name=…)` averages the devices' own means, which is wrong where the devices hold
-different numbers of examples, and the axis has to be written into the model. Here every BatchNorm
-of any module, unchanged, takes its statistics over all examples of all devices, so that the number
-of devices changes no result.
-"""
+"""Hooks around the calls of layers, and BatchNorm over a batch that is split over devices."""
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from functools import lru_cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -16,14 +12,59 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jdss.models.calling import intercept
+Hook = Callable[..., Any]
+"""Stands in for a layer's call: is given the layer, its call, and what that is called with."""
+
+_hook: ContextVar[Hook | None] = ContextVar("hook", default=None)
+
+
+@contextmanager
+def intercept(hook: Hook) -> Iterator[None]:
+    """Inside, `hook` stands in for the calls of linen modules and of NNX's hookable layers."""
+
+    def catch(
+        call: Any, arguments: Any, keywords: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        if context.method_name != "__call__":
+            return call(*arguments, **keywords)
+        return hook(context.module, call, *arguments, **keywords)
+
+    token = _hook.set(hook)
+    try:
+        with nn.intercept_methods(catch):
+            yield
+    finally:
+        _hook.reset(token)
+
+
+def make_hookable(part: nnx.Module, path: str) -> None:
+    """Lets hooks stand in for the call of an `nnx.Linear` or `nnx.BatchNorm`."""
+    if isinstance(part, nnx.Linear | nnx.BatchNorm):
+        layer: Any = part
+        layer.__class__, layer.jdss_path = _hookable(type(part)), path
+
+
+@lru_cache
+def _hookable(kind: Any) -> Any:
+    def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        own, hook = partial(kind.__call__, self), _hook.get()
+        return hook(self, own, *arguments, **keywords) if hook else own(*arguments, **keywords)
+
+    return type(kind)(kind.__name__, (kind,), {"__call__": call})
+
+
+# BatchNorm ---------------------------------------------------------------------------------------
 
 
 def whole_batch_statistics(axis_name: str, counts: jax.Array) -> AbstractContextManager[None]:
     """Inside, every BatchNorm in training takes its statistics over a `pmap`ped axis.
 
-    A layer that has an `axis_name` of its own is left to itself. `counts`, bool ``[b]``, are the
-    examples of this device that belong to the batch; the others are normalised, but do not count.
+    So the number of devices changes no result, and any module may stay as it is. Flax's own
+    `axis_name=` would have to be written into it (a layer that has one is left to itself), and
+    averages the devices' own means, which is wrong where these hold different numbers of examples.
+
+    `counts`, bool ``[b]``, are the examples of this device that belong to the batch; the others are
+    normalised, but do not count.
     """
 
     def normalise(layer: Any, call: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -34,8 +75,8 @@ def whole_batch_statistics(axis_name: str, counts: jax.Array) -> AbstractContext
         running = layer.use_running_average if running is None else running
         if running or layer.axis_name or keywords.get("mask") is not None:
             return call(*arguments, **keywords)
-        averages = {name: _get(layer, name) for name in ("mean", "var")}
         statistics = _statistics(x, layer.axis, axis_name, counts)
+        averages = {name: _get(layer, name) for name in statistics}
         # Flax's own layer normalises, by what it takes to be running averages.
         for name, value in statistics.items():
             _put(layer, name, value)
