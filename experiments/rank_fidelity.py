@@ -13,6 +13,7 @@ what a trial costs whose subsets are selected.
 """
 
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -246,7 +247,7 @@ def figure(results: Sequence[Result], path: Path) -> figures.Pair:
             strategy, rank = one["result"]["strategy"], one["spearman"]
             title = strategy["label"] + ", two seeds" * (strategy["way"] == "full")
             note = f"rank correlation {rank.value:.2f}" if rank else ""
-            axes.set_title(f"{title}\n{note}", fontsize=8)
+            axes.set_title(f"{textwrap.fill(title, 36)}\n{note}", fontsize=8)
         drawn.suptitle("Does the error on subsets rank configurations as full data does?")
         drawn.supxlabel("validation error, trained on full data (%)", fontsize=10)
         drawn.supylabel("validation error (%)", fontsize=10)
