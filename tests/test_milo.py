@@ -15,13 +15,15 @@ FEATURES = np.random.default_rng(1).normal(size=(50, 4))
 def gains(features):
     """A farthest-first order of one class, by loops."""
     rows = features / np.linalg.norm(features, axis=1, keepdims=True)
-    centre = rows.sum(axis=0) / np.linalg.norm(rows.sum(axis=0))
-    distances = {i: 1 - row @ centre for i, row in enumerate(rows)}
+    order = [int(np.argmin(rows @ rows.sum(axis=0)))]
     found = np.zeros(len(rows))
-    while distances:
-        best = max(distances, key=lambda i: (distances[i], -i))
-        found[best] = distances.pop(best)
-        distances = {i: min(near, 1 - rows[i] @ rows[best]) for i, near in distances.items()}
+    while len(order) < len(rows):
+        left = [i for i in range(len(rows)) if i not in order]
+        nearest = [min(1 - rows[i] @ rows[j] for j in order) for i in left]
+        found[left[int(np.argmax(nearest))]] = max(nearest)
+        if len(order) == 1:
+            found[order[0]] = max(nearest)
+        order.append(left[int(np.argmax(nearest))])
     return found
 
 
@@ -33,6 +35,16 @@ def test_importance_is_the_gain_of_a_farthest_first_order_of_each_class():
     np.testing.assert_allclose(found, np.maximum(expected, 1e-4 * expected.max()), atol=1e-5)
     whole = np.maximum(gains(FEATURES), 1e-4 * gains(FEATURES).max())
     np.testing.assert_allclose(jdss.importance(FEATURES), whole, atol=1e-5)
+
+
+def test_who_is_alone_in_a_class_is_as_important_as_any_and_doubles_are_not():
+    rows = [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
+    found = np.asarray(jdss.importance(rows, [0, 0, 0, 2, 4]))  # and classes without an example
+    np.testing.assert_allclose(found, [1, 1, 1e-4, 1, 1], atol=1e-6)
+    for alike in (np.zeros((3, 2)), np.ones((3, 2))):
+        found = np.asarray(jdss.importance(alike))
+        assert (found == found[0]).all()
+        assert found[0] > 0
 
 
 def test_importance_depends_on_directions_alone():

@@ -79,7 +79,8 @@ def importance(features: Any, labels: Any = None) -> jax.Array:
     """How unlike the others of its class each example is: the gains of a farthest-first order.
 
     Greedy maximisation of disparity-min, `f(S) = min_{i≠j∈S} (1 - cos(x_i, x_j))`, class by class:
-    next comes the example that is farthest from those before it, and that distance is its gain.
+    next comes the example that is farthest from those before it, and that distance is its gain. Of
+    the first two, the first being farthest from the class's mean direction, it is their distance.
 
     Args:
       features: float[n, …], such as the inputs of a model's last layer.
@@ -92,8 +93,8 @@ def importance(features: Any, labels: Any = None) -> jax.Array:
       TypeError, ValueError: for features that are not finite, or labels that are no classes [n].
 
     Example:
-      >>> importance([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0]]).round(1).tolist()
-      [0.3, 0.0, 1.0]
+      >>> importance([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]).round(1)
+      Array([1. , 0.3, 1. ], dtype=float32)
     """
     features = jnp.asarray(features, jnp.float32)
     if features.ndim < 2 or not len(features):
@@ -120,8 +121,6 @@ def _gains(rows: jax.Array, members: jax.Array, picks: int) -> jax.Array:
     def of_class(own: jax.Array) -> jax.Array:
         is_there = own < len(rows)
         mine = jnp.where(is_there[:, None], directions[own % len(rows)], 0.0)
-        centre = mine.sum(axis=0)
-        centre /= jnp.maximum(jnp.linalg.norm(centre), 1e-30)
 
         def pick(_: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             distances, gains = state  # of those picked already: -1, and their gain
@@ -130,12 +129,18 @@ def _gains(rows: jax.Array, members: jax.Array, picks: int) -> jax.Array:
             nearest = jnp.minimum(distances, 1 - mine @ mine[best])
             return jnp.where(distances < 0, -1.0, nearest).at[best].set(-1.0), gains
 
-        # The first is the one farthest from the centre of its class.
-        start = jnp.where(is_there, 1 - mine @ centre, -1.0)
-        start = jnp.maximum(start, jnp.where(is_there, 0.0, -1.0))
-        distances, gains = jax.lax.fori_loop(0, picks, pick, (start, jnp.zeros(len(own))))
-        return jnp.maximum(gains, distances)
+        # The first is the one farthest from the others' sum; its gain is that of the second.
+        first = jax.lax.argmin(jnp.where(is_there, mine @ mine.sum(axis=0), jnp.inf), 0, jnp.int32)
+        distances = jnp.where(is_there, jnp.maximum(1 - mine @ mine[first], 0.0), -1.0)
+        gains = jnp.zeros(len(own)).at[first].set(distances.at[first].set(-1.0).max())
+        start = distances.at[first].set(-1.0), gains
+        distances, gains = jax.lax.fori_loop(0, picks, pick, start)
+        return jnp.where(is_there, jnp.maximum(gains, distances), 0.0)
 
     found = jax.lax.map(of_class, members)
+    # Alone in its class, an example is as unlike the others as any.
+    is_alone = (members < len(rows)).sum(axis=1, keepdims=True) == 1
+    found = jnp.where(is_alone, found.max(), found)
     gains = jnp.zeros(len(rows)).at[members.ravel()].set(found.ravel(), mode="drop")
-    return jnp.maximum(gains, _LEAST * jnp.maximum(gains.max(), 1e-30))
+    largest = gains.max()
+    return jnp.where(largest > 0, jnp.maximum(gains, _LEAST * largest), 1.0)
