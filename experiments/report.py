@@ -72,7 +72,9 @@ def benchmark(file: str, *keys: str) -> Table:
     content = json.loads((RESULTS / "benchmarks" / f"{file}.json").read_text())
     if file in ("search", "search-before"):
         return search.table(content)
-    if file == "training":
+    if file == "versions":
+        frame = pd.DataFrame(content["rows"])
+    elif file == "training":
         found = {one["case"]: one[keys[0]] for one in content["trials"] if keys[0] in one}
         frame = pd.DataFrame(found).T.rename_axis("case").reset_index()
     else:

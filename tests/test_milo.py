@@ -1,11 +1,18 @@
 """MILO: importance against an oracle in NumPy, draws in proportion to it, and whole trainings."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 from optuna.distributions import CategoricalDistribution
 
 import jdss
+from jdss.ledger import Ledger
+from jdss.training import proxy
+from jdss.training.fit import make_training
+from jdss.training.forward import compute_last_layer
+from tests.conftest import Perceptron
 from tests.settings import fit
 
 LABELS = np.random.default_rng(0).integers(0, 3, 50)
@@ -41,10 +48,18 @@ def test_who_is_alone_in_a_class_is_as_important_as_any_and_doubles_are_not():
     rows = [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
     found = np.asarray(jdss.importance(rows, [0, 0, 0, 2, 4]))  # and classes without an example
     np.testing.assert_allclose(found, [1, 1, 1e-4, 1, 1], atol=1e-6)
-    for alike in (np.zeros((3, 2)), np.ones((3, 2))):
+    for alike in (np.zeros((3, 2)), np.ones((3, 2)), np.outer([1, 2, 7], [1, 2, 3])):
         found = np.asarray(jdss.importance(alike))
         assert (found == found[0]).all()
         assert found[0] > 0
+
+
+def test_features_of_any_size_and_of_none():
+    expected = jdss.importance(FEATURES)
+    for scale in (1e-30, 1e30):
+        np.testing.assert_allclose(jdss.importance(scale * FEATURES), expected, rtol=1e-3)
+    dead = np.asarray(jdss.importance([[0.0, 0.0]] * 4 + [[1.0, 2.0], [2.0, 1.0]]))
+    assert sorted(dead > 1e-3) == [False] * 3 + [True] * 3  # zeros are doubles of each other
 
 
 def test_importance_depends_on_directions_alone():
@@ -98,6 +113,44 @@ def test_a_training_finds_the_importance_itself_or_is_given_it(perceptron, blobs
     assert (blobs[1][np.asarray(given.subset.indices)] == 0).all()
 
 
+def test_the_importance_found_is_that_of_the_last_layers_inputs(perceptron, blobs, monkeypatch):
+    seen = {}
+
+    def compute(state, examples, indices, **options):
+        seen["inputs"] = compute_last_layer(state, examples, indices, **options).inputs
+        seen["labels"] = np.asarray(examples.labels)[indices]
+        return SimpleNamespace(inputs=seen["inputs"])
+
+    monkeypatch.setattr(proxy, "compute_last_layer", compute)
+    training = make_training(blobs, "milo", 0.1, jdss.Task(), validation=0.1, seed=0)
+    found = proxy.with_importance(training, perceptron, jax.random.key(0), Ledger()).schedule
+    assert seen["inputs"].shape == (270, 9)  # the ninth for the bias
+    expected = jdss.importance(seen["inputs"], seen["labels"])
+    np.testing.assert_array_equal(found.importance, expected)
+
+
+def test_an_option_may_be_of_all_examples_and_a_bad_one_is_refused_at_once(perceptron, blobs):
+    certain = np.where(blobs[1] == 0, 1.0, 1e-9)
+    options = {"selection": "milo", "every": 1, "fraction": 0.2, "progress": False}
+    options["hyperparameters"] = {"epochs": 1, "batch_size": 16}
+    drawn = fit(perceptron, blobs, validation=0.1, options={"importance": certain}, **options)
+    assert (blobs[1][np.asarray(drawn.subset.indices)] == 0).all()
+    for bad in (certain[:-1], np.zeros(300)):
+        with pytest.raises(ValueError, match=r"options\['importance'\] must"):
+            fit(perceptron, blobs, options={"importance": bad}, **options)
+
+
+def test_a_proxy_trains_as_it_is_told_and_says_where_it_diverges(blobs):
+    far = 1e3 * blobs[0], blobs[1].astype(np.float32)
+    options = {"loss": "squared_error", "progress": False, "fraction": 0.2, "every": 1}
+    options |= {"selection": "milo", "hyperparameters": {"epochs": 2, "learning_rate": 1e-9}}
+    model = Perceptron(num_classes=1)
+    assert np.isfinite(fit(model, far, **options).history[-1]["loss"])
+    options["hyperparameters"] = {"epochs": 2, "learning_rate": 1e6}
+    with pytest.raises(jdss.TrainingDivergedError, match="finds the importance for 'milo'"):
+        fit(model, far, **options)
+
+
 def test_select_takes_the_features():
     logits = np.random.default_rng(3).normal(size=(50, 3))
     subset = jdss.select(logits, FEATURES, LABELS, method="milo", budget=50)
@@ -107,6 +160,8 @@ def test_select_takes_the_features():
 def test_what_cannot_be_is_refused(blobs):
     with pytest.raises(ValueError, match="lifting must be 'all'"):
         jdss.Selection("milo", lifting="per_class")
+    with pytest.raises(ValueError, match="lifting must be 'all'"):
+        jdss.select(np.zeros((50, 3)), FEATURES, LABELS, method="milo", lifting="per_batch")
     with pytest.raises(ValueError, match="options must have an 'importance'"):
         jdss.tune(
             lambda width: jdss.models.LeNet(3),

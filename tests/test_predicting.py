@@ -206,3 +206,31 @@ def test_the_columns_of_a_table_are_found_by_their_names(tmp_path):
             loaded.predict(short)
     with pytest.raises(ValueError, match=r"validation inputs must have the columns .* no 'd'"):
         fit(Net(), (table, NAMES), validation=(table[["a", "b", "c"]], NAMES), **OPTIONS)
+
+
+class Beside(nn.Module):
+    @nn.compact
+    def __call__(self, table, more):
+        return nn.Dense(3)(nn.tanh(nn.Dense(8)(jnp.concatenate([table, more], axis=-1))))
+
+
+def test_so_are_those_of_tables_among_several_inputs():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(X, columns=["a", "b", "c", "d"])
+    turned, more = table[["d", "c", "b", "a"]], X[:, :1]
+    for inputs, others in (
+        ({"table": table, "more": more}, {"table": turned, "more": more}),
+        ((table, more), (turned, more)),
+    ):
+        trained = fit(Beside(), (inputs, NAMES), validation=(others, NAMES), **OPTIONS)
+        assert trained.validation_accuracy > 0.8
+        expected = trained.trained.outputs(inputs)
+        np.testing.assert_array_equal(trained.trained.outputs(others), expected)
+
+
+def test_a_table_is_of_the_columns_that_training_began_with():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(X, columns=["a", "b", "c", "d"])
+    first = fit(Net(), (table, NAMES), **OPTIONS)
+    with pytest.raises(ValueError, match="data must have the columns of initial"):
+        fit(Net(), (table[["d", "c", "b", "a"]], NAMES), initial=first, **OPTIONS)

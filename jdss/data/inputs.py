@@ -36,19 +36,31 @@ def as_arrays(inputs: Any) -> Any:
     return array[..., None] if array.ndim == 2 and hasattr(inputs, "getbands") else array
 
 
-def column_names(inputs: Any) -> tuple[Any, ...] | None:
-    """What the columns of a table of pandas (or polars) are called; None of anything else."""
+def column_names(inputs: Any) -> Any:
+    """What the columns of a table of pandas (or polars) are called, a tuple; None of anything else.
+
+    Of several inputs a mapping, by their names or places.
+    """
+    if isinstance(inputs, Mapping | tuple):
+        parts = inputs if isinstance(inputs, Mapping) else dict(enumerate(inputs))
+        found = {key: column_names(part) for key, part in parts.items()}
+        return found if any(names is not None for names in found.values()) else None
     is_table = hasattr(inputs, "columns") and hasattr(inputs, "dtypes")
     return tuple(inputs.columns) if is_table else None
 
 
-def with_columns(name: str, inputs: Any, wanted: tuple[Any, ...] | None) -> Any:
-    """A table with the columns wanted, in their order; what has no names for them as it is.
+def with_columns(name: str, inputs: Any, wanted: Any) -> Any:
+    """Tables with the columns wanted, in their order; what has no names for them as it is.
 
     Raises ValueError, naming the argument, where one is missing.
     """
+    if isinstance(inputs, Mapping | tuple):
+        known = wanted if isinstance(wanted, dict) else {}
+        if isinstance(inputs, Mapping):
+            return {k: with_columns(name, part, known.get(k)) for k, part in inputs.items()}
+        return tuple(with_columns(name, part, known.get(k)) for k, part in enumerate(inputs))
     own = column_names(inputs)
-    if wanted is None or own is None or own == wanted:
+    if not isinstance(wanted, tuple) or own is None or own == wanted:
         return inputs
     if missing := [column for column in wanted if column not in own]:
         raise ValueError(

@@ -25,6 +25,7 @@ from jdss.selection.uniform import draw
 from jdss.subset import Subset
 
 _MOST_PICKS = 2_048  # of a class; what is left then is told apart by where it stands
+_ROUNDING = 1e-6  # what is nearer is the same
 _LEAST = 1e-4  # of the largest: what is another's double can be drawn, too
 
 
@@ -100,7 +101,7 @@ def importance(features: Any, labels: Any = None) -> jax.Array:
     if features.ndim < 2 or not len(features):
         raise ValueError(f"features must have shape [n, …], n at least 1, got {features.shape}")
     _checks.check_finite("features", features)
-    rows = features.reshape(len(features), -1)
+    rows = _directions(features.reshape(len(features), -1))
     labels = np.zeros(len(rows), np.int32) if labels is None else labels
     labels = np.asarray(_checks.check_labels(labels, num_examples=len(rows)))
     sizes = np.bincount(labels)
@@ -114,13 +115,11 @@ def importance(features: Any, labels: Any = None) -> jax.Array:
 
 @partial(jit, static_argnames="picks")
 def _gains(rows: jax.Array, members: jax.Array, picks: int) -> jax.Array:
-    """The gains float32[n] of rows [n, d], whose classes are int32[c, m] (n for no example)."""
-    lengths = jnp.linalg.norm(rows, axis=1, keepdims=True)
-    directions = rows / jnp.maximum(lengths, 1e-30)
+    """The gains float32[n] of directions [n, d] in classes int32[c, m] (n for no example)."""
 
     def of_class(own: jax.Array) -> jax.Array:
         is_there = own < len(rows)
-        mine = jnp.where(is_there[:, None], directions[own % len(rows)], 0.0)
+        mine = jnp.where(is_there[:, None], rows[own % len(rows)], 0.0)
 
         def pick(_: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             distances, gains = state  # of those picked already: -1, and their gain
@@ -142,5 +141,12 @@ def _gains(rows: jax.Array, members: jax.Array, picks: int) -> jax.Array:
     is_alone = (members < len(rows)).sum(axis=1, keepdims=True) == 1
     found = jnp.where(is_alone, found.max(), found)
     gains = jnp.zeros(len(rows)).at[members.ravel()].set(found.ravel(), mode="drop")
-    largest = gains.max()
-    return jnp.where(largest > 0, jnp.maximum(gains, _LEAST * largest), 1.0)
+    return jnp.clip(gains, jnp.maximum(_LEAST * gains.max(), _ROUNDING), 2.0)
+
+
+def _directions(rows: jax.Array) -> jax.Array:
+    """Rows of length 1; zeros, which have no direction, have one of their own."""
+    rows = rows / jnp.maximum(jnp.abs(rows).max(axis=1, keepdims=True), jnp.finfo(rows.dtype).tiny)
+    is_zero = ~rows.any(axis=1, keepdims=True)
+    rows = jnp.concatenate([rows, is_zero], axis=1) if is_zero.any() else rows
+    return rows / jnp.linalg.norm(rows, axis=1, keepdims=True)

@@ -85,6 +85,8 @@ def get_strategy(
         raise TypeError(f"selection must be a name or a function, got {type(method).__name__}")
     if lifting is not None:
         _checks.check_choice("lifting", lifting, LIFTINGS)
+    if strategy.needs_importance and lifting not in (None, "all"):
+        raise ValueError(f"lifting must be 'all' with selection {strategy.name!r}, got {lifting!r}")
     return replace(strategy, lifting=lifting or strategy.lifting, options=dict(options or {}))
 
 
@@ -100,8 +102,6 @@ def check_strategy(
             f"lifting and options must be left out with selection {name!r}, which selects nothing; "
             f"got lifting={lifting!r}, options={options!r}"
         )
-    if strategy.needs_importance and lifting != "all":
-        raise ValueError(f"lifting must be 'all' with selection {name!r}, got {lifting!r}")
     if for_outer and not (strategy.needs_objective or strategy.takes_target):
         raise ValueError(
             f"outer must be 'training' with selection {name!r}, which is chosen for no outer loss "

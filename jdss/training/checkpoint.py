@@ -36,7 +36,7 @@ class TrainedModel:
       classes: what the classes are called, [c]: their indices, or strings or booleans where labels
         were such; None where they were numbers.
       inputs: shapes and types [1, …] of what it was trained on; None where they are not known.
-      columns: what the columns of the table were called, if it was one.
+      columns: what the columns of tables were called, if there were any.
 
     Results of `fit` have one as `trained`, and `jdss.load` gives one back.
 
@@ -53,7 +53,7 @@ class TrainedModel:
     normalization: Normalization | None = None
     classes: np.ndarray | None = None
     inputs: Any = None
-    columns: tuple[Any, ...] | None = None
+    columns: Any = None
 
     def __repr__(self) -> str:
         """Without the weights, of which there may be millions."""
@@ -164,7 +164,7 @@ class TrainedResult:
     normalization: Normalization | None
     classes: np.ndarray | None = None
     inputs: Any = None
-    columns: tuple[Any, ...] | None = None
+    columns: Any = None
 
     def __repr__(self) -> str:
         """Without the weights, of which there may be millions."""

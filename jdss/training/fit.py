@@ -81,6 +81,7 @@ def fit(
     _checks.check_seed(seed)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be a function, got {type(callback).__name__}")
+    columns = getattr(initial, "columns", None)
     initial = getattr(getattr(initial, "state", initial), "variables", initial)
     if not isinstance(initial, Mapping | None):
         raise TypeError(
@@ -93,7 +94,14 @@ def fit(
     ledger = Ledger()
     with ledger.measure("loading"):
         training = make_training(data, selection, fraction, task, validation=validation, seed=seed)
-    training = with_importance(training, model, jax.random.key(seed), ledger)
+    if columns is not None and training.problem.columns not in (None, columns):
+        raise ValueError(
+            f"data must have the columns of initial, in its order, {columns}; got "
+            f"{training.problem.columns}"
+        )
+    training = with_importance(
+        training, model, jax.random.key(seed), ledger, hyper=hyper, initial=initial
+    )
     with (
         progress_bar(int(hyper.epochs), "epochs", enabled=progress) as bar,
         closing(Ahead()) as ahead,

@@ -191,8 +191,8 @@ def validate(
     indices = problem.validation
     if not len(indices):
         return None, None
-    if rung is not None:
-        indices = np.random.default_rng(0).permutation(indices)[: RUNG_EXAMPLES * rung]
+    if rung is not None and len(indices) > RUNG_EXAMPLES * rung:
+        indices = np.sort(np.random.default_rng(0).permutation(indices)[: RUNG_EXAMPLES * rung])
     with ledger.measure("evaluating"):
         return measure(state, problem.examples, indices, metric, problem)
 

@@ -55,7 +55,7 @@ class Problem:
       num_classes: the number c of classes; None where the labels are numbers.
       classes: what the classes are called, [c], where the labels were strings or booleans.
       as_is: whether floats in 0..255 are meant so.
-      columns: what the columns of a table are called; None where they have no names.
+      columns: what the columns of tables are called; None where they have no names.
     """
 
     examples: Examples | HostExamples
@@ -64,7 +64,7 @@ class Problem:
     num_classes: int | None
     classes: np.ndarray | None = None
     as_is: bool = False
-    columns: tuple[Any, ...] | None = None
+    columns: Any = None
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray:
         """int32[m], or float32[m, …], the labels of some examples, in host memory."""
@@ -188,7 +188,7 @@ def check_like(
     return rows, own_labels
 
 
-def _rows(name: str, value: Any, columns: tuple[Any, ...] | None = None) -> tuple[Rows, Any]:
+def _rows(name: str, value: Any, columns: Any = None) -> tuple[Rows, Any]:
     """Inputs as rows, of a table these `columns`; and labels where they are known already."""
     value = value.data if isinstance(value, Placed) else value
     if is_sequence(value):

@@ -5,6 +5,7 @@ spent, at the cost of subset epochs, on all the data: κT·k/n passes over it, c
 other (1 - κ)T epochs train on a subset of k examples, which is selected anew every R epochs.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,8 +27,7 @@ class Schedule:
       selection: as it was asked for.
       strategy: the method, as it is used on these labels.
       fraction: the share of the training examples in a subset, in (0, 1]; 1 for "full".
-      importance: float32[n], that of the training examples, where it was not given but found by
-        `jdss.training.proxy`.
+      importance: float32[n], that of the training examples, as `jdss.training.proxy` has it.
     """
 
     selection: Selection
@@ -70,7 +70,10 @@ class Schedule:
             "lifting": self.strategy.lifting,
             "outer": selection.outer,
             "gradients": selection.gradients + projected,
-            "options": {name: _plain(value) for name, value in self.strategy.options.items()},
+            "options": {
+                name: _digest(value) if name == "importance" else _plain(value)
+                for name, value in self.strategy.options.items()
+            },
             # Said where it is used alone: searches from before it was there can be resumed.
             **({"candidates": self.candidates} if self.candidates < 1 else {}),
         }
@@ -81,6 +84,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (np.generic, np.ndarray, jax.Array)):
         return np.asarray(value).tolist()
     return value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(np.asarray(values, np.float32).tobytes()).hexdigest()[:16]
 
 
 def make_schedule(

@@ -129,7 +129,7 @@ def select_subset(
     options, known = dict(strategy.options), dict[str, Any]()
     whole = problem
     if strategy.needs_importance:
-        options.setdefault("importance", schedule.importance)
+        options["importance"] = schedule.importance
     if strategy.needs_gradients:
         with ledger.measure("gradients"):
             # One draw for all that follow; `key` itself selects.

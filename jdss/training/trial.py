@@ -55,7 +55,7 @@ class FitResult(TrainedResult):
       normalization: what was done to every input: new ones go through it to `model.apply`.
       classes: what `predict` calls the classes; None where labels are numbers.
       inputs: shapes and types [1, …] of what was trained on.
-      columns: what the columns of the table were called, if it was one.
+      columns: what the columns of tables were called, if there were any.
 
     Made by `jdss.fit`.
     """
@@ -70,7 +70,7 @@ class FitResult(TrainedResult):
     normalization: Normalization | None = None
     classes: np.ndarray | None = None
     inputs: Any = None
-    columns: tuple[Any, ...] | None = None
+    columns: Any = None
 
 
 @dataclass(frozen=True)
