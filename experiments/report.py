@@ -31,7 +31,7 @@ PAGES = (
     ROOT / "experiments/benchmarks/README.md",
 )
 _TABLE = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
-_BRIEF = ("trials", "test accuracy", "search (s)", "search speedup", "end-to-end speedup")
+_BRIEF = ("trials", "seeds", "test accuracy", "search (s)", "search speedup", "end-to-end speedup")
 _CONDITIONS = ("clean", "label_noise", "imbalance")
 _TABLES = {
     "rank-fidelity": rank_fidelity.table,
@@ -60,7 +60,7 @@ def table(directory: str) -> Table:
     if kind == "brief":
         whole = table(rest)
         kept = whole.frame.set_index("").loc[list(_BRIEF)].T
-        times = kept.columns[2:]  # as means alone
+        times = kept.columns[3:]  # as means alone
         kept[times] = kept[times].replace([r" ± [\d.,]+", r" \(.*\)"], "", regex=True)
         return Table(kept.rename_axis("search on").reset_index(), whole.title)
     make = next(make for name, make in _TABLES.items() if directory.startswith(name))

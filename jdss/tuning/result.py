@@ -111,9 +111,9 @@ class TuneResult:
     def as_dict(self) -> dict[str, Any]:
         """What result files hold of it: trials, retraining and the ledger, in JSON's types."""
         best = {name: stored_value(value) for name, value in self.best_hyperparameters.items()}
-        # A trial whose worker died has none.
-        ledgers = [trial["ledger"]["seconds"] for trial in self.trials if trial["ledger"]]
-        found = self.retraining
+        found, seconds = self.retraining, self.ledger.seconds
+        again = Ledger() if found is None else found.ledger
+        before = seconds["importing"] + seconds["loading"]
         retraining = found and {
             "hyperparameters": best,
             "test_accuracy": found.test_accuracy,
@@ -129,8 +129,9 @@ class TuneResult:
             "ledger": {
                 **self.ledger.as_dict(),
                 "total_seconds": self.ledger.total_seconds,
-                "search_seconds": sum(sum(ledger.values()) for ledger in ledgers),
-                "search_compiling_seconds": sum(ledger["compiling"] for ledger in ledgers),
+                # With what is found once for all trials.
+                "search_seconds": self.ledger.total_seconds - before - again.total_seconds,
+                "search_compiling_seconds": seconds["compiling"] - again.seconds["compiling"],
                 "retraining_seconds": found and found.ledger.total_seconds,
                 "retraining_compiling_seconds": found and found.ledger.seconds["compiling"],
             },
