@@ -75,14 +75,14 @@ def commit(checkout: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("other", type=Path, help="the checkout of another version")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path("runs/versions.json"))
     arguments = parser.parse_args()
     sides = {"other": arguments.other.absolute(), "this": ROOT}
     before, found = load_average(), {side: list[dict[str, float]]() for side in sides}
-    for _ in range(arguments.repeats):
-        for side, checkout in sides.items():
-            found[side].append(measure(checkout))
+    for number in range(arguments.repeats):  # in turn, since a machine may become slower
+        for side in ("other", "this") if number % 2 else ("this", "other"):
+            found[side].append(measure(sides[side]))
     medians = {
         side: {name: statistics.median(one[name] for one in runs) for name in runs[0]}
         for side, runs in found.items()
