@@ -71,7 +71,7 @@ def speedups(results: Iterable[Result], path: Path) -> Pair:
     columns = {"search_speedup": "search", "end_to_end_speedup": "end to end"}
     bars = every.groupby("label", sort=False)[list(columns)]
     means, sds = (each.fillna(0.0).rename(columns=columns) for each in (bars.mean(), bars.std()))
-    with figure(path) as (drawn, axes):
+    with figure(path, max(7.0, 1.3 * len(found))) as (drawn, axes):
         means.plot.bar(
             ax=axes,
             yerr=sds,
@@ -113,13 +113,13 @@ def anytime(results: Iterable[Result], path: Path) -> Pair:
     """
     found = groups(results)
     curves = {
-        label: [curve for curve in map(progress, part["trials"]) if len(curve)]
+        label: [curve for _, run in part.iterrows() if len(curve := _from_the_start(run))]
         for label, part in found
     }
     if not any(curves.values()):
         raise ValueError("results must hold completed trials to be drawn, got none")
     looks = _looks(found)
-    with figure(path, 7.5, 5.0) as (drawn, axes):
+    with figure(path, 9.0, 5.5) as (drawn, axes):
         for label, part in found:
             if not curves[label]:
                 continue
@@ -147,6 +147,14 @@ def progress(trials: Sequence[Mapping[str, Any]]) -> pd.Series:
     ends = np.cumsum([sum(trial["ledger"]["seconds"].values()) for trial in trials])
     values = [trial["value"] if trial["state"] == "complete" else None for trial in trials]
     return pd.Series(values, index=ends, dtype=float).dropna().cummax()
+
+
+def _from_the_start(run: pd.Series) -> pd.Series:
+    """The progress of a search, with the seconds in which it found what all its trials use."""
+    curve = progress(run["trials"])
+    trials = sum(sum(trial["ledger"]["seconds"].values()) for trial in run["trials"])
+    before = run["search"] - trials
+    return curve.set_axis(curve.index + before) if before > 0 else curve
 
 
 # What all figures share -------------------------------------------------------------------------
