@@ -220,11 +220,9 @@ def brief(conditions: Mapping[str, Sequence[Result]]) -> Table:
             zip(kept, ["trained on", f"{name}: test accuracy", f"{name}: over random"], strict=True)
         )
         whole = whole.merge(one.frame[kept].rename(columns=columns), how="outer", sort=False)
-    order = {
-        label: place for place, label in enumerate(next(iter(tables.values())).frame["trained on"])
-    }
-    whole = whole.sort_values("trained on", key=lambda labels: labels.map(order).fillna(len(order)))
     first = next(iter(tables.values()))
+    order = {label: place for place, label in enumerate(first.frame["trained on"])}
+    whole = whole.sort_values("trained on", key=lambda labels: labels.map(order).fillna(len(order)))
     return Table(
         whole.fillna(""),
         first.title.replace(" clean,", ""),

@@ -61,9 +61,7 @@ def milo(
         raise ValueError(
             f"importance must have shape ({num_examples},), got shape {importance.shape}"
         )
-    _checks.check_finite("importance", importance)
-    if _checks.is_concrete(importance) and not (np.asarray(importance) > 0).all():
-        raise ValueError("importance must be positive")
+    check_importance("importance", importance)
     # The largest of Gumbel's variables around the logarithms are a draw without replacement
     # (Efraimidis and Spirakis, 2006).
     return draw(
@@ -74,6 +72,13 @@ def milo(
         mask=mask,
         count=count,
     )
+
+
+def check_importance(name: str, values: Any) -> None:
+    """Raises ValueError where values are concrete, and not all of them are finite and positive."""
+    _checks.check_finite(name, values)
+    if _checks.is_concrete(values) and not (np.asarray(values) > 0).all():
+        raise ValueError(f"{name} must be positive")
 
 
 def importance(features: Any, labels: Any = None) -> jax.Array:

@@ -7,10 +7,9 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from jdss import _checks
 from jdss.config import Selection
 from jdss.ledger import Ledger
-from jdss.selection.milo import importance
+from jdss.selection.milo import check_importance, importance
 from jdss.training.failures import TrainingDivergedError
 from jdss.training.forward import compute_last_layer
 from jdss.training.hyperparameters import LARGEST_LEARNING_RATES, Hyperparameters, hyperparameters
@@ -101,7 +100,5 @@ def _checked(given: Any, training: Training) -> np.ndarray:
             f"options['importance'] must have one number for each of the {len(train)} training "
             f"examples, or of all {every}, got shape {values.shape}"
         )
-    _checks.check_finite("options['importance']", values)
-    if not (values > 0).all():
-        raise ValueError("options['importance'] must be positive")
+    check_importance("options['importance']", values)
     return values if len(values) == len(train) else values[train]
