@@ -8,8 +8,7 @@ fewer images and a narrower network.
 """
 
 import jdss
-from experiments import searches
-from experiments.searches import Recipe, Scale
+from experiments.recipe import Recipe, Scale
 
 SCALES = {
     "smoke": Scale(images=500, epochs=(2, 3), batch_sizes=(64,), trials=2, width=4),
@@ -26,4 +25,6 @@ RECIPE = Recipe(
 )
 
 if __name__ == "__main__":
+    from experiments import searches
+
     searches.main(RECIPE)

@@ -12,8 +12,7 @@ from flax import linen as nn
 from optuna.distributions import CategoricalDistribution
 
 import jdss
-from experiments import searches
-from experiments.searches import Recipe, Scale
+from experiments.recipe import Recipe, Scale
 
 SCALES = {
     "smoke": Scale(images=1_000, epochs=(2, 3), batch_sizes=(64,), trials=2, width=4),
@@ -40,4 +39,6 @@ RECIPE = Recipe(
 )
 
 if __name__ == "__main__":
+    from experiments import searches
+
     searches.main(RECIPE)

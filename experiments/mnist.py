@@ -8,8 +8,7 @@ that report at epochs 1, 3 and 9, and poor ones stopped there.
 """
 
 import jdss
-from experiments import searches
-from experiments.searches import Recipe, Scale
+from experiments.recipe import Recipe, Scale
 
 SCALES = {
     "smoke": Scale(images=1_000, epochs=(2, 3), batch_sizes=(64,), trials=3),
@@ -19,4 +18,6 @@ SCALES = {
 RECIPE = Recipe("mnist", "LeNet", lambda width: jdss.models.LeNet(num_classes=10), SCALES)
 
 if __name__ == "__main__":
+    from experiments import searches
+
     searches.main(RECIPE)

@@ -1,9 +1,10 @@
 """Do subsets rank hyper-parameters as full data does? `python -m experiments.rank_fidelity`.
 
-The same configurations, drawn at random from the search space of `experiments.mnist`, are trained
-on all the data and on each kind of subset. What is asked of a subset is not a good model, but that
-the configuration that looks best on it is one of the best on all the data. This is what the method
-lives on, and unlike a search it does not depend on what TPE happened to draw.
+The same configurations, drawn at random from the search space of `experiments.mnist`, or with
+`--dataset cifar10` from that of `experiments.cifar10`, are trained on all the data and on each kind
+of subset. What is asked of a subset is not a good model, but that the configuration that looks best
+on it is one of the best on all the data. This is what the method lives on, and unlike a search it
+does not depend on what TPE happened to draw.
 
 Two ways show what the answers are worth. Full training is done twice, with different seeds: how
 well it agrees with itself is about the most that can be hoped for; everything else is compared with
@@ -16,21 +17,22 @@ import json
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import optuna
 from scipy import stats
 
 import jdss
-from experiments import figures, trainings
-from experiments.mnist import SCALES
+from experiments import cifar10, figures, mnist, trainings
+from experiments.recipe import Scale
 from experiments.results import Result, read_results
 from experiments.tables import Table, percent
 from experiments.trainings import BASIC, FULL, Way, subsets
 from jdss.training.hyperparameters import absolute_learning_rate
 
-CONFIGURATIONS = {"smoke": 3, "laptop": 32, "paper": 32}
+RECIPES = {"mnist": mnist.RECIPE, "cifar10": cifar10.RECIPE}
+CONFIGURATIONS = {"mnist": 32, "cifar10": 24}
 AGAIN = Way("full-again", "full data, another seed", jdss.Selection("full"))
 QUARTER = ("GRAD-MATCH, a quarter of the candidates", {"candidates": 0.25})
 RESAMPLES = 10_000
@@ -54,27 +56,41 @@ def ways_at(fractions: Sequence[float]) -> dict[str, Way]:
     return {way.name: way for way in found}
 
 
-def configurations(scale: str) -> list[dict[str, Any]]:
+def configurations(scale: Scale, count: int) -> list[dict[str, Any]]:
     """Hyper-parameters drawn at random from the search space, the same for every way."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    space = jdss.default_space(epochs=SCALES[scale].epochs, batch_sizes=SCALES[scale].batch_sizes)
+    space = jdss.default_space(epochs=scale.epochs, batch_sizes=scale.batch_sizes)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    return [absolute_learning_rate(study.ask(space).params) for _ in range(CONFIGURATIONS[scale])]
+    return [absolute_learning_rate(study.ask(space).params) for _ in range(count)]
 
 
 def train_all(
-    run: trainings.Run, *, fractions: tuple[float, ...] = (0.05,), ways: tuple[str, ...] = ()
+    run: trainings.Run,
+    *,
+    dataset: Literal["mnist", "cifar10"] = "mnist",
+    fractions: tuple[float, ...] = (0.05,),
+    ways: tuple[str, ...] = (),
 ) -> Path:
     """Trains every configuration in every way, or in those named."""
-    problem, test = trainings.split(run.load())
-    known, out = ways_at(fractions), run.place("rank-fidelity")
-    epochs = "{} to {} epochs".format(*SCALES[run.scale].epochs)
+    recipe, known = RECIPES[dataset], ways_at(fractions)
+    scale = recipe.scales[run.scale]
+    plan = configurations(scale, 3 if run.scale == "smoke" else CONFIGURATIONS[dataset])
+    problem, test = trainings.split(run.load(recipe), recipe.augmentation)
+    out = run.place(f"rank-fidelity-{dataset}")
+    about = run.about(problem, test, scale.budget, recipe=recipe)
     for name in ways or known:
         seed = 1 if name == AGAIN.name else 0
-        settings = run.about(problem, test, epochs)
-        settings["seeds"] = {"configurations": 0, "split": 0, "training": seed}
-        path, plan = out / f"{name}.json", configurations(run.scale)
-        trainings.run(path, problem, test, known[name], plan, seed, settings=settings)
+        settings = {**about, "seeds": {"configurations": 0, "split": 0, "training": seed}}
+        trainings.run(
+            out / f"{name}.json",
+            problem,
+            test,
+            known[name],
+            plan,
+            seed,
+            settings=settings,
+            model=recipe.model(scale.width),
+        )
     return out
 
 
@@ -189,7 +205,9 @@ def compare(results: Sequence[Result]) -> tuple[np.ndarray, list[dict[str, Any]]
 def table(results: Sequence[Result]) -> Table:
     """One row a way of training."""
     trains, found = compare(results)
-    scale = found[0]["result"]["scale"]
+    result = found[0]["result"]
+    scale = result["scale"]
+    data = "CIFAR-10" if result["dataset"]["name"] == "cifar10" else "MNIST"
 
     def text(interval: Interval | None, form: str = "{:.2f}", factor: float = 1.0) -> str:
         return "" if interval is None else interval.shown(form, factor)
@@ -212,7 +230,7 @@ def table(results: Sequence[Result]) -> Table:
     reduced = f" (reduced: {scale['description']})" if scale["reduced"] else ""
     return Table.of(
         rows,
-        f"MNIST, LeNet: {len(trains)} configurations, {scale['name']} scale{reduced}",
+        f"{data}, {result['model']}: {len(trains)} configurations, {scale['name']} scale{reduced}",
         f"Against the mean of two full trainings; these against each other. {trains.sum()} "
         f"configurations train: both times at least {100 * ABOVE_GUESSING:.0f} points better than "
         "guessing. In brackets 95% intervals (bootstrap over configurations).",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import rank_fidelity, trainings
+from experiments import mnist, rank_fidelity, trainings
 from experiments.results import RESULTS, Result, read_results
 from experiments.tables import Table
 
@@ -23,6 +23,7 @@ WAYS = (
 )
 FULL = RESULTS / "rank-fidelity-cosine"
 FRACTION, SMALLER = 0.05, 0.01
+CONFIGURATIONS = rank_fidelity.CONFIGURATIONS["mnist"]
 KEPT = 3
 """A rung is asked whether the best configuration is among the best third."""
 
@@ -33,7 +34,8 @@ def train_all(run: trainings.Run) -> Path:
     seeds = {"configurations": 0, "split": 0, "training": 0}
     settings = {**run.about(problem, test), "seeds": seeds}
     # Without weight decay, as the full trainings were made.
-    plan = [{"weight_decay": 0.0, **one} for one in rank_fidelity.configurations(run.scale)]
+    drawn = rank_fidelity.configurations(mnist.SCALES[run.scale], CONFIGURATIONS)
+    plan = [{"weight_decay": 0.0, **one} for one in drawn]
     out = run.place("rungs")
     for epochs, way in itertools.product((None, 1, 2, 3), WAYS):
         path = out / (f"{way.name}-{epochs}.json" if epochs else f"{way.name}.json")

@@ -11,8 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args
 
@@ -22,6 +22,7 @@ from flax import linen as nn
 import jdss
 from experiments import comparison, energy, figures, trainings
 from experiments.compilations import count_compilations
+from experiments.recipe import Recipe, Scale
 from experiments.results import Result, as_read, environment, read_results, write_result
 from jdss.progress import progress_bar
 from jdss.training.hyperparameters import DEFAULTS
@@ -72,38 +73,6 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Scale:
-    """How much of the paper's experiment is run; None is all images."""
-
-    images: int | None
-    epochs: tuple[int, int]
-    batch_sizes: tuple[int, ...]
-    trials: int = 10
-    width: int = 64
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """An experiment of the paper.
-
-    Attributes:
-      dataset: its name, and that of the recipe's module.
-      network: the network's name, for a reader.
-      model: of a width to the module, or to a function of what `space` draws.
-      scales: by name.
-      augmentation: of the images trained on.
-      space: hyper-parameters beside those of the default space.
-    """
-
-    dataset: str
-    network: str
-    model: Callable[[int], Any]
-    scales: Mapping[str, Scale]
-    augmentation: str = "none"
-    space: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Run:
     """One search of a recipe: a strategy's name, a pruner, a seed, and the command line."""
 
@@ -126,7 +95,7 @@ class Run:
     def make(self) -> None:
         """Searches, unless there is a result file, and retrains the winner."""
         start = time.perf_counter()
-        whole = jdss.load_dataset(self.recipe.dataset, data_dir=self.options.data_dir)
+        whole = self.recipe.load(self.options.data_dir)
         loading = time.perf_counter() - start
         model, data = self.recipe.model(self.scale.width), whole.head(self.scale.images)
         if not self.path.exists():
@@ -164,17 +133,12 @@ class Run:
         if status.exists() and not resumed:  # else it is not that of the whole search
             peak = status.read_text().split("VmHWM:")[1].split()[0]
             more["process_peak_memory_bytes"] = 1024 * int(peak)
-        low, high = scale.epochs
-        description = f"{len(data.labels):,} of {of:,} training images, {low} to {high} epochs"
-        if scale.width != 64:
-            description += f", width {scale.width} instead of 64"
-        reduced = scale.images is not None or scale.width != 64
         sizes = {"train": train, "validation": validation, "test": len(data.test_labels)}
         write_result(
             self.path,
             content,
             seeds={"search": self.seed},
-            scale={"name": self.options.scale, "reduced": reduced, "description": description},
+            scale={"name": self.options.scale, **scale.describe(of, scale.budget)},
             dataset={"name": data.name, **sizes},
             model=recipe.network,
             **more,

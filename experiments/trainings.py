@@ -1,4 +1,4 @@
-"""Single trainings of LeNet on MNIST, a file for each way: for all recipes that do not search.
+"""Single trainings, a file for each way of training: for all recipes that do not search.
 
 A file is written anew after every training, so that a run can be cut anywhere and go on, also on
 another machine to which the directory was copied.
@@ -17,6 +17,8 @@ import tyro
 from flax import linen as nn
 
 import jdss
+from experiments.mnist import RECIPE as MNIST
+from experiments.recipe import Recipe
 from experiments.results import Result, as_read, environment, write_result
 from jdss.data.examples import Examples, make_examples
 from jdss.ledger import Ledger
@@ -33,10 +35,7 @@ from jdss.training.train_on_subset import STEP
 from jdss.training.trial import FitResult, train
 from jdss.training.trial import run as run_to_the_end
 
-IMAGES = {"smoke": 1_000, "laptop": 20_000, "paper": None}
-Scale = Literal["smoke", "laptop", "paper"]
-LENET = jdss.models.LeNet(num_classes=10)
-
+LENET = MNIST.model(64)
 More = Callable[[FitResult], dict[str, Any]]
 
 
@@ -82,28 +81,30 @@ class Run:
     """What all recipes of trainings are told.
 
     Attributes:
-      scale: how much of MNIST, and of the recipe.
+      scale: how much of the data, and of the recipe.
       data_dir: of tensorflow_datasets; by default TFDS_DATA_DIR.
       out: for the files; by default below runs.
     """
 
-    scale: Scale = "laptop"
+    scale: Literal["smoke", "laptop", "paper"] = "laptop"
     data_dir: str | None = None
     out: Path | None = None
 
     def place(self, name: str) -> Path:
         return self.out or Path(f"runs/{name}-{self.scale}")
 
-    def load(self) -> jdss.Dataset:
-        return jdss.load_dataset("mnist", data_dir=self.data_dir).head(IMAGES[self.scale])
+    def load(self, recipe: Recipe = MNIST) -> jdss.Dataset:
+        return recipe.load(self.data_dir).head(recipe.scales[self.scale].images)
 
-    def about(self, problem: Problem, test: Examples, *more: str) -> dict[str, Any]:
-        """What files say of their scale and data."""
-        images = IMAGES[self.scale]
-        description = ", ".join([f"{images or 60_000:,} of 60,000 training images", *more])
-        scale = {"name": self.scale, "reduced": images is not None, "description": description}
+    def about(
+        self, problem: Problem, test: Examples, *more: str, recipe: Recipe = MNIST
+    ) -> dict[str, Any]:
+        """What files say of their scale, data and network."""
+        images = {"mnist": 60_000, "cifar10": 50_000}[recipe.dataset]
+        scale = {"name": self.scale, **recipe.scales[self.scale].describe(images, *more)}
         sizes = {"train": len(problem.train), "validation": len(problem.validation)}
-        return {"scale": scale, "dataset": {"name": "mnist", **sizes, "test": len(test)}}
+        dataset = {"name": recipe.dataset, **sizes, "test": len(test)}
+        return {"scale": scale, "dataset": dataset, "model": recipe.network}
 
 
 def main(train_all: Callable[..., Path], show: Callable[[Path], None]) -> None:
@@ -112,9 +113,9 @@ def main(train_all: Callable[..., Path], show: Callable[[Path], None]) -> None:
     show(tyro.cli(train_all, config=(tyro.conf.OmitArgPrefixes,)))
 
 
-def split(dataset: jdss.Dataset) -> tuple[Problem, Examples]:
+def split(dataset: jdss.Dataset, augmentation: str = "none") -> tuple[Problem, Examples]:
     """The problem, a tenth of it for validation, and the test set normalised as its images are."""
-    problem = make_problem(dataset, validation=0.1, seed=0)
+    problem = make_problem(dataset, validation=0.1, seed=0, augmentation=augmentation)
     return problem, test_examples(problem, dataset)
 
 
@@ -177,11 +178,11 @@ def run(
     settings: Mapping[str, Any],
     more: More = lambda found: {},
     rungs: Sequence[int] = (),
+    model: nn.Module = LENET,
 ) -> None:
-    """Trains LeNet in a way with the hyper-parameters of a plan that its file does not hold yet."""
+    """Trains a network in a way with those hyper-parameters that its file does not hold yet."""
     about = {
-        "model": "LeNet",
-        "network": repr(LENET),
+        "network": repr(model),
         "strategy": {"way": way.name, "label": way.label, **way.schedule.describe()},
         "step": STEP,
         "default_weight_decay": DEFAULTS["weight_decay"],  # 0 in files that do not say it
@@ -191,7 +192,7 @@ def run(
         path,
         list(plan),
         about,
-        lambda values: train_once(problem, test, LENET, way, values, seed, more, rungs),
+        lambda values: train_once(problem, test, model, way, values, seed, more, rungs),
     )
 
 
