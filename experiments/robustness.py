@@ -166,8 +166,9 @@ def train_all(
         for way in CONDITIONS[condition]:
             if way.name not in (ways or [way.name]) or (select_every and "-R" in way.name):
                 continue  # ways that differ in R alone would all be one
-            every = way.selection.every if way is FULL else select_every or way.selection.every
-            chosen = replace(way, selection=replace(way.selection, every=every))
+            chosen = way
+            if select_every and way is not FULL:
+                chosen = replace(way, selection=replace(way.selection, every=select_every))
             path, plan = out / condition / f"{way.name}-seed{seed}.json", [hyperparameters]
             trainings.run(path, made.problem, made.test, chosen, plan, seed, **more)
     return out

@@ -149,7 +149,7 @@ def train_once(
             # Each of these trainings finds the importance for itself; those of a search share it.
             training = with_importance(training_on(problem, way.schedule), model, key, ledger)
             steps = train(training, model, values, key, **noted)
-            found = run_to_the_end(steps, lambda at: scores.update({at.epoch: float(at.score)}))
+            found = run_to_the_end(steps, lambda at: scores.update({at.at: float(at.score)}))
         # The test set is no part of a trial: its seconds stand on no line.
         everyone, chunk = np.arange(len(test)), problem.chunk_size
         tested = compute_accuracy(found.state, test, everyone, chunk_size=chunk)

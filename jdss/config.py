@@ -27,8 +27,10 @@ class Selection:
     Attributes:
       method: "grad_match", "craig", "glister", "milo", "uniform", "stratified", "full" (everything,
         nothing is selected), or a function of the selection protocol.
-      every: R, the epochs between two selections.
-      warm_start: κ in [0, 1], the share of the epochs whose budget is spent on all the data first.
+      every: R, the epochs between two selections; None means 5, and 1 for "milo", whose subsets
+        cost nothing to draw.
+      warm_start: κ in [0, 1], the share of the epochs whose budget is spent on all the data first;
+        None means a half, and 0 for "milo".
       candidates: the share of the training examples that a selection chooses from, drawn anew each
         time, no less than the fraction; a share c costs c times the forward passes and solving. Not
         in the paper: see docs/results.md. None means half; and all for a function of one's own,
@@ -53,8 +55,8 @@ class Selection:
 
     method: Named = "grad_match"
     _: KW_ONLY
-    every: int = 5
-    warm_start: float = 0.5
+    every: int | None = None
+    warm_start: float | None = None
     candidates: float | None = None
     lifting: str | None = None
     outer: str = "training"
@@ -63,8 +65,10 @@ class Selection:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_positive_int("every", self.every)
-        check_number("warm_start", self.warm_start, "in [0, 1]", lambda share: 0 <= share <= 1)
+        if self.every is not None:
+            check_positive_int("every", self.every)
+        if self.warm_start is not None:
+            check_number("warm_start", self.warm_start, "in [0, 1]", lambda share: 0 <= share <= 1)
         if self.candidates is not None:
             check_fraction("candidates", self.candidates)
         check_choice("outer", self.outer, ("training", "validation"))
@@ -137,10 +141,12 @@ class Search:
       n_startup_trials: trials that "tpe", "gp" and "cmaes" draw at random first; None means two
         fifths of all, at most ten.
       pruner: "none", "asha", "hyperband", "median", or an Optuna pruner; it stops poor trials at
-        rungs, the epochs r, r·η, r·η², …
-      first_rung: r, the epoch at which trials first report: the score on at most 2,000 validation
-        examples for each epoch so far.
+        rungs, the epochs (or steps) r, r·η, r·η², …
+      first_rung: r, where trials first report: the score on at most 2,000 validation examples for
+        each epoch so far.
       reduction_factor: η, also the share 1/η of trials that "asha" and "hyperband" keep at a rung.
+      rung_unit: "epochs", or "steps" where trials have few epochs: batches trained on, whatever
+        their size.
       enqueue: hyper-parameters to be tried first, each a mapping; what one leaves open is sampled.
       timeout: seconds after which a call begins no further trial; None means no limit.
       callbacks: called after each trial with the study and the frozen trial, as by Optuna.
@@ -162,6 +168,7 @@ class Search:
     pruner: Named = "none"
     first_rung: int = 1
     reduction_factor: int = 3
+    rung_unit: str = "epochs"
     enqueue: Sequence[Mapping[str, Any]] = ()
     timeout: float | None = None
     callbacks: Sequence[Callable[..., Any]] = ()
@@ -183,6 +190,7 @@ class Search:
         check_positive_int("first_rung", self.first_rung)
         if check_positive_int("reduction_factor", self.reduction_factor) < 2:
             raise ValueError(f"reduction_factor must be at least 2, got {self.reduction_factor}")
+        check_choice("rung_unit", self.rung_unit, ("epochs", "steps"))
         if self.timeout is not None:
             check_number("timeout", self.timeout, "a positive number of seconds", lambda s: s > 0)
         known = isinstance(callbacks, Sequence) and all(map(callable, callbacks))

@@ -12,6 +12,7 @@ from jdss.ledger import Ledger
 from jdss.training import proxy
 from jdss.training.fit import make_training
 from jdss.training.forward import compute_last_layer
+from jdss.training.schedule import make_schedule
 from tests.conftest import Perceptron
 from tests.settings import fit
 
@@ -149,6 +150,16 @@ def test_a_proxy_trains_as_it_is_told_and_says_where_it_diverges(blobs):
     options["hyperparameters"] = {"epochs": 2, "learning_rate": 1e6}
     with pytest.raises(jdss.TrainingDivergedError, match="finds the importance for 'milo'"):
         fit(model, far, **options)
+
+
+def test_by_itself_it_draws_anew_every_epoch_without_a_warm_start():
+    def of(method, **given):
+        schedule = make_schedule(jdss.Selection(method, **given), 0.1)
+        return schedule.describe()["select_every"], schedule.warm_start
+
+    assert (of("milo"), of("milo", every=3, warm_start=0.25)) == ((1, 0.0), (3, 0.25))
+    assert of("grad_match") == of("uniform") == (5, 0.5)
+    assert of("full") == (5, 0.0)
 
 
 def test_select_takes_the_features():

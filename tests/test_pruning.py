@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 
 import jdss
 from jdss.training import metrics
+from jdss.training.schedule import make_plan, make_schedule
 from jdss.training.trial import Rung
 from jdss.tuning.driver import Driver
 from jdss.tuning.objective import Died, Outcome
@@ -119,6 +120,65 @@ def test_optunas_own_successive_halving_asks_at_once(perceptron, blobs):
             promoted = score >= sorted(scores, reverse=True)[kept - 1]
             last = rung == list(trial["rungs"])[-1]
             assert promoted == (not last or trial["state"] == "complete")
+
+
+@pytest.mark.parametrize("pruner", ["asha", "hyperband", "median"])
+def test_rungs_in_steps_are_the_same_for_every_batch_size(perceptron, blobs, pruner):
+    """Counted by hand: a warm start of half the budget, then epochs of ceil(budget / b) steps."""
+    space = {
+        **SPACE,
+        "batch_size": CategoricalDistribution((4, 16)),
+        "epochs": IntDistribution(2, 3),
+    }
+    options = {"space": space, "first_rung": 2, "rung_unit": "steps", "sampler": "random"}
+    found = tune(perceptron, blobs, pruner=pruner, trials=9, seed=3, **options)
+    whole = tune(perceptron, blobs, trials=9, seed=3, space=space, sampler="random")
+    budget = round(0.2 * found.search["examples"][0])
+    for trial, same in zip(found.trials, whole.trials, strict=True):
+        epochs, size = (trial["hyperparameters"][name] for name in ("epochs", "batch_size"))
+        warm = round(0.5 * epochs)
+        steps = -(-warm * budget // size) + (epochs - warm) * -(-budget // size)
+        expected = [str(rung) for rung in (2, 6, 18, 54) if rung < steps]
+        if trial["state"] == "complete":
+            assert list(trial["rungs"]) == expected
+            assert trial["value"] == same["value"]
+            assert trial["share"] == 1
+        else:
+            assert list(trial["rungs"]) == expected[: len(trial["rungs"])]
+            assert trial["share"] == int(list(trial["rungs"])[-1]) / steps
+    states = {trial["state"] for trial in found.trials}
+    assert states == {"complete", "pruned"} or pruner == "hyperband"  # which learns the most steps
+    assert found.search["pruner"]["rung_unit"] == "steps"
+
+
+@given(
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.integers(1, 9),
+    st.integers(1, 40),
+    st.sets(st.integers(1, 200), max_size=5),
+    st.sampled_from(["epochs", "steps"]),
+)
+def test_rungs_cut_a_training_and_change_nothing_else(share, epochs, size, rungs, unit):
+    schedule = make_schedule(jdss.Selection("uniform", warm_start=share), 0.1)
+    plan, whole = (
+        make_plan(schedule, 300, epochs, size, *given) for given in ((sorted(rungs), unit), ())
+    )
+    kinds = [
+        [(s.phase, s.epoch, s.start, s.steps, s.selects) for s in one] for one in (plan, whole)
+    ]
+    assert kinds[0] == kinds[1]
+    assert [s.start for s in plan] == [sum(s.steps for s in plan[:n]) for n in range(len(plan))]
+    places = [(s.start + part.end, part.rung) for s in plan for part in s.parts if part.rung]
+    total = sum(s.steps for s in plan)
+    if unit == "steps":
+        assert places == [(rung, rung) for rung in sorted(rungs) if rung < total]
+    else:
+        assert [rung for _, rung in places] == [rung for rung in sorted(rungs) if rung < epochs]
+        warm = round(share * epochs)
+        for step, rung in places:
+            rest = (epochs - rung) * -(-30 // size)  # after the warm start, whole epochs are left
+            assert step == (total - rest if rung >= warm else round(rung * 30 / size))
+    assert all(0 < part.end <= s.steps or s.start == 0 for s in plan for part in s.parts)
 
 
 def test_pruned_trials_are_finished_and_their_ledger_is_complete(pruned):

@@ -182,17 +182,17 @@ def validate(
     metric: Metric,
     ledger: Ledger,
     *,
-    rung: int | None = None,
+    epochs: int | None = None,
 ) -> tuple[float | None, float | None]:
     """Accuracy as a fraction, and the metric's score, on the validation set, where there is one.
 
-    At a rung on a random part of it, the same for every trial.
+    At a rung, after so many `epochs`, on a random part of it, the same for every trial.
     """
     indices = problem.validation
     if not len(indices):
         return None, None
-    if rung is not None and len(indices) > RUNG_EXAMPLES * rung:
-        indices = np.sort(np.random.default_rng(0).permutation(indices)[: RUNG_EXAMPLES * rung])
+    if epochs is not None and len(indices) > RUNG_EXAMPLES * epochs:
+        indices = np.sort(np.random.default_rng(0).permutation(indices)[: RUNG_EXAMPLES * epochs])
     with ledger.measure("evaluating"):
         return measure(state, problem.examples, indices, metric, problem)
 

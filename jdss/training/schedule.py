@@ -8,7 +8,7 @@ other (1 - κ)T epochs train on a subset of k examples, which is selected anew e
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -36,9 +36,18 @@ class Schedule:
     importance: Any = field(default=None, compare=False)
 
     @property
+    def every(self) -> int:
+        """R."""
+        usual = 1 if self.strategy.needs_importance else 5
+        return usual if self.selection.every is None else int(self.selection.every)
+
+    @property
     def warm_start(self) -> float:
         """κ; 0 where nothing is selected, and all epochs are alike."""
-        return 0.0 if self.strategy.select is None else float(self.selection.warm_start)
+        share = self.selection.warm_start
+        if share is None:
+            share = 0.0 if self.strategy.needs_importance else 0.5
+        return 0.0 if self.strategy.select is None else float(share)
 
     @property
     def candidates(self) -> float:
@@ -65,7 +74,7 @@ class Schedule:
         return {
             "name": self.strategy.name,
             "fraction": self.fraction,
-            "select_every": int(selection.every),
+            "select_every": self.every,
             "warm_start": self.warm_start,
             "lifting": self.strategy.lifting,
             "outer": selection.outer,
@@ -124,26 +133,36 @@ def make_schedule(
 # What a training does ----------------------------------------------------------------------------
 
 
+class Part(NamedTuple):
+    """Up to which step of its stretch it goes, and the rung that is then reached, if one is."""
+
+    end: int
+    rung: int | None = None  # in epochs or steps
+    epochs: int = 0  # that are over there
+
+
 @dataclass(frozen=True)
 class Stretch:
-    """Steps on one set of examples, with one random key: an entry of the history.
-
-    It is cut into parts (step, rung), in order: up to which of its steps to train, and the epoch
-    whose end is then reached, where the model is validated (None: it is not).
-    """
+    """Steps on one set of examples, with one random key: an entry of the history."""
 
     phase: str  # "warm_start", "subset" or "full"
     epoch: int  # that it ends
-    parts: tuple[tuple[int, int | None], ...]
+    start: int  # steps before it
+    parts: tuple[Part, ...]  # in order, cut where the model is validated
     selects: bool = False  # a subset, before it
 
     @property
     def steps(self) -> int:
-        return self.parts[-1][0]
+        return self.parts[-1].end
 
 
 def make_plan(
-    schedule: Schedule, num_examples: int, epochs: int, batch_size: int, rungs: Sequence[int] = ()
+    schedule: Schedule,
+    num_examples: int,
+    epochs: int,
+    batch_size: int,
+    rungs: Sequence[int] = (),
+    rung_unit: str = "epochs",
 ) -> list[Stretch]:
     """The stretches of a training of T `epochs` on n examples, of a step at least, cut at rungs.
 
@@ -153,18 +172,32 @@ def make_plan(
       [('warm_start', 4, 8), ('subset', 5, 2), ('subset', 6, 2)]
     """
     budget = schedule.budget(num_examples)
-    rungs = [rung for rung in rungs if rung < epochs]  # the last epoch is none
-    warm_epochs = round(schedule.warm_start * epochs)
-    stretches = []
-    if warm_epochs:
-        steps = steps_per_epoch(warm_epochs * budget, batch_size)
-        cuts = [(round(rung * budget / batch_size), rung) for rung in rungs if rung < warm_epochs]
-        last = warm_epochs if warm_epochs in rungs else None
-        stretches.append(Stretch("warm_start", warm_epochs, (*cuts, (steps, last))))
     full = schedule.strategy.select is None
+    warm_epochs = round(schedule.warm_start * epochs)
+    warm_steps = steps_per_epoch(warm_epochs * budget, batch_size)
     steps = steps_per_epoch(num_examples if full else budget, batch_size)
-    for epoch in range(warm_epochs + 1, epochs + 1):
-        part = steps, epoch if epoch in rungs else None
-        selects = not full and (epoch - 1 - warm_epochs) % schedule.selection.every == 0
-        stretches.append(Stretch("full" if full else "subset", epoch, (part,), selects))
+    total = warm_steps + (epochs - warm_epochs) * steps
+
+    def cut(rung: int) -> Part:
+        """Where it is, of all steps."""
+        if rung_unit == "steps":
+            return Part(rung, rung, max(rung * epochs // total, 1))
+        warm = round(rung * budget / batch_size)
+        step = warm if rung < warm_epochs else warm_steps + (rung - warm_epochs) * steps
+        return Part(step, rung, rung)
+
+    last = total if rung_unit == "steps" else epochs  # where the trial is done: no rung
+    cuts = [cut(rung) for rung in rungs if rung < last]
+    lengths = {warm_epochs: warm_steps} if warm_epochs else {}
+    lengths |= dict.fromkeys(range(warm_epochs + 1, epochs + 1), steps)
+    stretches, start = [], 0
+    for epoch, length in lengths.items():
+        here = [c for c in cuts if start < c.end <= start + length or c.end == start == 0]
+        parts = [part._replace(end=part.end - start) for part in here]
+        if not parts or parts[-1].end < length:
+            parts.append(Part(length))
+        phase = "warm_start" if epoch <= warm_epochs else "full" if full else "subset"
+        selects = phase == "subset" and (epoch - 1 - warm_epochs) % schedule.every == 0
+        stretches.append(Stretch(phase, epoch, start, tuple(parts), selects))
+        start += length
     return stretches

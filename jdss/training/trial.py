@@ -31,10 +31,11 @@ Callback = Callable[[Mapping[str, Any]], Any]
 
 @dataclass(frozen=True)
 class Rung:
-    """A model was validated on the way, after an epoch: the metric's value (`RUNG_EXAMPLES`)."""
+    """A model was validated on the way (`RUNG_EXAMPLES`): where, and the metric's value."""
 
-    epoch: int
+    at: int  # in epochs or steps
     score: float
+    share: float = 1.0  # of all steps, that were made by then
 
 
 @dataclass(repr=False)
@@ -92,6 +93,7 @@ def train(
     *,
     ledger: Ledger,
     rungs: Sequence[int] = (),
+    rung_unit: str = "epochs",
     on_epoch: OnEpoch = lambda entry: None,
     selections: list[dict[str, Any]] | None = None,
     checkpoint: TrialCheckpoint | None = None,
@@ -106,7 +108,8 @@ def train(
     Args:
       training, model, hyper, key, initial, callback: as `fit` makes them of its arguments.
       ledger: where its seconds go.
-      rungs: epochs after which the model is validated, in rising order; nothing else changes.
+      rungs, rung_unit: the epochs or steps after which the model is validated, in rising order;
+        nothing else changes.
       on_epoch: called after every stretch of training with its entry of the history.
       selections: where `FitResult.selections` are kept, for one who looks before the end.
       checkpoint: where training goes on if it was cut off, and is saved at the end of stretches.
@@ -117,7 +120,7 @@ def train(
     history: list[dict[str, Any]] = []
     selections = [] if selections is None else selections
     epochs, size = int(hyper.epochs), hyper.batch_size
-    plan = make_plan(schedule, len(problem.train), epochs, size, rungs)
+    plan = make_plan(schedule, len(problem.train), epochs, size, rungs, rung_unit)
     budget, total = schedule.budget(len(problem.train)), sum(stretch.steps for stretch in plan)
     with ledger.measure("other"):
         state = init_state(
@@ -181,7 +184,7 @@ def _make_steps(
 ) -> Generator[Rung, None, tuple[TrainState, float]]:
     """The steps of a stretch, in its parts: the new state and the mean loss."""
     done, total_loss = 0, 0.0
-    for end, rung in stretch.parts:
+    for end, rung, epochs in stretch.parts:
         if end > done:
             with ledger.measure("warm_start" if stretch.phase == "warm_start" else "training"):
                 state, metrics = train_on_subset(
@@ -202,9 +205,9 @@ def _make_steps(
                 )
             total_loss, done = total_loss + loss * (end - done), end
         if rung is not None:
-            _, score = validate(training.problem, state, training.metric, ledger, rung=rung)
+            _, score = validate(training.problem, state, training.metric, ledger, epochs=epochs)
             assert score is not None
-            yield Rung(rung, score)
+            yield Rung(rung, score, (stretch.start + end) / total_steps)
     return state, total_loss / stretch.steps
 
 

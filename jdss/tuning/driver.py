@@ -75,7 +75,7 @@ class _Running:
     trial: optuna.Trial
     reported: Mapping[int, float]  # before it was cut off
     pruned: bool = False
-    waits: int = 0  # the epoch at whose end it waits for the others of its cohort
+    waits: int = 0  # the rung at which it waits for the others of its cohort
 
 
 @dataclass
@@ -210,13 +210,13 @@ class Driver:
         running = self._running[slot]
         trial = running.trial
         if isinstance(event, Rung):
-            if event.epoch not in running.reported:
-                trial.report(event.score, event.epoch)
+            if event.at not in running.reported:
+                trial.report(event.score, event.at)
             if self.cohorts is not None:
-                running.waits = event.epoch
+                running.waits = event.at
                 return None
             # One that was cut off has gone on from its earlier rungs before.
-            goes_on = event.epoch < max(running.reported, default=0)
+            goes_on = event.at < max(running.reported, default=0)
             running.pruned = not goes_on and trial.should_prune()
             pool.answer(slot, running.pruned)
             return None

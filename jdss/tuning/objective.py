@@ -28,15 +28,17 @@ from jdss.training.fit import make_training
 from jdss.training.hyperparameters import DEFAULTS, NAMES, OPTIMIZERS, hyperparameters
 from jdss.training.problem import Data, Examined
 from jdss.training.proxy import with_importance
+from jdss.training.schedule import make_plan
 from jdss.training.trial import FitResult, Rung, Training, train
 from jdss.training.trial_checkpoint import TrialCheckpoint
 from jdss.tuning.sampling import rungs
 from jdss.tuning.space import Space, check_space, default_space, stored_value, suggest
-from jdss.tuning.study import FAILURE, HYPERPARAMETERS, LEDGER, SEARCH, SELECTIONS
+from jdss.tuning.study import FAILURE, HYPERPARAMETERS, LEDGER, SEARCH, SELECTIONS, SHARE
 
 ModelFactory = Callable[..., nn.Module]
 
 _TASK, _SEARCH = Task(), Search()
+_LENGTHS = ("epochs", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Order:
 
     number: int  # of the trial, which with the search's seed decides on everything random
     values: Mapping[str, Any]  # the hyper-parameters by name
-    rungs: Sequence[int] = ()  # epochs after which the trial reports
+    rungs: Sequence[int] = ()  # after which the trial reports
+    rung_unit: str = "epochs"
     checkpoint: Mapping[str, Any] | None = None  # what a `TrialCheckpoint` is made of
 
 
@@ -57,6 +60,7 @@ class Outcome:
     selections: list[dict[str, Any]] = field(default_factory=list)
     score: float | None = None
     accuracy: float | None = None
+    share: float = 1.0  # of its steps that it made, where it was stopped
     error: Exception | None = None
 
 
@@ -106,7 +110,7 @@ class Objective:
         events = attempt(self, order)
         event = next(events)
         while isinstance(event, Rung):
-            trial.report(event.score, event.epoch)
+            trial.report(event.score, event.at)
             event = events.send(trial.should_prune())
         note_outcome(trial, event)
         if event.error is not None:
@@ -123,13 +127,17 @@ class Objective:
         if study is None:
             return Order(trial.number, values)
         found: tuple[int, ...] = ()
+        search, training = self.search, self.training
         if not isinstance(study.pruner, optuna.pruners.NopPruner):
-            epochs = int(values.get("epochs", DEFAULTS["epochs"]))
-            first, factor = self.search.first_rung, self.search.reduction_factor
-            found = rungs(epochs, first_rung=first, reduction_factor=factor)
+            epochs, size = (int(values.get(name, DEFAULTS[name])) for name in _LENGTHS)
+            if search.rung_unit == "steps":
+                plan = make_plan(training.schedule, len(training.problem.train), epochs, size)
+                epochs = sum(stretch.steps for stretch in plan)
+            factor = search.reduction_factor
+            found = rungs(epochs, first_rung=search.first_rung, reduction_factor=factor)
         about = {"place": trial.number, "hyperparameters": noted}
-        checkpoint = checkpoint_for(self.search, study, trial.number, about)
-        return Order(trial.number, values, found, checkpoint)
+        checkpoint = checkpoint_for(search, study, trial.number, about)
+        return Order(trial.number, values, found, search.rung_unit, checkpoint)
 
     def train(
         self, values: Mapping[str, Any], number: int, **options: Any
@@ -172,6 +180,7 @@ def attempt(objective: Objective, order: Order, **watching: Any) -> Attempt:
         order.number,
         ledger=outcome.ledger,
         rungs=order.rungs,
+        rung_unit=order.rung_unit,
         selections=outcome.selections,
         checkpoint=checkpoint,
         **watching,
@@ -187,6 +196,7 @@ def attempt(objective: Objective, order: Order, **watching: Any) -> Attempt:
             if isinstance(step, FitResult):
                 outcome.score, outcome.accuracy = score, step.validation_accuracy
             elif (yield step):
+                outcome.share = step.share
                 break
     except TrainingDivergedError as error:
         outcome.error = TrainingDivergedError(*error.args)  # without all that its frames hold
@@ -214,6 +224,7 @@ def objective(
     seed: int = 0,
     first_rung: int = 1,
     reduction_factor: int = 3,
+    rung_unit: str = "epochs",
 ) -> Objective:
     """An objective for a study of your own: the score on validation after training on subsets.
 
@@ -224,7 +235,7 @@ def objective(
       model: a Flax module; or a function `model(**architecture)` of those hyper-parameters of
         the space that are not training's own.
       data, selection, fraction, task, validation: as in `jdss.tune`.
-      space, first_rung, reduction_factor: as in `jdss.Search`.
+      space, first_rung, reduction_factor, rung_unit: as in `jdss.Search`.
       seed: decides on everything random, together with each trial's number.
 
     Returns:
@@ -246,7 +257,12 @@ def objective(
       >>> 0 <= study.best_value <= 1
       True
     """
-    search = Search(space=space, first_rung=first_rung, reduction_factor=reduction_factor)
+    search = Search(
+        space=space,
+        first_rung=first_rung,
+        reduction_factor=reduction_factor,
+        rung_unit=rung_unit,
+    )
     model, checked = check_problem(model, search, task, validation, seed)
     training = make_training(data, selection, fraction, task, validation=validation, seed=seed)
     training = with_importance(training, model, jax.random.key(seed), Ledger())
@@ -302,6 +318,8 @@ def note_outcome(trial: Any, outcome: Outcome) -> None:
         noted[SELECTIONS] = outcome.selections
     if outcome.score is not None:
         noted["jdss:validation_accuracy"] = outcome.accuracy
+    elif outcome.error is None:
+        noted[SHARE] = outcome.share
     if outcome.error is not None:
         noted[FAILURE] = str(outcome.error)
     for name, value in noted.items():

@@ -6,8 +6,8 @@ trial's number: a resumed search is the search that would have been without the 
 else that a sampler knows it reads from the storage.
 
 Subsets make an epoch cheap, so that validation at every epoch would cost about as much as the
-training. Trials report to pruners at rungs only: the epochs r, r·η, r·η², …, the same for every
-trial whatever its own number of epochs, so that trials are compared after equal training.
+training. Trials report to pruners at rungs only: the epochs (or steps) r, r·η, r·η², …, the same
+for every trial whatever its own length, so that trials are compared after equal training.
 
 ASHA: Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020. Hyperband:
 Li et al., JMLR 18 (2018). AUTOMATA (Killamsetty et al., NeurIPS 2022) joins both with subsets.
@@ -158,7 +158,8 @@ def make_pruner(search: Search, space: Space) -> pruners.BasePruner:
         case "asha":
             return pruners.SuccessiveHalvingPruner(first, factor)
         case "hyperband":
-            return pruners.HyperbandPruner(first, _most_epochs(space), factor)
+            most = _most_epochs(space) if search.rung_unit == "epochs" else "auto"
+            return pruners.HyperbandPruner(first, most, factor)
         case "median":
             return pruners.MedianPruner()
         case "none":
@@ -196,9 +197,9 @@ class Cohorts:
         start = max(end for end in ends[:-1] if end <= number)
         return range(start, max(ends[ends.index(start) + 1], number + 1))
 
-    def kept(self, size: int, epoch: int) -> int:
+    def kept(self, size: int, at: int) -> int:
         """How many of a cohort go on from a rung."""
-        rung = round(math.log(epoch / self.first_rung, self.reduction_factor))
+        rung = round(math.log(at / self.first_rung, self.reduction_factor))
         return max(size // self.reduction_factor ** (rung + 1), 1)
 
 
@@ -217,18 +218,19 @@ def describe_pruner(search: Search) -> dict[str, Any]:
         "name": search.pruner if isinstance(search.pruner, str) else type(search.pruner).__name__,
         "first_rung": search.first_rung,
         "reduction_factor": search.reduction_factor,
+        **({"rung_unit": "steps"} if search.rung_unit == "steps" else {}),
     }
 
 
-def rungs(epochs: int, *, first_rung: int, reduction_factor: int) -> tuple[int, ...]:
-    """The epochs r, r·η, r·η², … before the last, at which a trial is done.
+def rungs(last: int, *, first_rung: int, reduction_factor: int) -> tuple[int, ...]:
+    """The epochs or steps r, r·η, r·η², … before the last, at which a trial is done.
 
     Example:
       >>> rungs(20, first_rung=1, reduction_factor=3)
       (1, 3, 9)
     """
     found, rung = [], first_rung
-    while rung < epochs:
+    while rung < last:
         found.append(rung)
         rung *= reduction_factor
     return tuple(found)

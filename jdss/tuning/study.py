@@ -23,9 +23,11 @@ from jdss.tuning.storage import StorageError
 # Attributes of a study: what is searched, and how; which process runs it; what came of retraining.
 SEARCH, DRIVER, RETRAINING = "jdss:search", "jdss:driver", "jdss:retraining"
 # Attributes of a trial: who trains it, how many processes died of it, why it failed, with which
-# hyper-parameters, where its seconds went, and the statistics of its selections.
+# hyper-parameters, where its seconds went, the statistics of its selections, and of one that was
+# stopped the share of its steps that it made.
 WORKER, DEATHS, FAILURE = "jdss:worker", "jdss:deaths", "jdss:failure"
 HYPERPARAMETERS, LEDGER, SELECTIONS = "jdss:hyperparameters", "jdss:ledger", "jdss:selections"
+SHARE = "jdss:share"
 
 MOST_DEATHS = 3
 """How many processes a trial may take with it."""
@@ -320,8 +322,9 @@ def describe_trial(trial: FrozenTrial) -> dict[str, Any]:
         "hyperparameters": trial.user_attrs.get(HYPERPARAMETERS, trial.params),
         "failure": failure_of(trial),
         "ledger": trial.user_attrs.get(LEDGER),
-        "rungs": {str(epoch): score for epoch, score in trial.intermediate_values.items()},
+        "rungs": {str(at): score for at, score in trial.intermediate_values.items()},
         "selections": trial.user_attrs.get(SELECTIONS, []),
+        "share": trial.user_attrs.get(SHARE, 1.0),
     }
 
 
@@ -331,9 +334,7 @@ def estimate(trial: Mapping[str, Any], fraction: float) -> tuple[float, float]:
     In seconds without compiling, from what it took as far as it went. Steps cost the same on a
     subset and on everything; on everything only they are counted.
     """
-    seconds, epochs = trial["ledger"]["seconds"], trial["hyperparameters"].get("epochs")
-    whole = 1.0
-    if epochs is not None and trial["state"] == "pruned":
-        whole = epochs / max(map(int, trial["rungs"]))
+    seconds, share = trial["ledger"]["seconds"], trial["share"]
     steps = seconds["warm_start"] + seconds["training"]
-    return (sum(seconds.values()) - seconds["compiling"]) * whole, steps * whole / fraction
+    spent = sum(seconds.values()) - seconds["compiling"]
+    return spent / share, steps / share / fraction
