@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
+from flax.serialization import msgpack_restore
 
 import jdss
+from jdss import TrainedModel
 from tests.settings import fit
 
 N = 60
@@ -122,6 +124,18 @@ def test_another_process_needs_neither_the_class_nor_shapes(tmp_path):
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     assert run(PROGRAM + MAKES) == run(LOADS) != ""
+
+
+def test_saved_arrays_are_read_by_their_names_without_the_architecture(results, tmp_path):
+    """As whoever does not trust a pickle would; bfloat16 stays what it is."""
+    result, _ = results["linen"]
+    variables = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), result.state.variables)
+    TrainedModel(result.state.model, variables, result.normalization).save(tmp_path / "m")
+    found = msgpack_restore((tmp_path / "m" / "arrays.msgpack").read_bytes())
+    jax.tree.map(np.testing.assert_array_equal, found["variables"], jax.device_get(variables))
+    loaded = jdss.load(tmp_path / "m").variables
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(loaded)} == {"bfloat16"}
+    np.testing.assert_array_equal(found["normalization"]["mean"], result.normalization.mean)
 
 
 def test_numbers_are_predicted_as_numbers():

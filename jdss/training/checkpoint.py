@@ -1,4 +1,4 @@
-"""Trained models: predicting with them, saving them with Orbax, and loading them back."""
+"""Trained models: predicting with them, saving them, and loading them back."""
 
 import os
 import pickle
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import serialization
 
 from jdss import _checks
 from jdss.data.examples import HostExamples, Normalization
@@ -22,7 +23,7 @@ from jdss.models.calling import class_name
 from jdss.training.forward import compute_outputs
 from jdss.training.state import TrainState
 
-_ARCHITECTURE = "architecture.pkl"  # beside the checkpoint's own files
+_ARRAYS, _ARCHITECTURE = "arrays.msgpack", "architecture.pkl"
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,23 +101,18 @@ class TrainedModel:
         Raises:
           FileExistsError: where `path` is there already: nothing computed is overwritten.
         """
-        import orbax.checkpoint as ocp  # here, since it takes as long to import as all of jdss
-
         directory = Path(path).absolute()
         if directory.exists():
             raise FileExistsError(f"path must not exist yet, but {path} does")
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        arrays = {"variables": dict(self.variables)}
+        arrays = jax.device_get({"variables": dict(self.variables)})
         if self.normalization is not None:
-            arrays["normalization"] = vars(self.normalization)
-        # From the host: what a device held could be restored on the same devices only.
-        arrays = jax.device_get(arrays)
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arrays)
+            arrays["normalization"] = jax.device_get(vars(self.normalization))
+        kinds = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arrays)
+        about = (self.model, kinds, self.classes, self.inputs, self.columns)
         part = directory.with_name(f".{directory.name}.{os.getpid()}.part")
         try:
-            with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(part, arrays)
-            about = (self.model, shapes, self.classes, self.inputs, self.columns)
+            part.mkdir(parents=True)
+            (part / _ARRAYS).write_bytes(serialization.to_bytes(arrays))
             (part / _ARCHITECTURE).write_bytes(cloudpickle.dumps(about))
             part.rename(directory)  # complete, or not there
         finally:
@@ -128,8 +124,8 @@ def load(path: str | os.PathLike[str]) -> TrainedModel:
     """Loads what `result.save`, `TrainedModel.save` or `tune(save_to=…)` saved, ready to predict.
 
     The architecture is a pickle, which runs code of whoever made it: load only what you trust.
-    Where the model's class is in a module, that module has to be importable. Orbax alone reads the
-    arrays, "variables" and "normalization", without it.
+    Where the model's class is in a module, that module has to be importable. The arrays by their
+    names are in `arrays.msgpack`, which `flax.serialization.msgpack_restore` reads without it.
 
     Raises:
       FileNotFoundError: where `path` is not there, or holds no architecture.
@@ -139,22 +135,18 @@ def load(path: str | os.PathLike[str]) -> TrainedModel:
       labels = jdss.load("model").predict(images)
       ```
     """
-    import orbax.checkpoint as ocp
-
     file = Path(path).absolute() / _ARCHITECTURE
     if not file.is_file():
         raise FileNotFoundError(
             f"path must be a directory made by a result's save, with {_ARCHITECTURE} in it, got "
             f"{path}"
         )
-    model, shapes, *about = pickle.loads(file.read_bytes())
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(lambda leaf: leaf.update(sharding=device), shapes)
-    with ocp.StandardCheckpointer() as checkpointer:
-        found = checkpointer.restore(file.parent, target)
+    model, kinds, *about = pickle.loads(file.read_bytes())
+    found = serialization.from_bytes(kinds, file.with_name(_ARRAYS).read_bytes())
     statistics = found.get("normalization")
-    normalization = None if statistics is None else Normalization(**jax.device_get(statistics))
-    return TrainedModel(model, found["variables"], normalization, *about)
+    normalization = None if statistics is None else Normalization(**statistics)
+    variables = jax.tree.map(jnp.asarray, found["variables"])
+    return TrainedModel(model, variables, normalization, *about)
 
 
 class TrainedResult:

@@ -1,7 +1,7 @@
 """Checkpoints inside a trial: a long training that is cut off goes on where it was.
 
-One file for each trial, in Flax's own format, replaced as a whole, so that there is always a
-complete one. It holds what training needs to give the very result that it would have given: the
+One file for each trial, in Flax's format as saved models are, replaced as a whole, so that there is
+always a complete one. It holds what training needs to give the very result that it would have given: the
 state, the subset, and what is to be told of the way there.
 """
 
@@ -16,8 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax.serialization import msgpack_restore, msgpack_serialize
+from flax import serialization
 
 from jdss.ledger import Ledger
 from jdss.subset import Subset
@@ -50,7 +49,7 @@ class TrialCheckpoint:
             return state, None
         leaves, structure = jax.tree.flatten(state)
         try:
-            saved = msgpack_restore(self.path.read_bytes())
+            saved = serialization.msgpack_restore(self.path.read_bytes())
             about = json.loads(saved["about"])
             if about["identity"] != json.loads(json.dumps(self.identity)):
                 return state, None
@@ -84,13 +83,10 @@ class TrialCheckpoint:
             spent.add(ledger)
             about = {"identity": self.identity, "history": history, "selections": selections}
             about["ledger"] = spent.as_dict()
-            content = {
-                "about": json.dumps(about),
-                "state": _by_place(state),
-                "subset": _by_place(subset),
-            }
+            content = {"about": json.dumps(about)}
+            content |= {"state": jax.tree.leaves(state), "subset": jax.tree.leaves(subset)}
             try:
-                self._write(msgpack_serialize(content))
+                self._write(serialization.to_bytes(jax.device_get(content)))
             except OSError as error:
                 self._broken = True
                 self._warn("written", error, "the trial goes on without")
@@ -116,8 +112,3 @@ class TrialCheckpoint:
         """Removes the file of a trial that is finished."""
         with suppress(OSError):  # nobody needs it, and the result is safe
             self.path.unlink(missing_ok=True)
-
-
-def _by_place(tree: Any) -> dict[str, np.ndarray]:
-    """Leaves as Flax cuts those that are too long for its format: in a dictionary."""
-    return {str(place): np.asarray(leaf) for place, leaf in enumerate(jax.tree.leaves(tree))}
