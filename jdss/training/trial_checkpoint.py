@@ -1,8 +1,8 @@
 """Checkpoints inside a trial: a long training that is cut off goes on where it was.
 
 One file for each trial, in Flax's format as saved models are, replaced as a whole, so that there is
-always a complete one. It holds what training needs to give the very result that it would have given: the
-state, the subset, and what is to be told of the way there.
+always a complete one. It holds what training needs to give the very result that it would have
+given: the state, the subset, and what is to be told of the way there.
 """
 
 import json
@@ -83,7 +83,7 @@ class TrialCheckpoint:
             spent.add(ledger)
             about = {"identity": self.identity, "history": history, "selections": selections}
             about["ledger"] = spent.as_dict()
-            content = {"about": json.dumps(about)}
+            content: dict[str, Any] = {"about": json.dumps(about)}
             content |= {"state": jax.tree.leaves(state), "subset": jax.tree.leaves(subset)}
             try:
                 self._write(serialization.to_bytes(jax.device_get(content)))
