@@ -26,6 +26,7 @@ from experiments.tables import Table
 COMMAND = "tune lenet mnist --fraction 0.05 --trials 10 --no-retrain"
 SEARCHES = {
     "GRAD-MATCH, ASHA": "--pruner asha",
+    "MILO, ASHA": "--pruner asha --method milo",
     "random, ASHA": "--pruner asha --method uniform --every 1 --warm-start 0",
     "GRAD-MATCH, Hyperband": "--pruner hyperband",
     "GRAD-MATCH": "--pruner none",
