@@ -49,8 +49,8 @@ class Selection:
       ValueError, TypeError: for a bad setting, or one that the method has no use for or refuses.
 
     Example:
-      >>> Selection("craig", every=10).lifting is None
-      True
+      >>> Selection("craig", every=10)
+      Selection(method='craig', every=10, warm_start=0.5, candidates=None, ...)
     """
 
     method: Named = "grad_match"
@@ -65,10 +65,12 @@ class Selection:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.every is not None:
-            check_positive_int("every", self.every)
-        if self.warm_start is not None:
-            check_number("warm_start", self.warm_start, "in [0, 1]", lambda share: 0 <= share <= 1)
+        is_milo = isinstance(self.method, str) and self.method == "milo"
+        for name, usual in (("every", 1 if is_milo else 5), ("warm_start", 0.0 if is_milo else 0.5)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, usual)
+        check_positive_int("every", self.every)
+        check_number("warm_start", self.warm_start, "in [0, 1]", lambda share: 0 <= share <= 1)
         if self.candidates is not None:
             check_fraction("candidates", self.candidates)
         check_choice("outer", self.outer, ("training", "validation"))

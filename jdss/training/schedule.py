@@ -36,18 +36,9 @@ class Schedule:
     importance: Any = field(default=None, compare=False)
 
     @property
-    def every(self) -> int:
-        """R."""
-        usual = 1 if self.strategy.needs_importance else 5
-        return usual if self.selection.every is None else int(self.selection.every)
-
-    @property
     def warm_start(self) -> float:
         """κ; 0 where nothing is selected, and all epochs are alike."""
-        share = self.selection.warm_start
-        if share is None:
-            share = 0.0 if self.strategy.needs_importance else 0.5
-        return 0.0 if self.strategy.select is None else float(share)
+        return 0.0 if self.strategy.select is None else float(self.selection.warm_start or 0.0)
 
     @property
     def candidates(self) -> float:
@@ -74,7 +65,7 @@ class Schedule:
         return {
             "name": self.strategy.name,
             "fraction": self.fraction,
-            "select_every": self.every,
+            "select_every": int(selection.every or 1),
             "warm_start": self.warm_start,
             "lifting": self.strategy.lifting,
             "outer": selection.outer,
@@ -172,7 +163,7 @@ def make_plan(
       [('warm_start', 4, 8), ('subset', 5, 2), ('subset', 6, 2)]
     """
     budget = schedule.budget(num_examples)
-    full = schedule.strategy.select is None
+    full, every = schedule.strategy.select is None, schedule.selection.every or 1
     warm_epochs = round(schedule.warm_start * epochs)
     warm_steps = steps_per_epoch(warm_epochs * budget, batch_size)
     steps = steps_per_epoch(num_examples if full else budget, batch_size)
@@ -197,7 +188,7 @@ def make_plan(
         if not parts or parts[-1].end < length:
             parts.append(Part(length))
         phase = "warm_start" if epoch <= warm_epochs else "full" if full else "subset"
-        selects = phase == "subset" and (epoch - 1 - warm_epochs) % schedule.every == 0
+        selects = phase == "subset" and (epoch - 1 - warm_epochs) % every == 0
         stretches.append(Stretch(phase, epoch, start, tuple(parts), selects))
         start += length
     return stretches
