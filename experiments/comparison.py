@@ -83,10 +83,6 @@ def _run(result: Result) -> dict[str, Any]:
     accuracies = [one.get("test_accuracy") for one in retrainings]
     selecting = seconds.get("gradients", 0.0) + seconds.get("solving", 0.0)
     spent = {line: ledger.get(f"{line}_seconds") for line in _SPENT}
-    if name == "milo":  # some files leave out what was found once for all trials
-        before = seconds["importing"] + seconds["loading"]
-        spent["search"] = ledger["total_seconds"] - before - (spent["retraining"] or 0.0)
-        spent["search_compiling"] = seconds["compiling"] - (spent["retraining_compiling"] or 0.0)
     return {
         "study": study,
         "title": study + reduced,

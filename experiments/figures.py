@@ -35,6 +35,7 @@ _COLORS = {
 OTHER_COLORS = ("#009e73", "#d55e00", "#0072b2", "#b8a200")
 MARKERS = "oXs^DvPhp*<>"
 _LINES = {"none": "-", "asha": (0, (5, 2)), "hyperband": (0, (1, 1))}
+_MOST = 10  # strategies in a figure; of more, full data and those with pruners
 GREY = "#555555"
 _STYLE = {
     "font.size": 10,
@@ -60,7 +61,7 @@ def speedups(results: Iterable[Result], path: Path) -> Pair:
     """
     found = [
         (label, part)
-        for label, part in groups(results)
+        for label, part in _few(groups(results))
         if label != "full data" and part["search_speedup"].notna().any()
     ]
     if not found:
@@ -108,10 +109,10 @@ def speedups(results: Iterable[Result], path: Path) -> Pair:
 def anytime(results: Iterable[Result], path: Path) -> Pair:
     """The least validation error so far against the seconds of the search, a line a strategy.
 
-    The line is the median over searches, the band reaches from the least to the most. A mark at
-    the end of the search and its retraining has the test error of what was found.
+    The line is the median over searches, the band reaches from the least to the most. It goes on
+    to the end of the retraining, where a mark has the test error of what was found.
     """
-    found = groups(results)
+    found = _few(groups(results))
     curves = {
         label: [curve for _, run in part.iterrows() if len(curve := _from_the_start(run))]
         for label, part in found
@@ -134,7 +135,7 @@ def anytime(results: Iterable[Result], path: Path) -> Pair:
             axes.plot(done["end_to_end"], found_error, linestyle="none", **look)
         log_axis(axes, "x", (1, 2, 5))
         log_axis(axes, "y", (1, 2, 5))
-        axes.set_xlabel("seconds of the search (marks: and of the retraining)")
+        axes.set_xlabel("seconds of the search and, to the mark, of the retraining")
         axes.set_ylabel("least validation error so far (%; marks: test error)")
         every = pd.concat([part for _, part in found])
         _title(axes, every, "The best so far", "median, least and most")
@@ -150,11 +151,24 @@ def progress(trials: Sequence[Mapping[str, Any]]) -> pd.Series:
 
 
 def _from_the_start(run: pd.Series) -> pd.Series:
-    """The progress of a search, with the seconds in which it found what all its trials use."""
+    """The progress of a search to the end of its retraining.
+
+    With the seconds in which it found what all its trials use.
+    """
     curve = progress(run["trials"])
     trials = sum(sum(trial["ledger"]["seconds"].values()) for trial in run["trials"])
     before = run["search"] - trials
-    return curve.set_axis(curve.index + before) if before > 0 else curve
+    curve = curve.set_axis(curve.index + before) if before > 0 else curve
+    if len(curve) and run["end_to_end"] > curve.index[-1]:
+        curve.loc[run["end_to_end"]] = curve.iloc[-1]
+    return curve
+
+
+def _few(found: list[tuple[str, pd.DataFrame]]) -> list[tuple[str, pd.DataFrame]]:
+    """The strategies that a figure shows."""
+    if len(found) <= _MOST:
+        return found
+    return [one for one in found if one[0] == "full data" or one[1]["pruner"].iloc[0] != "none"]
 
 
 # What all figures share -------------------------------------------------------------------------

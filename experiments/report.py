@@ -5,8 +5,8 @@ A table stands in the README, in `docs/results.md` or in `experiments/benchmarks
 `experiments/results`. Figures stand beside the result files that they are drawn from.
 `benchmarks/selection/SECTION/KEY` and `benchmarks/training/KEY` are of the benchmarks' files;
 `differences-DIRECTORY+DIRECTORY` is what the retrainings of several directories came to,
-`brief-DIRECTORY` the lines of a table that say most. With `--check` nothing is written: it fails
-where a table of a page is not what the files say.
+`brief-DIRECTORY` the lines of a table that say most, of full data and with pruners. With `--check`
+nothing is written: it fails where a table of a page is not what the files say.
 """
 
 import argparse
@@ -60,6 +60,7 @@ def table(directory: str) -> Table:
     if kind == "brief":
         whole = table(rest)
         kept = whole.frame.set_index("").loc[list(_BRIEF)].T
+        kept = kept.loc[[name for name in kept.index if name == "full data" or " and " in name]]
         times = kept.columns[3:]  # as means alone
         kept[times] = kept[times].replace([r" ± [\d.,]+", r" \(.*\)"], "", regex=True)
         return Table(kept.rename_axis("search on").reset_index(), whole.title)

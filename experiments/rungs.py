@@ -34,7 +34,8 @@ def train_all(run: trainings.Run) -> Path:
     seeds = {"configurations": 0, "split": 0, "training": 0}
     settings = {**run.about(problem, test), "seeds": seeds}
     # Without weight decay, as the full trainings were made.
-    drawn = rank_fidelity.configurations(mnist.SCALES[run.scale], CONFIGURATIONS)
+    count = 3 if run.scale == "smoke" else CONFIGURATIONS
+    drawn = rank_fidelity.configurations(mnist.SCALES[run.scale], count)
     plan = [{"weight_decay": 0.0, **one} for one in drawn]
     out = run.place("rungs")
     for epochs, way in itertools.product((None, 1, 2, 3), WAYS):

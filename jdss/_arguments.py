@@ -8,6 +8,7 @@ import tomllib
 import zipfile
 import zlib
 from contextlib import suppress
+from functools import partial
 from importlib import metadata
 from inspect import signature
 from pathlib import Path
@@ -75,7 +76,8 @@ def arrays(path: Path, names: tuple[str, ...], more: tuple[str, ...] = ()) -> li
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {path}") from None
     except (OSError, TypeError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        kind = ", of numbers or of strings" if "pickle" in str(error) else ""
+        is_object = "pickle" in str(error)
+        kind = ", of numbers or of strings (as by .astype('U'))" if is_object else ""
         raise ValueError(f"{path} must be an .npz file{kind}: {error}") from None
 
 
@@ -122,7 +124,12 @@ def model(given: Any, loaded: jdss.Dataset | tuple[np.ndarray, np.ndarray]) -> A
         labels = loaded.labels if isinstance(loaded, jdss.Dataset) else loaded[1]
         told["num_classes"] = number or _num_outputs(labels)
     make: Any = given
-    return make(**told) if issubclass(given, nn.Module) else lambda rngs: make(rngs=rngs, **told)
+    if issubclass(given, nnx.Module):
+        return (lambda rngs, **own: make(rngs=rngs, **told, **own)) if told else make
+    try:
+        return make(**told)
+    except TypeError:  # it takes hyper-parameters of the space
+        return partial(make, **told)
 
 
 def _num_outputs(labels: np.ndarray) -> int:

@@ -49,8 +49,8 @@ class Selection:
       ValueError, TypeError: for a bad setting, or one that the method has no use for or refuses.
 
     Example:
-      >>> Selection("craig", every=10)
-      Selection(method='craig', every=10, warm_start=0.5, candidates=None, ...)
+      >>> Selection("craig", every=10).lifting is None
+      True
     """
 
     method: Named = "grad_match"
@@ -65,12 +65,10 @@ class Selection:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        is_milo = isinstance(self.method, str) and self.method == "milo"
-        for name, usual in (("every", 1 if is_milo else 5), ("warm_start", 0.0 if is_milo else 0.5)):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, usual)
-        check_positive_int("every", self.every)
-        check_number("warm_start", self.warm_start, "in [0, 1]", lambda share: 0 <= share <= 1)
+        if self.every is not None:
+            check_positive_int("every", self.every)
+        if self.warm_start is not None:
+            check_number("warm_start", self.warm_start, "in [0, 1]", lambda share: 0 <= share <= 1)
         if self.candidates is not None:
             check_fraction("candidates", self.candidates)
         check_choice("outer", self.outer, ("training", "validation"))
@@ -144,11 +142,11 @@ class Search:
         fifths of all, at most ten.
       pruner: "none", "asha", "hyperband", "median", or an Optuna pruner; it stops poor trials at
         rungs, the epochs (or steps) r, r·η, r·η², …
-      first_rung: r, where trials first report: the score on at most 2,000 validation examples for
-        each epoch so far.
+      first_rung: r, where trials first report: the score on at most 2,000 validation examples
+        there, and on as many times more as a later rung is farther.
       reduction_factor: η, also the share 1/η of trials that "asha" and "hyperband" keep at a rung.
-      rung_unit: "epochs", or "steps" where trials have few epochs: batches trained on, whatever
-        their size.
+      rung_unit: "epochs", or "steps" where trials have few epochs, with a `first_rung` of your own:
+        batches trained on, whatever their size.
       enqueue: hyper-parameters to be tried first, each a mapping; what one leaves open is sampled.
       timeout: seconds after which a call begins no further trial; None means no limit.
       callbacks: called after each trial with the study and the frozen trial, as by Optuna.
@@ -193,6 +191,8 @@ class Search:
         if check_positive_int("reduction_factor", self.reduction_factor) < 2:
             raise ValueError(f"reduction_factor must be at least 2, got {self.reduction_factor}")
         check_choice("rung_unit", self.rung_unit, ("epochs", "steps"))
+        if self.rung_unit == "steps" and self.first_rung == 1:
+            raise ValueError("first_rung must be given with rung_unit='steps', such as 100, got 1")
         if self.timeout is not None:
             check_number("timeout", self.timeout, "a positive number of seconds", lambda s: s > 0)
         known = isinstance(callbacks, Sequence) and all(map(callable, callbacks))

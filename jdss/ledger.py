@@ -33,6 +33,10 @@ class Ledger:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = dict.fromkeys(LINES, 0.0)
 
+    def __repr__(self) -> str:
+        spent = (f"{line} {value:.1f} s" for line, value in self.seconds.items() if value >= 0.05)
+        return f"<Ledger: {', '.join(spent) or 'nothing'}>"
+
     @contextmanager
     def measure(self, line: str) -> Iterator[None]:
         """Adds the seconds spent inside to a line of `LINES`; ValueError for another.

@@ -146,8 +146,8 @@ def _figures(study: optuna.Study, metric: str, scores: set[float]) -> Iterator[t
             yield "Importance of the hyper-parameters (PED-ANOVA)", figure
     if any(trial.intermediate_values for trial in trials):
         rungs = visualization.plot_intermediate_values(study)
-        pruner = study.user_attrs.get(SEARCH, {}).get("pruner", {})
-        unit = pruner.get("rung_unit", "epochs")
+        pruner = study.user_attrs.get(SEARCH, {}).get("pruner")
+        unit = "rung" if pruner is None else pruner.get("rung_unit", "epochs")
         yield "At the rungs", rungs.update_layout(xaxis_title=unit, yaxis_title=metric)
 
 

@@ -188,6 +188,16 @@ def test_a_search_is_kept_reported_and_written(files, tmp_path):
     assert "one of the storage's ('mine'), got 'yours'" in missing.output
 
 
+def test_a_method_has_its_own_usual_settings_on_the_command_line(files, tmp_path):
+    record = {}
+    for method in ("milo", "grad_match"):
+        out = tmp_path / f"{method}.json"
+        assert search(files, "--method", method, "--no-retrain", "--out", out).exit_code == 0
+        strategy = json.loads(out.read_text())["strategy"]
+        record[method] = strategy["select_every"], strategy["warm_start"]
+    assert record == {"milo": (1, 0.0), "grad_match": (5, 0.5)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -173,7 +173,7 @@ def test_what_cannot_be_is_refused(blobs):
         jdss.Selection("milo", lifting="per_class")
     with pytest.raises(ValueError, match="lifting must be 'all'"):
         jdss.select(np.zeros((50, 3)), FEATURES, LABELS, method="milo", lifting="per_batch")
-    with pytest.raises(ValueError, match="options must have an 'importance'"):
+    with pytest.raises(ValueError, match="needs an importance where model is a function"):
         jdss.tune(
             lambda width: jdss.models.LeNet(3),
             blobs,

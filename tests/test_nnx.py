@@ -173,25 +173,46 @@ def test_searches_take_what_fit_takes(model):
     assert 0 <= objective(optuna.trial.FixedTrial(values)) <= 1
 
 
-def test_a_module_has_no_architecture_to_search():
-    with pytest.raises(ValueError, match="give model as a function of them"):
-        tune(Twin, (X, LABELS), space={"width": IntDistribution(2, 3)})
-
-
 class Sized(nnx.Module):
     def __init__(self, width, *, rngs: nnx.Rngs):
+        self.first = nnx.Linear(X.shape[1], width, rngs=rngs)
         self.last = nnx.Linear(width, C, rngs=rngs)
 
+    def __call__(self, x):
+        return self.last(nnx.relu(self.first(x)))
 
-def test_a_class_that_needs_more_than_rngs_is_refused_with_the_remedy(blobs):
+
+def with_a_default(width=3, *, rngs):
+    return Sized(width, rngs=rngs)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Sized,
+        with_a_default,
+        lambda width, rngs: Sized(width, rngs=rngs),
+        lambda width: lambda rngs: Sized(width, rngs=rngs),
+    ],
+)
+def test_a_search_draws_the_architecture_that_a_class_or_a_function_of_rngs_takes(model, tmp_path):
+    space = {"epochs": IntDistribution(1, 1), "width": CategoricalDistribution((7,))}
+    result = tune(model, (X, LABELS), space=space, trials=1, fraction=0.3, validation=0.25)
+    assert result.retraining.state.params["first"]["kernel"].shape == (X.shape[1], 7)
+    result.save(tmp_path / "model")
+    np.testing.assert_array_equal(jdss.load(tmp_path / "model").predict(X), result.predict(X))
+
+
+def test_an_architecture_that_the_model_does_not_take_is_refused(blobs):
+    space = {"width": IntDistribution(2, 3)}
+    with pytest.raises(ValueError, match="give model as a function of them"):
+        tune(Twin(nnx.Rngs(0)), (X, LABELS), space=space)
+    with pytest.raises(ValueError, match=r"'width'; it takes \(rngs.*unexpected"):
+        tune(Twin, (X, LABELS), space=space)
+    with pytest.raises(ValueError, match=r"here none; it takes \(width, \*, rngs.*missing"):
+        jdss.tune(Sized, blobs)
     with pytest.raises(TypeError, match=r"or lambda rngs: Sized\(…, rngs=rngs\)"):
         check_model(Sized)
-    with pytest.raises((TypeError, ValueError), match=r"of NNX give lambda rngs: Net\(rngs=rngs\)"):
-        jdss.tune(Sized, blobs)
-    space = {"width": CategoricalDistribution((4, 8))}
-    remedy = r"of NNX give lambda width: lambda rngs: Net\(width, rngs=rngs\)"
-    with pytest.raises(ValueError, match=remedy):
-        jdss.tune(lambda width, rngs: None, blobs, search=jdss.Search(space=space))
 
 
 def test_what_a_training_gives_is_shown_without_its_weights(blobs):

@@ -2,8 +2,11 @@
 
 import copy
 import pickle
+import shutil
 import subprocess
 import sys
+from collections import OrderedDict
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -132,10 +135,42 @@ def test_saved_arrays_are_read_by_their_names_without_the_architecture(results, 
     variables = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), result.state.variables)
     TrainedModel(result.state.model, variables, result.normalization).save(tmp_path / "m")
     found = msgpack_restore((tmp_path / "m" / "arrays.msgpack").read_bytes())
-    jax.tree.map(np.testing.assert_array_equal, found["variables"], jax.device_get(variables))
+    kernel = variables["params"]["Dense_0"]["kernel"]
+    np.testing.assert_array_equal(found["['variables']['params']['Dense_0']['kernel']"], kernel)
+    np.testing.assert_array_equal(found["['normalization'].mean"], result.normalization.mean)
     loaded = jdss.load(tmp_path / "m").variables
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(loaded)} == {"bfloat16"}
-    np.testing.assert_array_equal(found["normalization"]["mean"], result.normalization.mean)
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Moments:
+    mean: jax.Array
+    square: tuple
+
+
+def test_collections_of_any_nodes_are_saved(tmp_path):
+    """Flax's own way of naming leaves knows neither dataclasses nor mappings of other kinds."""
+    held = {"m": Moments(jnp.ones(2), (jnp.zeros(3), None)), "o": OrderedDict(a=jnp.arange(12))}
+    TrainedModel(Net(), {"params": {}, "other": held}).save(tmp_path / "m")
+    loaded = jdss.load(tmp_path / "m").variables["other"]
+    assert jax.tree.structure(loaded) == jax.tree.structure(held)
+    jax.tree.map(np.testing.assert_array_equal, loaded, held)
+
+
+def test_arrays_of_another_model_and_directories_of_another_kind_are_refused(results, tmp_path):
+    for width, name in ((2, "a"), (3, "b")):
+        TrainedModel(Net(), {"params": {"w": jnp.ones(width)}}).save(tmp_path / name)
+    shutil.copy(tmp_path / "a" / "arrays.msgpack", tmp_path / "b")
+    with pytest.raises(
+        ValueError, match=r"arrays of its own model; \['variables'\].*'w'\] differs"
+    ):
+        jdss.load(tmp_path / "b")
+    (tmp_path / "a" / "arrays.msgpack").unlink()
+    with pytest.raises(FileNotFoundError, match=r"architecture\.pkl and arrays\.msgpack in it"):
+        jdss.load(tmp_path / "a")
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_numbers_are_predicted_as_numbers():

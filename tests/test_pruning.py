@@ -122,17 +122,15 @@ def test_optunas_own_successive_halving_asks_at_once(perceptron, blobs):
             assert promoted == (not last or trial["state"] == "complete")
 
 
+STEPS = {"first_rung": 2, "rung_unit": "steps", "sampler": "random"}
+SHORT = {**SPACE, "batch_size": CategoricalDistribution((4, 16)), "epochs": IntDistribution(2, 3)}
+
+
 @pytest.mark.parametrize("pruner", ["asha", "hyperband", "median"])
 def test_rungs_in_steps_are_the_same_for_every_batch_size(perceptron, blobs, pruner):
     """Counted by hand: a warm start of half the budget, then epochs of ceil(budget / b) steps."""
-    space = {
-        **SPACE,
-        "batch_size": CategoricalDistribution((4, 16)),
-        "epochs": IntDistribution(2, 3),
-    }
-    options = {"space": space, "first_rung": 2, "rung_unit": "steps", "sampler": "random"}
-    found = tune(perceptron, blobs, pruner=pruner, trials=9, seed=3, **options)
-    whole = tune(perceptron, blobs, trials=9, seed=3, space=space, sampler="random")
+    found = tune(perceptron, blobs, pruner=pruner, trials=9, seed=3, space=SHORT, **STEPS)
+    whole = tune(perceptron, blobs, trials=9, seed=3, space=SHORT, sampler="random")
     budget = round(0.2 * found.search["examples"][0])
     for trial, same in zip(found.trials, whole.trials, strict=True):
         epochs, size = (trial["hyperparameters"][name] for name in ("epochs", "batch_size"))
@@ -146,9 +144,64 @@ def test_rungs_in_steps_are_the_same_for_every_batch_size(perceptron, blobs, pru
         else:
             assert list(trial["rungs"]) == expected[: len(trial["rungs"])]
             assert trial["share"] == int(list(trial["rungs"])[-1]) / steps
-    states = {trial["state"] for trial in found.trials}
-    assert states == {"complete", "pruned"} or pruner == "hyperband"  # which learns the most steps
+    assert {trial["state"] for trial in found.trials} == {"complete", "pruned"}
     assert found.search["pruner"]["rung_unit"] == "steps"
+
+
+def test_a_search_with_rungs_in_steps_resumes_as_if_it_had_not_been_cut(
+    perceptron, blobs, tmp_path
+):
+    options = {"pruner": "hyperband", "space": SHORT, "study_name": "s", "seed": 2, **STEPS}
+    kept = {"storage": f"sqlite:///{tmp_path}/search.db"}
+    tune(perceptron, blobs, trials=4, **options, **kept)
+    resumed = tune(perceptron, blobs, trials=9, **options, **kept)
+    straight = tune(perceptron, blobs, trials=9, **options)
+    ends = [
+        [(t["state"], t["rungs"], t["value"]) for t in result.trials]
+        for result in (straight, resumed)
+    ]
+    assert ends[0] == ends[1]
+
+
+def test_hyperbands_brackets_are_of_the_longest_trial():
+    space = {"epochs": IntDistribution(2, 7), "batch_size": CategoricalDistribution((4, 16))}
+    asked = []
+    pruner = make_pruner(
+        jdss.Search(pruner="hyperband", rung_unit="steps", first_rung=5),
+        space,
+        lambda *lengths: asked.append(lengths) or 81,
+    )
+    assert asked == [(7, 4)]
+    assert (pruner._min_resource, pruner._max_resource) == (5, 81)
+
+
+def test_every_trial_is_scored_on_the_same_examples_at_a_rung(perceptron, blobs, monkeypatch):
+    monkeypatch.setattr(metrics, "RUNG_EXAMPLES", 7)
+    seen, measure = {}, metrics.measure
+
+    def watched(state, examples, indices, *more):
+        seen.setdefault(len(indices), set()).add(tuple(indices))
+        return measure(state, examples, indices, *more)
+
+    monkeypatch.setattr(metrics, "measure", watched)
+    tune(perceptron, blobs, pruner="median", trials=4, seed=3, space=SHORT, validation=0.2, **STEPS)
+    assert set(seen) <= {7, 21, 60}  # at steps 2 and 6, and all at others and at the end
+    assert all(len(indices) == 1 for indices in seen.values())
+
+
+def test_a_trial_that_is_stopped_before_its_first_step_has_no_estimate(perceptron, blobs, capfd):
+    """A rung after an epoch of a warm start of less than half a batch is before the first step."""
+    space = {"epochs": IntDistribution(4, 8), "batch_size": CategoricalDistribution((200,))}
+    options = {"space": space, "fraction": 0.1, "warm_start": 1.0, "progress": True}
+    found = tune(perceptron, blobs, pruner="asha", trials=9, **options)
+    assert {trial["share"] for trial in found.trials if trial["state"] == "pruned"} >= {0.0}
+    assert "9 trials take at most about" in capfd.readouterr().err
+    assert found.summary()
+
+
+def test_rungs_in_steps_need_a_first_one():
+    with pytest.raises(ValueError, match=r"first_rung must be given with rung_unit='steps'"):
+        jdss.Search(pruner="asha", rung_unit="steps")
 
 
 @given(
@@ -271,10 +324,10 @@ def test_a_trial_that_is_cut_off_competes_once(perceptron, blobs, pruner):
 
 
 def test_hyperband_has_its_brackets_from_the_start():
-    pruner = make_pruner(jdss.Search(pruner="hyperband"), SPACE)
+    pruner = make_pruner(jdss.Search(pruner="hyperband"), SPACE, lambda epochs, size: epochs)
     assert pruner._max_resource == 11
     fixed = {"learning_rate": FloatDistribution(0, 1)}
-    pruner = make_pruner(jdss.Search(pruner="hyperband"), fixed)
+    pruner = make_pruner(jdss.Search(pruner="hyperband"), fixed, lambda epochs, size: epochs)
     assert pruner._max_resource == 20
 
 

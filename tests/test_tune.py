@@ -547,7 +547,10 @@ def test_a_search_says_what_it_costs_and_what_it_saved(perceptron, blobs, capfd)
     seconds = [trial["ledger"]["seconds"] for trial in result.trials]
     by_hand = sum(one["warm_start"] + one["training"] for one in seconds) / 0.2
     assert result.seconds_on_everything() == pytest.approx(by_hand)
-    assert "on all the data, estimated (s)" in str(result)
+    assert "full data, estimated (s)" in str(result)
+    assert "momentum 0.9" not in str(result)  # which is searched
+    assert "not searched" in str(result)
+    assert "learning_rate_schedule cosine" in str(result)
     result = tune(perceptron, blobs, selection="uniform")
     epochs = sum(trial["hyperparameters"]["epochs"] for trial in result.trials)
     an_epoch = result.retraining.ledger.seconds["training"] / result.best_hyperparameters["epochs"]

@@ -93,7 +93,10 @@ def check_inputs(inputs: Any) -> int:
     for name, leaf in leaves.items():
         # One number an example is enough where there are other inputs.
         if leaf.ndim < (2 if len(leaves) == 1 else 1) or not len(leaf):
-            raise ValueError(f"{name} must have shape [n, …] with n at least 1, got {leaf.shape}")
+            hint = "; one example is inputs[:1]" if leaf.ndim == 1 else ""
+            raise ValueError(
+                f"{name} must have shape [n, …] with n at least 1, got {leaf.shape}{hint}"
+            )
         _check_layout(name, leaf)
         _check_values(name, leaf)
     if len(set(map(len, leaves.values()))) > 1:
@@ -147,8 +150,8 @@ def check_scale(inputs: Any, prefix: str = "") -> None:
     for name, leaf in named_leaves(inputs).items():
         if leaf.dtype.kind != "f":
             continue
-        if leaf.ndim == 2:
-            _warn_of_scales(prefix + name, leaf)
+        if leaf.ndim == 2 and not prefix:  # others are like those
+            _warn_of_scales(name, leaf)
         channels = leaf.shape[3] if leaf.ndim == 4 else 1
         if leaf.ndim not in {3, 4} or min(leaf.shape[1:3]) < 8 or channels not in {1, 3, 4}:
             continue
@@ -166,13 +169,14 @@ def _warn_of_scales(name: str, table: np.ndarray) -> None:
     mean = sum(part.sum(axis=0, dtype=np.float64) for part in _in_parts(table)) / len(table)
     squares = (((part - mean) ** 2).sum(axis=0) for part in _in_parts(table))
     spreads = np.sqrt(sum(squares) / len(table))
-    varied = spreads[spreads > 0]
-    if varied.size and varied.max() > _SCALES * varied.min():
+    least, most = np.where(spreads > 0, spreads, np.inf).argmin(), spreads.argmax()
+    if spreads[most] > _SCALES * spreads[least] > 0:
         warnings.warn(
-            f"{name} have columns of very different scales: their standard deviations go from "
-            f"{varied.min():.1g} to {varied.max():.1g}, on which most networks train badly. They "
-            "are left as they are: standardise them, as by (x - x.mean(0)) / x.std(0), and what is "
-            "predicted by the same numbers",
+            f"{name} have columns of very different scales: the standard deviation of column "
+            f"{least} is {spreads[least]:.1g} and that of column {most} {spreads[most]:.1g}, on "
+            "which most networks train badly unless they begin with BatchNorm. They are left as "
+            "they are: standardise them, as by (x - x.mean(0)) / x.std(0), and what is predicted "
+            "by the same numbers",
             UserWarning,
             stacklevel=4,
         )

@@ -159,15 +159,31 @@ def check_model(model: Any) -> nn.Module:
 
 def makes_nnx(model: Any) -> bool:
     """Whether a model is a function of `rngs`, such as an NNX class that needs nothing else."""
-    if isinstance(model, nn.Module | nnx.Module) or not callable(model):
+    if isinstance(model, nn.Module | nnx.Module) or not takes_rngs(model):
         return False
-    is_class = isinstance(model, type)  # whose metaclass hides the signature
-    try:
-        signature = inspect.signature(model.__init__ if is_class else model)
-        signature.bind(*["self"] * is_class, rngs=None)
-    except (TypeError, ValueError):
-        return False
-    return "rngs" in signature.parameters
+    with suppress(TypeError):
+        signature_of(model).bind(rngs=None)
+        return True
+    return False
+
+
+def takes_rngs(model: Any) -> bool:
+    """Whether a function, or a class, takes `rngs`, as those of NNX do."""
+    with suppress(TypeError, ValueError):
+        return callable(model) and "rngs" in signature_of(model).parameters
+    return False
+
+
+def signature_of(model: Callable[..., Any]) -> inspect.Signature:
+    """What a function takes, or a class as it is called: metaclasses hide that.
+
+    Raises ValueError for a callable that has no signature.
+    """
+    if not isinstance(model, type):
+        return inspect.signature(model, follow_wrapped=False)
+    init: Any = getattr(model, "__init__")  # noqa: B009 (mypy takes it for an instance's)
+    signature = inspect.signature(init, follow_wrapped=False)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
 def _as_linen(model: Any) -> NnxModel:

@@ -20,6 +20,7 @@ import numpy as np
 
 from jdss import _checks
 from jdss.compilation import jit
+from jdss.data.labels import encode_labels
 from jdss.gradients import Gradients, count_examples
 from jdss.selection.uniform import draw
 from jdss.subset import Subset
@@ -90,7 +91,7 @@ def importance(features: Any, labels: Any = None) -> jax.Array:
 
     Args:
       features: float[n, …], such as the inputs of a model's last layer.
-      labels: int[n], class indices; None means one class.
+      labels: int[n], class indices, or strings or booleans; None means one class.
 
     Returns:
       float32[n], in (0, 2]; the same for every model, fraction and seed that trains on them.
@@ -107,7 +108,7 @@ def importance(features: Any, labels: Any = None) -> jax.Array:
         raise ValueError(f"features must have shape [n, …], n at least 1, got {features.shape}")
     _checks.check_finite("features", features)
     rows = _directions(features.reshape(len(features), -1))
-    labels = np.zeros(len(rows), np.int32) if labels is None else labels
+    labels = np.zeros(len(rows), np.int32) if labels is None else encode_labels(labels)[0]
     labels = np.asarray(_checks.check_labels(labels, num_examples=len(rows)))
     sizes = np.bincount(labels)
     width = int(sizes.max())

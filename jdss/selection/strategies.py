@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdss import _checks
+from jdss.data.labels import encode_labels
 from jdss.gradients import FactoredGradients, last_layer_gradients
 from jdss.lifting import per_batch, per_class
 from jdss.selection.craig import craig
@@ -172,7 +173,7 @@ def select(
     Args:
       logits: float[n, c], the network's outputs.
       features: float[n, d], the inputs of its last dense layer, without a column for the bias.
-      labels: int[n], class indices in 0..c-1.
+      labels: int[n], class indices in 0..c-1, or strings or booleans, in their sorted order.
       method: "grad_match", "craig", "glister", "milo", "uniform" or "stratified".
       fraction: the share of the examples to select, in (0, 1]; 0.05 if nothing is said.
       budget: how many examples to select, in place of a fraction.
@@ -205,6 +206,7 @@ def select(
     _checks.check_ndim("features", features, 2, "[n, d]")
     _checks.check_same_length(logits=logits, features=features)
     num_examples, num_classes = logits.shape
+    labels, _ = encode_labels(labels)
     labels = _checks.check_labels(labels, num_examples=num_examples, num_classes=num_classes)
     if budget is None:
         share = _checks.check_fraction("fraction", 0.05 if fraction is None else fraction)

@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,20 +105,37 @@ class TrainedModel:
         directory = Path(path).absolute()
         if directory.exists():
             raise FileExistsError(f"path must not exist yet, but {path} does")
-        arrays = jax.device_get({"variables": dict(self.variables)})
-        if self.normalization is not None:
-            arrays["normalization"] = jax.device_get(vars(self.normalization))
+        arrays = {"variables": dict(self.variables), "normalization": self.normalization}
+        named = jax.device_get(_by_name(arrays))
         kinds = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arrays)
         about = (self.model, kinds, self.classes, self.inputs, self.columns)
-        part = directory.with_name(f".{directory.name}.{os.getpid()}.part")
+        part = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}.part")
+        part.mkdir(parents=True)
         try:
-            part.mkdir(parents=True)
-            (part / _ARRAYS).write_bytes(serialization.to_bytes(arrays))
-            (part / _ARCHITECTURE).write_bytes(cloudpickle.dumps(about))
+            write_whole(part / _ARRAYS, serialization.msgpack_serialize(named, in_place=True))
+            write_whole(part / _ARCHITECTURE, cloudpickle.dumps(about))
             part.rename(directory)  # complete, or not there
         finally:
             shutil.rmtree(part, ignore_errors=True)
         return directory
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    """Leaves by their places, whatever the nodes are made of."""
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that is not lost with the machine's power."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def is_saved(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a model to load."""
+    return all((Path(path) / name).is_file() for name in (_ARRAYS, _ARCHITECTURE))
 
 
 def load(path: str | os.PathLike[str]) -> TrainedModel:
@@ -128,25 +146,36 @@ def load(path: str | os.PathLike[str]) -> TrainedModel:
     names are in `arrays.msgpack`, which `flax.serialization.msgpack_restore` reads without it.
 
     Raises:
-      FileNotFoundError: where `path` is not there, or holds no architecture.
+      FileNotFoundError: where `path` is not there, or holds no model.
+      ValueError: where it holds the arrays of another.
 
     Example:
       ```python
       labels = jdss.load("model").predict(images)
       ```
     """
-    file = Path(path).absolute() / _ARCHITECTURE
-    if not file.is_file():
+    if not is_saved(path):
         raise FileNotFoundError(
-            f"path must be a directory made by a result's save, with {_ARCHITECTURE} in it, got "
-            f"{path}"
+            f"path must be a directory made by a result's save, with {_ARCHITECTURE} and {_ARRAYS} "
+            f"in it, got {path}"
         )
-    model, kinds, *about = pickle.loads(file.read_bytes())
-    found = serialization.from_bytes(kinds, file.with_name(_ARRAYS).read_bytes())
-    statistics = found.get("normalization")
-    normalization = None if statistics is None else Normalization(**statistics)
-    variables = jax.tree.map(jnp.asarray, found["variables"])
-    return TrainedModel(model, variables, normalization, *about)
+    directory = Path(path)
+    try:
+        model, kinds, *about = pickle.loads((directory / _ARCHITECTURE).read_bytes())
+    except ModuleNotFoundError as error:
+        error.add_note(f"the model saved in {path} is of that module: it has to be importable")
+        raise
+    found = serialization.msgpack_restore((directory / _ARRAYS).read_bytes())
+    wanted, structure = _by_name(kinds), jax.tree.structure(kinds)
+    for name, kind in wanted.items():
+        leaf = found.get(name)
+        if getattr(leaf, "shape", None) != kind.shape or leaf.dtype != kind.dtype:
+            raise ValueError(
+                f"path must hold the arrays of its own model; {name} differs in {path}"
+            )
+    arrays = jax.tree.unflatten(structure, [found[name] for name in wanted])
+    variables = jax.tree.map(jnp.asarray, arrays["variables"])
+    return TrainedModel(model, variables, arrays["normalization"], *about)
 
 
 class TrainedResult:
@@ -169,8 +198,8 @@ class TrainedResult:
         state = self.state
         if state is None:
             raise ValueError(
-                "the model was retrained by an earlier call: jdss.load(…) has it where that call "
-                "was told to save it (save_to=)"
+                "the model was retrained by an earlier call, and not saved (save_to=): the same "
+                "call with save_to='a new directory' retrains and keeps it"
             )
         given = self.normalization, self.classes, self.inputs, self.columns
         return TrainedModel(state.model, state.variables, *given)

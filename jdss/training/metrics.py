@@ -171,8 +171,9 @@ def compute_accuracy(
 
 RUNG_EXAMPLES = 2_000
 """At a rung a trial is scored by so many validation examples, at most, for each of its epochs so
-far. The first rung only sorts out the poor, and is reached by all: all 6,000 of MNIST took as long
-there as half an epoch on a subset. At later ones the good are told apart, by all.
+far; where rungs are in steps, for each time that the first rung is in them. The first rung only
+sorts out the poor, and is reached by all: all 6,000 of MNIST took as long there as half an epoch on
+a subset. At later ones the good are told apart, by all.
 """
 
 
@@ -182,17 +183,17 @@ def validate(
     metric: Metric,
     ledger: Ledger,
     *,
-    epochs: int | None = None,
+    times: int | None = None,
 ) -> tuple[float | None, float | None]:
     """Accuracy as a fraction, and the metric's score, on the validation set, where there is one.
 
-    At a rung, after so many `epochs`, on a random part of it, the same for every trial.
+    At a rung on a random part of it, `times` RUNG_EXAMPLES, the same for every trial.
     """
     indices = problem.validation
     if not len(indices):
         return None, None
-    if epochs is not None and len(indices) > RUNG_EXAMPLES * epochs:
-        indices = np.sort(np.random.default_rng(0).permutation(indices)[: RUNG_EXAMPLES * epochs])
+    if times is not None and len(indices) > RUNG_EXAMPLES * times:
+        indices = np.sort(np.random.default_rng(0).permutation(indices)[: RUNG_EXAMPLES * times])
     with ledger.measure("evaluating"):
         return measure(state, problem.examples, indices, metric, problem)
 

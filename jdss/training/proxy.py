@@ -19,7 +19,10 @@ from jdss.training.trial import Training, run, train
 _FRACTION, _EPOCHS = 0.05, 5
 """A quarter of a pass over the data."""
 
-_REMEDY = "give options={'importance': …}, such as jdss.importance(features, labels)"
+_REMEDY = (
+    "give selection=jdss.Selection('milo', options={'importance': jdss.importance(features, "
+    "labels)}), of all examples; their inputs may be the features"
+)
 
 
 def with_importance(
@@ -33,8 +36,8 @@ def with_importance(
 ) -> Training:
     """The same, with the importance of the training examples where the strategy needs it.
 
-    It is the option of that name, of the training examples or of all; or found from the inputs of
-    the last layer of a proxy, the model trained for a moment on random subsets: with the
+    It is the option of that name, of all examples of `data`; or found from the inputs of the last
+    layer of a proxy, the model trained for a moment on random subsets: with the
     hyper-parameters and from the variables given, or else by the first optimizer at its largest
     rate.
 
@@ -51,8 +54,8 @@ def with_importance(
         return replace(training, schedule=replace(schedule, importance=_checked(given, training)))
     if not isinstance(model, nn.Module):
         raise ValueError(
-            "options must have an 'importance' with selection 'milo' where model is a function of "
-            f"hyper-parameters: {_REMEDY}"
+            "selection 'milo' needs an importance where model is a function of hyper-parameters: "
+            f"{_REMEDY}"
         )
     random = make_schedule(
         Selection("uniform", every=1, warm_start=0.0), _FRACTION, num_classes=problem.num_classes
@@ -93,12 +96,15 @@ def _usual(training: Training) -> Hyperparameters:
 
 def _checked(given: Any, training: Training) -> np.ndarray:
     """The option, of the training examples."""
-    train, every = training.problem.train, len(training.problem.examples)
+    train = training.problem.train
+    # Of other validation examples, which come after those of data, nothing is asked.
+    is_whole = train[-1] == len(train) - 1
+    count = len(train) if is_whole else len(training.problem.examples)
     values = np.asarray(given, np.float32)
-    if values.shape not in {(len(train),), (every,)}:
+    if values.shape != (count,):
         raise ValueError(
-            f"options['importance'] must have one number for each of the {len(train)} training "
-            f"examples, or of all {every}, got shape {values.shape}"
+            f"options['importance'] must have one number for each of the {count} examples of data, "
+            f"got shape {values.shape}"
         )
     check_importance("options['importance']", values)
-    return values if len(values) == len(train) else values[train]
+    return values[train]

@@ -36,9 +36,18 @@ class Schedule:
     importance: Any = field(default=None, compare=False)
 
     @property
+    def every(self) -> int:
+        """R."""
+        usual = 1 if self.strategy.needs_importance else 5
+        return usual if self.selection.every is None else int(self.selection.every)
+
+    @property
     def warm_start(self) -> float:
         """κ; 0 where nothing is selected, and all epochs are alike."""
-        return 0.0 if self.strategy.select is None else float(self.selection.warm_start or 0.0)
+        if self.strategy.select is None:
+            return 0.0
+        usual = 0.0 if self.strategy.needs_importance else 0.5
+        return usual if self.selection.warm_start is None else float(self.selection.warm_start)
 
     @property
     def candidates(self) -> float:
@@ -65,7 +74,7 @@ class Schedule:
         return {
             "name": self.strategy.name,
             "fraction": self.fraction,
-            "select_every": int(selection.every or 1),
+            "select_every": self.every,
             "warm_start": self.warm_start,
             "lifting": self.strategy.lifting,
             "outer": selection.outer,
@@ -129,7 +138,7 @@ class Part(NamedTuple):
 
     end: int
     rung: int | None = None  # in epochs or steps
-    epochs: int = 0  # that are over there
+    times: int = 1  # as many validation examples as at the first rung
 
 
 @dataclass(frozen=True)
@@ -163,7 +172,7 @@ def make_plan(
       [('warm_start', 4, 8), ('subset', 5, 2), ('subset', 6, 2)]
     """
     budget = schedule.budget(num_examples)
-    full, every = schedule.strategy.select is None, schedule.selection.every or 1
+    full = schedule.strategy.select is None
     warm_epochs = round(schedule.warm_start * epochs)
     warm_steps = steps_per_epoch(warm_epochs * budget, batch_size)
     steps = steps_per_epoch(num_examples if full else budget, batch_size)
@@ -172,7 +181,7 @@ def make_plan(
     def cut(rung: int) -> Part:
         """Where it is, of all steps."""
         if rung_unit == "steps":
-            return Part(rung, rung, max(rung * epochs // total, 1))
+            return Part(rung, rung, rung // min(rungs))
         warm = round(rung * budget / batch_size)
         step = warm if rung < warm_epochs else warm_steps + (rung - warm_epochs) * steps
         return Part(step, rung, rung)
@@ -188,7 +197,7 @@ def make_plan(
         if not parts or parts[-1].end < length:
             parts.append(Part(length))
         phase = "warm_start" if epoch <= warm_epochs else "full" if full else "subset"
-        selects = phase == "subset" and (epoch - 1 - warm_epochs) % every == 0
+        selects = phase == "subset" and (epoch - 1 - warm_epochs) % schedule.every == 0
         stretches.append(Stretch(phase, epoch, start, tuple(parts), selects))
         start += length
     return stretches

@@ -184,7 +184,7 @@ def _make_steps(
 ) -> Generator[Rung, None, tuple[TrainState, float]]:
     """The steps of a stretch, in its parts: the new state and the mean loss."""
     done, total_loss = 0, 0.0
-    for end, rung, epochs in stretch.parts:
+    for end, rung, times in stretch.parts:
         if end > done:
             with ledger.measure("warm_start" if stretch.phase == "warm_start" else "training"):
                 state, metrics = train_on_subset(
@@ -205,7 +205,7 @@ def _make_steps(
                 )
             total_loss, done = total_loss + loss * (end - done), end
         if rung is not None:
-            _, score = validate(training.problem, state, training.metric, ledger, epochs=epochs)
+            _, score = validate(training.problem, state, training.metric, ledger, times=times)
             assert score is not None
             yield Rung(rung, score, (stretch.start + end) / total_steps)
     return state, total_loss / stretch.steps

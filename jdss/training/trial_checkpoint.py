@@ -20,6 +20,7 @@ from flax import serialization
 
 from jdss.ledger import Ledger
 from jdss.subset import Subset
+from jdss.training.checkpoint import write_whole
 from jdss.training.state import TrainState
 
 
@@ -96,10 +97,7 @@ class TrialCheckpoint:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(f".{os.getpid()}.part")
         try:
-            with open(part, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            write_whole(part, content)
             os.replace(part, self.path)
         finally:
             part.unlink(missing_ok=True)

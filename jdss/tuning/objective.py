@@ -1,6 +1,5 @@
 """A trial of a search: a model trained on adaptively selected subsets, scored on validation."""
 
-import inspect
 import math
 import re
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ from flax import nnx
 from jdss import _checks
 from jdss.config import Search, Selection, Task
 from jdss.ledger import Ledger
-from jdss.models.nnx_model import check_model, makes_nnx
+from jdss.models.nnx_model import check_model, makes_nnx, signature_of, takes_rngs
 from jdss.subset import Select
 from jdss.training.failures import (
     OutOfMemoryError,
@@ -25,7 +24,7 @@ from jdss.training.failures import (
     shortage,
 )
 from jdss.training.fit import make_training
-from jdss.training.hyperparameters import DEFAULTS, NAMES, OPTIMIZERS, hyperparameters
+from jdss.training.hyperparameters import NAMES, OPTIMIZERS, Hyperparameters, hyperparameters
 from jdss.training.problem import Data, Examined
 from jdss.training.proxy import with_importance
 from jdss.training.schedule import make_plan
@@ -38,7 +37,6 @@ from jdss.tuning.study import FAILURE, HYPERPARAMETERS, LEDGER, SEARCH, SELECTIO
 ModelFactory = Callable[..., nn.Module]
 
 _TASK, _SEARCH = Task(), Search()
-_LENGTHS = ("epochs", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -127,17 +125,26 @@ class Objective:
         if study is None:
             return Order(trial.number, values)
         found: tuple[int, ...] = ()
-        search, training = self.search, self.training
+        search = self.search
         if not isinstance(study.pruner, optuna.pruners.NopPruner):
-            epochs, size = (int(values.get(name, DEFAULTS[name])) for name in _LENGTHS)
-            if search.rung_unit == "steps":
-                plan = make_plan(training.schedule, len(training.problem.train), epochs, size)
-                epochs = sum(stretch.steps for stretch in plan)
+            hyper = self._hyper(values)
+            last = self.length(int(hyper.epochs), hyper.batch_size)
             factor = search.reduction_factor
-            found = rungs(epochs, first_rung=search.first_rung, reduction_factor=factor)
+            found = rungs(last, first_rung=search.first_rung, reduction_factor=factor)
         about = {"place": trial.number, "hyperparameters": noted}
         checkpoint = checkpoint_for(search, study, trial.number, about)
         return Order(trial.number, values, found, search.rung_unit, checkpoint)
+
+    def length(self, epochs: int, batch_size: int) -> int:
+        """Of a trial, in what rungs are counted in."""
+        if self.search.rung_unit == "epochs":
+            return epochs
+        schedule, size = self.training.schedule, len(self.training.problem.train)
+        return sum(one.steps for one in make_plan(schedule, size, epochs, batch_size))
+
+    def _hyper(self, values: Mapping[str, Any]) -> Hyperparameters:
+        own = {name: value for name, value in values.items() if name in NAMES}
+        return hyperparameters(own, optimizers=tuple(self.training.optimizers))
 
     def train(
         self, values: Mapping[str, Any], number: int, **options: Any
@@ -149,10 +156,11 @@ class Objective:
         architecture = check_architecture(self.model, values)
         model = self.model
         if not isinstance(model, nn.Module):
-            model = model(**{name: values[name] for name in architecture})
-        own = {name: value for name, value in values.items() if name in NAMES}
-        hyper = hyperparameters(own, optimizers=tuple(self.training.optimizers))
-        key = jax.random.fold_in(jax.random.key(self.seed), number)
+            given = {name: values[name] for name in architecture}
+            make = model
+            model = (lambda rngs: make(**given, rngs=rngs)) if takes_rngs(make) else make(**given)
+        hyper, key = self._hyper(values), jax.random.key(self.seed)
+        key = jax.random.fold_in(key, number)
         yield (yield from train(self.training, check_model(model), hyper, key, **options))
 
     def _check_directions(self, study: optuna.Study) -> None:
@@ -273,13 +281,14 @@ def check_problem(
     model: Any, search: Search, task: Task, validation: Any, seed: Any
 ) -> tuple[nn.Module | ModelFactory, Space]:
     """Checks what data is not needed for, and returns model and search space."""
-    if isinstance(model, nn.Module):
-        check_model(model)
-    elif isinstance(model, nnx.Module) or makes_nnx(model) or not callable(model):
-        model = check_model(model)
     optimizers = task.optimizers or OPTIMIZERS
     given = default_space(optimizers=optimizers) if search.space is None else search.space
     space = check_space(given, optimizers)
+    is_whole = makes_nnx(model) and (callable(space) or set(space) <= set(NAMES))
+    if isinstance(model, nn.Module):
+        check_model(model)
+    elif isinstance(model, nnx.Module) or is_whole or not callable(model):
+        model = check_model(model)
     if isinstance(space, Mapping):
         check_architecture(model, space)
     if validation is None:
@@ -318,7 +327,7 @@ def note_outcome(trial: Any, outcome: Outcome) -> None:
         noted[SELECTIONS] = outcome.selections
     if outcome.score is not None:
         noted["jdss:validation_accuracy"] = outcome.accuracy
-    elif outcome.error is None:
+    if outcome.error is None:
         noted[SHARE] = outcome.share
     if outcome.error is not None:
         noted[FAILURE] = str(outcome.error)
@@ -338,18 +347,15 @@ def check_architecture(model: nn.Module | ModelFactory, names: Iterable[str]) ->
             )
         return own
     try:
-        is_class = isinstance(model, type)
-        signature = inspect.signature(model.__init__ if is_class else model, follow_wrapped=False)
+        signature = signature_of(model)
     except ValueError:  # of a callable that has none
         return own
+    rngs = ("rngs",) * takes_rngs(model)
     try:
-        signature.bind(*["self"] * is_class, **dict.fromkeys(own))
+        signature.bind(**dict.fromkeys((*own, *rngs)))
     except TypeError as error:
-        make = f"lambda rngs: Net({', '.join((*own, 'rngs=rngs'))})"
-        make = f"lambda {', '.join(own)}: {make}" if own else make
-        hint = f"; of NNX give {make}" if "rngs" in signature.parameters else ""
         raise ValueError(
             "model must take the hyper-parameters of the space that are not training's own, "
-            f"{', '.join(map(repr, own)) or 'here none'}; it takes {signature} ({error}){hint}"
+            f"{', '.join(map(repr, own)) or 'here none'}; it takes {signature} ({error})"
         ) from None
     return own

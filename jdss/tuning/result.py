@@ -9,6 +9,7 @@ import numpy as np
 import optuna
 
 from jdss.ledger import Ledger
+from jdss.training.hyperparameters import DEFAULTS
 from jdss.tuning.retraining import Retraining
 from jdss.tuning.space import stored_value
 from jdss.tuning.study import estimate
@@ -55,12 +56,16 @@ class TuneResult:
         times = {f"{line} (s)": f"{spent:.1f}" for line, spent in seconds if spent >= 0.05}
         if (everything := self.seconds_on_everything()) is not None:
             search = self.ledger.total_seconds - self.ledger.seconds["retraining"]
-            saved = (
-                f"{everything / search:.1f} times this search" if everything > search else "less"
-            )
-            times["on all the data, estimated (s)"] = f"{everything:.0f}, {saved}"
+            longer = f"{everything / search:.1f} times as long as this search"
+            said = longer if everything > search else "less than this search: subsets did not pay"
+            times["full data, estimated (s)"] = f"{everything:.0f}, {said}"
+        best = self.best_hyperparameters
+        fixed = {k: v for k, v in DEFAULTS.items() if v and k not in best}
+        if "optimizer" in fixed and "sgd" not in self.search["optimizers"]:
+            fixed["optimizer"] = self.search["optimizers"][0]
+        not_searched = {"not searched": ", ".join(f"{k} {v}" for k, v in fixed.items())}
         lines = [f"{len(states)} trials: {counts}"]
-        for part in (self.best_hyperparameters, scores, times):
+        for part in (best | (not_searched if fixed else {}), scores, times):
             lines.append("")
             for name, value in part.items():
                 shown = f"{value:.4g}" if isinstance(value, float) else value
@@ -79,7 +84,7 @@ class TuneResult:
         a search on all the data, or without a trial that says what it took.
         """
         strategy = self.search["strategy"]
-        known = [trial for trial in self.trials if trial["ledger"] and not trial["failure"]]
+        known = [trial for trial in self.trials if trial["ledger"] and trial["share"]]
         if strategy["name"] == "full" or not known:
             return None
         if self.retraining is not None:

@@ -14,7 +14,7 @@ from jdss import _checks
 from jdss.data.examples import Examples, HostExamples, store
 from jdss.ledger import Ledger
 from jdss.progress import progress_bar
-from jdss.training.checkpoint import TrainedModel, load
+from jdss.training.checkpoint import TrainedModel, is_saved, load
 from jdss.training.failures import TrainingDivergedError, is_out_of_memory, shortage
 from jdss.training.metrics import measure
 from jdss.training.problem import Problem, check_like
@@ -92,7 +92,7 @@ def retrain_and_save(
         if not is_out_of_memory(error):
             raise
         failure = f"retraining on everything ran out of memory: {shortage(error)}"
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         if retraining is None:
             raise
         failure = f"the retrained model could not be saved in {os.fspath(save_to or '')}: {error}"
@@ -123,9 +123,7 @@ def known_retraining(
     if not kept or any(kept[name] != value for name, value in about.items()):
         return None
     saved_to = kept["saved_to"]
-    if save_to is not None and not (
-        saved_to == os.path.abspath(save_to) and os.path.exists(save_to)
-    ):
+    if save_to is not None and not (saved_to == os.path.abspath(save_to) and is_saved(save_to)):
         return None
     ledger = Ledger()
     ledger.add(kept["ledger"])

@@ -7,7 +7,8 @@ else that a sampler knows it reads from the storage.
 
 Subsets make an epoch cheap, so that validation at every epoch would cost about as much as the
 training. Trials report to pruners at rungs only: the epochs (or steps) r, r·η, r·η², …, the same
-for every trial whatever its own length, so that trials are compared after equal training.
+for every trial whatever its own length, so that trials are compared after equal training; in
+steps, those of larger batches have seen more examples by then.
 
 ASHA: Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020. Hyperband:
 Li et al., JMLR 18 (2018). AUTOMATA (Killamsetty et al., NeurIPS 2022) joins both with subsets.
@@ -151,15 +152,19 @@ def _values(distribution: Any) -> list[Any]:
 # Pruners -----------------------------------------------------------------------------------------
 
 
-def make_pruner(search: Search, space: Space) -> pruners.BasePruner:
-    """The pruner that a `Search` asks for; Hyperband's brackets follow from the most epochs."""
+def make_pruner(
+    search: Search, space: Space, length: Callable[[int, int], int]
+) -> pruners.BasePruner:
+    """The pruner that a `Search` asks for; Hyperband's brackets follow from the longest trial.
+
+    Its length, in epochs or steps, is a function of its epochs and batch size.
+    """
     first, factor = search.first_rung, search.reduction_factor
     match search.pruner:
         case "asha":
             return pruners.SuccessiveHalvingPruner(first, factor)
         case "hyperband":
-            most = _most_epochs(space) if search.rung_unit == "epochs" else "auto"
-            return pruners.HyperbandPruner(first, most, factor)
+            return pruners.HyperbandPruner(first, _longest(space, length), factor)
         case "median":
             return pruners.MedianPruner()
         case "none":
@@ -203,11 +208,15 @@ class Cohorts:
         return max(size // self.reduction_factor ** (rung + 1), 1)
 
 
-def _most_epochs(space: Space) -> int | str:
-    """The most epochs that a trial can have; "auto", Optuna's way of finding out, if unknown."""
+def _longest(space: Space, length: Callable[[int, int], int]) -> int | str:
+    """Of the trials that there can be; "auto", Optuna's way of finding out, if unknown."""
     if not isinstance(space, Mapping):
         return "auto"
-    return int(max(extremes(space["epochs"]) if "epochs" in space else (DEFAULTS["epochs"],)))
+    epochs, sizes = (
+        extremes(space[name]) if name in space else (DEFAULTS[name],)
+        for name in ("epochs", "batch_size")
+    )
+    return length(int(max(epochs)), int(min(sizes)))
 
 
 def describe_pruner(search: Search) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from jdss.tuning.storage import StorageError
 # Attributes of a study: what is searched, and how; which process runs it; what came of retraining.
 SEARCH, DRIVER, RETRAINING = "jdss:search", "jdss:driver", "jdss:retraining"
 # Attributes of a trial: who trains it, how many processes died of it, why it failed, with which
-# hyper-parameters, where its seconds went, the statistics of its selections, and of one that was
-# stopped the share of its steps that it made.
+# hyper-parameters, where its seconds went, the statistics of its selections, and the share of its
+# steps that it made, which is less than 1 where it was stopped.
 WORKER, DEATHS, FAILURE = "jdss:worker", "jdss:deaths", "jdss:failure"
 HYPERPARAMETERS, LEDGER, SELECTIONS = "jdss:hyperparameters", "jdss:ledger", "jdss:selections"
 SHARE = "jdss:share"
@@ -130,6 +130,8 @@ def open_study(
 def _differences(known: dict[str, Any], given: dict[str, Any]) -> list[str]:
     """What differs, each with its place: `space.epochs.attributes.high was 8 and is 16`."""
     before, now = _flat(known), _flat(given)
+    if before.get("seed") != now.get("seed"):  # of which the split follows
+        before.pop("fingerprint", None), now.pop("fingerprint", None)
     told = []
     for name in sorted({*before, *now}):
         # What a search of another version says nothing of is None; below that, None is a value.
@@ -324,15 +326,15 @@ def describe_trial(trial: FrozenTrial) -> dict[str, Any]:
         "ledger": trial.user_attrs.get(LEDGER),
         "rungs": {str(at): score for at, score in trial.intermediate_values.items()},
         "selections": trial.user_attrs.get(SELECTIONS, []),
-        "share": trial.user_attrs.get(SHARE, 1.0),
+        "share": trial.user_attrs.get(SHARE, 0.0),
     }
 
 
 def estimate(trial: Mapping[str, Any], fraction: float) -> tuple[float, float]:
     """What a trial, as `describe_trial` has it, takes to its last epoch: on subsets, on all data.
 
-    In seconds without compiling, from what it took as far as it went. Steps cost the same on a
-    subset and on everything; on everything only they are counted.
+    In seconds without compiling, from what it took as far as it went, which must be a step at
+    least. Steps cost the same on a subset and on everything; on everything only they are counted.
     """
     seconds, share = trial["ledger"]["seconds"], trial["share"]
     steps = seconds["warm_start"] + seconds["training"]

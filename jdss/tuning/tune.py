@@ -40,6 +40,7 @@ from jdss.tuning.space import check_enqueued, describe_space, stored_value, valu
 from jdss.tuning.storage import explained, open_storage
 from jdss.tuning.study import (
     LEDGER,
+    SHARE,
     STARTUP_SAMPLERS,
     Lease,
     SearchInterrupted,
@@ -47,7 +48,6 @@ from jdss.tuning.study import (
     best_trial,
     describe_trial,
     estimate,
-    failure_of,
     finished_trials,
     open_study,
     release_running,
@@ -207,7 +207,7 @@ def _driving(
     try:
         startup = described["n_startup_trials"] or 1
         made = make_samplers(search.sampler, seed=seed, n_startup_trials=startup, space=space)
-        study.sampler, study.pruner = made(0), make_pruner(search, space)
+        study.sampler, study.pruner = made(0), make_pruner(search, space, objective.length)
         with explained(storage):
             release_running(study, lease.before)
         yield Driver(study, lease, objective, trials, made, storage)
@@ -248,7 +248,7 @@ def _run(driver: Driver, workers: Workers, *, progress: bool) -> None:
             complete = [trial for trial in finished if trial.state == TrialState.COMPLETE]
             values = [trial.value or 0.0 for trial in complete]
             outer.advance(len(finished), best=better(values, default=None))
-            ended = [t for t in finished if LEDGER in t.user_attrs and not failure_of(t)]
+            ended = [t for t in finished if LEDGER in t.user_attrs and t.user_attrs.get(SHARE)]
             if ended and not told and progress:
                 _say_cost(describe_trial(ended[0]), training.schedule, total)
             told = told or bool(ended)
@@ -311,7 +311,8 @@ def _check_save_to(save_to: Any, storage: optuna.storages.BaseStorage, name: str
         SearchStudy(name, storage), {}, save_to
     ):
         return
-    raise FileExistsError(f"save_to must not exist yet, but {os.fspath(save_to)} does")
+    place = os.fspath(save_to)
+    raise FileExistsError(f"save_to must not exist yet, but {place} does: name another")
 
 
 def _describe(objective: Objective, task: Task) -> dict[str, Any]:
