@@ -93,8 +93,11 @@ from flax import linen as nn
 import jdss
 from experiments.compilations import count_compilations
 from jdss import keep_programs
+from jdss.compilation import cpu_options
 
 keep_programs(sys.argv[1])
+# Asked before counting: an XLA without such an option tells it by failing to compile.
+cpu_options(runs_often=True), cpu_options(runs_often=False)
 generator = np.random.default_rng(0)
 data = generator.normal(size=(40, 5)).astype(np.float32), np.arange(40) % 2
 with count_compilations() as count:
