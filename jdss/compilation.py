@@ -69,7 +69,7 @@ def cpu_options(*, runs_often: bool) -> dict[str, Any] | None:
     try:
         jax.jit(lambda: 0).lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError:  # another version of XLA, without such an option
-        return None
+        return {}
     return options
 
 
