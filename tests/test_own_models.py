@@ -368,3 +368,11 @@ def test_inputs_that_do_not_go_together_are_refused():
         fit(TwoInputs(), ((X, TABLE), LABELS), validation=((X, X), LABELS))
     with pytest.raises(ValueError, match=r"takes images .*got .* and "):
         jdss.make_examples((X, TABLE), LABELS, augmentation="crop_flip")
+
+
+def test_what_goes_wrong_inside_a_model_says_what_it_was_called_with():
+    model = lambda rngs: nnx.Linear(10, 3, rngs=rngs)  # noqa: E731
+    inputs, labels = np.ones((30, 11), np.float32), np.arange(30) % 3
+    with pytest.raises(TypeError) as caught:
+        fit(model, (inputs, labels))
+    assert caught.value.__notes__[-1] == "Linear was called with one example, float32[1, 11]"

@@ -92,9 +92,14 @@ def init_state(
         initial = _checked(initial, model, like)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
     factories = tuple(optimizers.values())
-    params, model_state, slots = _init(
-        key, initial, zeros, model, factories, getattr(model, "make", None)
-    )
+    try:
+        params, model_state, slots = _init(
+            key, initial, zeros, model, factories, getattr(model, "make", None)
+        )
+    except Exception as error:  # such as a first layer of another width
+        shapes = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(zeros))
+        error.add_note(f"{class_name(model)} was called with one example, {shapes}")
+        raise
     return TrainState(
         params, model_state, slots, jnp.zeros((), jnp.int32), model, factories, make_loss(loss)
     )
