@@ -260,7 +260,7 @@ def figure(results: Sequence[Result], path: Path) -> figures.Pair:
             best = np.argmax(one["scores"])
             axes.scatter(x[best], y[best], s=70, label="what it would choose", **ring)
             for name in "xy":
-                figures.log_axis(axes, name, (1, 3))
+                figures.log_axis(axes, name, (1, 2, 5))
             axes.set(xlim=limits, ylim=limits)
             strategy, rank = one["result"]["strategy"], one["spearman"]
             title = strategy["label"] + ", two seeds" * (strategy["way"] == "full")
