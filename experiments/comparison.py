@@ -25,7 +25,7 @@ NAMES = {
     "grad_match": "GRAD-MATCH",
 }
 _PRUNERS = {"none": "", "asha": " and ASHA", "hyperband": " and Hyperband"}
-_DATASETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+DATASETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 _SPENT = ("search", "retraining", "search_compiling", "retraining_compiling")
 
 
@@ -76,7 +76,7 @@ def _run(result: Result) -> dict[str, Any]:
     pruner = (search.get("pruner") or {}).get("name", "none")
     dataset = result["dataset"].get("name", "")
     named = f"{scale['name']} scale" if scale.get("name") else ""
-    study = ", ".join(filter(None, [_DATASETS.get(dataset, dataset), result.get("model"), named]))
+    study = ", ".join(filter(None, [DATASETS.get(dataset, dataset), result.get("model"), named]))
     reduced = f" (reduced: {scale['description']})" if scale.get("reduced") else ""
     completed = [trial["value"] for trial in trials if trial["state"] == "complete"]
     retrainings = [result.get("retraining") or {}, *result.get("retrainings", ())]

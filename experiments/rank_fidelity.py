@@ -25,7 +25,8 @@ from scipy import stats
 
 import jdss
 from experiments import cifar10, figures, mnist, trainings
-from experiments.recipe import Scale
+from experiments.comparison import DATASETS
+from experiments.recipe import Recipe
 from experiments.results import Result, read_results
 from experiments.tables import Table, percent
 from experiments.trainings import BASIC, FULL, Way, subsets
@@ -56,9 +57,11 @@ def ways_at(fractions: Sequence[float]) -> dict[str, Way]:
     return {way.name: way for way in found}
 
 
-def configurations(scale: Scale, count: int) -> list[dict[str, Any]]:
+def configurations(recipe: Recipe, scale_name: str) -> list[dict[str, Any]]:
     """Hyper-parameters drawn at random from the search space, the same for every way."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    scale = recipe.scales[scale_name]
+    count = 3 if scale_name == "smoke" else CONFIGURATIONS[recipe.dataset]
     space = jdss.default_space(epochs=scale.epochs, batch_sizes=scale.batch_sizes)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     return [absolute_learning_rate(study.ask(space).params) for _ in range(count)]
@@ -74,7 +77,7 @@ def train_all(
     """Trains every configuration in every way, or in those named."""
     recipe, known = RECIPES[dataset], ways_at(fractions)
     scale = recipe.scales[run.scale]
-    plan = configurations(scale, 3 if run.scale == "smoke" else CONFIGURATIONS[dataset])
+    plan = configurations(recipe, run.scale)
     problem, test = trainings.split(run.load(recipe), recipe.augmentation)
     out = run.place(f"rank-fidelity-{dataset}")
     about = run.about(problem, test, scale.budget, recipe=recipe)
@@ -207,7 +210,7 @@ def table(results: Sequence[Result]) -> Table:
     trains, found = compare(results)
     result = found[0]["result"]
     scale = result["scale"]
-    data = "CIFAR-10" if result["dataset"]["name"] == "cifar10" else "MNIST"
+    data = DATASETS[result["dataset"]["name"]]
 
     def text(interval: Interval | None, form: str = "{:.2f}", factor: float = 1.0) -> str:
         return "" if interval is None else interval.shown(form, factor)

@@ -23,7 +23,6 @@ WAYS = (
 )
 FULL = RESULTS / "rank-fidelity-cosine"
 FRACTION, SMALLER = 0.05, 0.01
-CONFIGURATIONS = rank_fidelity.CONFIGURATIONS["mnist"]
 KEPT = 3
 """A rung is asked whether the best configuration is among the best third."""
 
@@ -34,8 +33,7 @@ def train_all(run: trainings.Run) -> Path:
     seeds = {"configurations": 0, "split": 0, "training": 0}
     settings = {**run.about(problem, test), "seeds": seeds}
     # Without weight decay, as the full trainings were made.
-    count = 3 if run.scale == "smoke" else CONFIGURATIONS
-    drawn = rank_fidelity.configurations(mnist.SCALES[run.scale], count)
+    drawn = rank_fidelity.configurations(mnist.RECIPE, run.scale)
     plan = [{"weight_decay": 0.0, **one} for one in drawn]
     out = run.place("rungs")
     for epochs, way in itertools.product((None, 1, 2, 3), WAYS):
