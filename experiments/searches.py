@@ -10,7 +10,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,15 +93,13 @@ class Run:
 
     def make(self) -> None:
         """Searches, unless there is a result file, and retrains the winner."""
-        start = time.perf_counter()
         whole = self.recipe.load(self.options.data_dir)
-        loading = time.perf_counter() - start
         model, data = self.recipe.model(self.scale.width), whole.head(self.scale.images)
         if not self.path.exists():
-            self.search(model, data, len(whole.labels), loading)
+            self.search(model, data, len(whole.labels))
         self.retrain_again(model, data)
 
-    def search(self, model: Any, data: jdss.Dataset, of: int, loading: float) -> None:
+    def search(self, model: Any, data: jdss.Dataset, of: int) -> None:
         """One search and its result file, with its programs, memory and energy."""
         recipe, scale, study = self.recipe, self.scale, self.path.with_suffix(".db")
         resumed = study.exists()
@@ -125,10 +122,8 @@ class Run:
             )
         content = found.as_dict()
         more: dict[str, Any] = {"programs": vars(programs)}
-        (train, validation), ledger = found.search["examples"], content["ledger"]
-        ledger["seconds"]["loading"] += loading
-        ledger["total_seconds"] += loading
-        ledger["energy"] = spent or None
+        train, validation = found.search["examples"]
+        content["ledger"]["energy"] = spent or None
         status = Path("/proc/self/status")  # of this process alone; only Linux has it
         if status.exists() and not resumed:  # else it is not that of the whole search
             peak = status.read_text().split("VmHWM:")[1].split()[0]

@@ -24,6 +24,7 @@ import jdss
 from jdss._secrets import hide_passwords
 from jdss.data.datasets import DATASETS, is_prepared
 from jdss.data.labels import encode_labels
+from jdss.ledger import before_a_search
 
 _MODELS = {"lenet": "LeNet", "resnet18": "ResNet18", "resnet50": "ResNet50"}
 _KINDS = {"float": "Float", "int": "Int", "categorical": "Categorical"}
@@ -63,6 +64,7 @@ def distribution(name: str, described: Any) -> BaseDistribution:
         raise ValueError(f"space[{name!r}]: {error}") from None
 
 
+@before_a_search("loading")
 def arrays(path: Path, names: tuple[str, ...], more: tuple[str, ...] = ()) -> list[np.ndarray]:
     """Arrays of an .npz file by name, and more where the file has any of those."""
     try:

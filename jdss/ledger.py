@@ -107,10 +107,23 @@ def _listen(event: str, duration_secs: float, **_: str | int) -> None:
 
 jax.monitoring.register_event_duration_secs_listener(_listen)
 
-# What this thread has worked until now, when JAX and most of what a search needs are imported.
-_NOT_COUNTED = [time.thread_time()]
+# What no search has counted yet. Until now, when JAX and most of what a search needs are imported,
+# this thread's work alone: a notebook may have waited for its reader.
+_UNCOUNTED = {"importing": time.thread_time()}
 
 
-def importing_seconds() -> float:
-    """Seconds from the start of the process until `jdss` was imported; 0 when asked again."""
-    return _NOT_COUNTED.pop() if _NOT_COUNTED else 0.0
+@contextmanager
+def before_a_search(line: str) -> Iterator[None]:
+    """Adds the seconds spent inside to what the next search of this process counts as its own."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        _UNCOUNTED[line] = _UNCOUNTED.get(line, 0.0) + time.perf_counter() - start
+
+
+def take_uncounted() -> dict[str, float]:
+    """Seconds by line from the start of the process that no search has counted; none twice."""
+    taken = dict(_UNCOUNTED)
+    _UNCOUNTED.clear()
+    return taken

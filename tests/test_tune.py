@@ -20,6 +20,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 import jdss
+from jdss.ledger import before_a_search, take_uncounted
+from jdss.training.problem import make_problem
 from tests.searching import SPACE, environment, run_program, settings, tune, values
 
 
@@ -384,6 +386,7 @@ def test_the_objective_alone_serves_a_study_of_ones_own(perceptron, blobs):
 
 
 def test_the_whole_ledger_is_the_sum_of_its_parts_and_json(perceptron, blobs):
+    take_uncounted()  # what other tests have loaded
     start = time.perf_counter()
     result = tune(perceptron, blobs, test=blobs)
     elapsed = time.perf_counter() - start
@@ -394,6 +397,18 @@ def test_the_whole_ledger_is_the_sum_of_its_parts_and_json(perceptron, blobs):
     assert ledger["total_seconds"] == pytest.approx(parts + before, rel=1e-6)
     assert ledger["total_seconds"] - ledger["seconds"]["importing"] <= elapsed
     assert sum(ledger["seconds"].values()) == pytest.approx(ledger["total_seconds"])
+
+
+def test_data_loaded_before_a_search_is_on_its_ledger_once(perceptron, blobs):
+    take_uncounted()
+    with before_a_search("loading"):  # as jdss.load_dataset, and the command line's files
+        time.sleep(0.4)
+    first, second = (tune(perceptron, blobs, retrain=False).ledger.seconds for _ in range(2))
+    assert first["loading"] > 0.4 > second["loading"]
+    jdss.load_dataset("digits")
+    assert take_uncounted()["loading"] > 0
+    make_problem("digits")  # in a search, which counts it while it is read
+    assert not take_uncounted()
 
 
 def test_the_retrained_model_is_saved_and_loads_back(perceptron, blobs, tmp_path):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jdss import _checks, parallel
-from jdss.data.datasets import Dataset, load_dataset
+from jdss.data.datasets import Dataset, read_dataset
 from jdss.data.examples import Examples, HostExamples, measure_normalization, store
 from jdss.data.inputs import (
     as_arrays,
@@ -118,7 +118,7 @@ def make_problem(
       seed: of the split, which is stratified by class where there are classes.
     """
     placed = data if isinstance(data, Placed) else Placed(data)
-    given = load_dataset(placed.data) if isinstance(placed.data, str) else placed.data
+    given = read_dataset(placed.data) if isinstance(placed.data, str) else placed.data
     known_classes = None
     if isinstance(given, Dataset):
         known_classes, given = given.num_classes, (given.images, given.labels)

@@ -18,9 +18,9 @@ from tqdm import tqdm
 from jdss import _checks
 from jdss.compilation import keep_programs
 from jdss.config import Search, Selection, Task, Workers, as_selection
-from jdss.data.datasets import Dataset, load_dataset
+from jdss.data.datasets import Dataset, read_dataset
 from jdss.data.rows import Placed
-from jdss.ledger import Ledger, importing_seconds
+from jdss.ledger import Ledger, take_uncounted
 from jdss.models.nnx_model import NnxModel
 from jdss.progress import progress_bar
 from jdss.subset import Select
@@ -149,11 +149,11 @@ def tune(
     _check_save_to(save_to, opened, name)
 
     ledger = Ledger()
-    ledger.seconds["importing"] = importing_seconds()
+    ledger.add({"seconds": take_uncounted()})
     with ledger.measure("loading"):
         placed = data if isinstance(data, Placed) else Placed(data)
         if isinstance(placed.data, str):
-            placed = replace(placed, data=load_dataset(placed.data))
+            placed = replace(placed, data=read_dataset(placed.data))
         if test is None and isinstance(placed.data, Dataset):
             test = (placed.data.test_images, placed.data.test_labels)
         training = make_training(
