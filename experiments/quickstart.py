@@ -110,7 +110,8 @@ def main(
     print(
         f"\nGRAD-MATCH with ASHA found {same} configuration "
         f"{theirs['seconds'] / ours['seconds']:.0f} times faster ({ours['accuracy']:.1f}% and "
-        f"{theirs['accuracy']:.1f}% on the test set).\n"
+        f"{theirs['accuracy']:.1f}% on the test set). On a machine that does other work, too, "
+        "seconds say little.\n"
         f"The figure is in {out / 'quickstart.png'}."
     )
 

@@ -36,6 +36,8 @@ class Strategy:
     needs_objective: bool = False  # and `learning_rate`, as GLISTER does
     takes_target: bool = False  # as GRAD-MATCH does
     needs_importance: bool = False  # as MILO does
+    every: int = 5  # R, where nothing is said of it
+    warm_start: float = 0.5  # κ, likewise
     options: Mapping[str, Any] = field(default_factory=dict)  # what else `select` is given
 
     @property
@@ -66,7 +68,16 @@ STRATEGIES: Mapping[str, Strategy] = {
         # Of all classes together it takes few examples of some and most of others.
         Strategy("glister", glister, "per_class", needs_objective=True),
         Strategy("grad_match", grad_match, "per_class", takes_target=True),
-        Strategy("milo", milo, "all", needs_gradients=False, needs_importance=True),
+        # Its draws cost nothing: anew every epoch, from the first one on.
+        Strategy(
+            "milo",
+            milo,
+            "all",
+            needs_gradients=False,
+            needs_importance=True,
+            every=1,
+            warm_start=0.0,
+        ),
         Strategy("stratified", uniform, "per_class", needs_gradients=False),
         Strategy("uniform", uniform, "all", needs_gradients=False),
     )

@@ -52,6 +52,7 @@ class Problem:
         images are normalised by the statistics of those trained on.
       train: int32[n], the examples trained on.
       validation: int32[m], the examples that score a trial; m may be 0.
+      num_given: how many examples `data` had; those of a validation set beside it come after.
       num_classes: the number c of classes; None where the labels are numbers.
       classes: what the classes are called, [c], where the labels were strings or booleans.
       as_is: whether floats in 0..255 are meant so.
@@ -61,6 +62,7 @@ class Problem:
     examples: Examples | HostExamples
     train: np.ndarray
     validation: np.ndarray
+    num_given: int
     num_classes: int | None
     classes: np.ndarray | None = None
     as_is: bool = False
@@ -126,7 +128,7 @@ def make_problem(
     columns = column_names(given[0]) if _is_pair(given) else None
     has_others = validation is not None and not isinstance(validation, numbers.Real)
     num_others = len(_rows("validation", validation, columns)[0]) if has_others else 0
-    place = choose_place(placed.place, rows, num_others)
+    num_given, place = len(rows), choose_place(placed.place, rows, num_others)
     rows, labels, names = _checked("", rows, labels, classes, place, as_is=placed.as_is)
     train, held_out = np.arange(len(rows), dtype=np.int32), np.zeros(0, np.int32)
     if has_others:
@@ -153,7 +155,7 @@ def make_problem(
     examples = store(rows, labels, place, augmentation, train)
     if isinstance(examples, Examples):
         examples = parallel.replicate(examples)
-    return Problem(examples, train, held_out, num_classes, names, placed.as_is, columns)
+    return Problem(examples, train, held_out, num_given, num_classes, names, placed.as_is, columns)
 
 
 def check_like(

@@ -96,10 +96,7 @@ def _usual(training: Training) -> Hyperparameters:
 
 def _checked(given: Any, training: Training) -> np.ndarray:
     """The option, of the training examples."""
-    train = training.problem.train
-    # Of other validation examples, which come after those of data, nothing is asked.
-    is_whole = train[-1] == len(train) - 1
-    count = len(train) if is_whole else len(training.problem.examples)
+    problem, count = training.problem, training.problem.num_given
     values = np.asarray(given, np.float32)
     if values.shape != (count,):
         raise ValueError(
@@ -107,4 +104,4 @@ def _checked(given: Any, training: Training) -> np.ndarray:
             f"got shape {values.shape}"
         )
     check_importance("options['importance']", values)
-    return values[train]
+    return values[problem.train]

@@ -38,16 +38,16 @@ class Schedule:
     @property
     def every(self) -> int:
         """R."""
-        usual = 1 if self.strategy.needs_importance else 5
-        return usual if self.selection.every is None else int(self.selection.every)
+        asked = self.selection.every
+        return self.strategy.every if asked is None else int(asked)
 
     @property
     def warm_start(self) -> float:
         """κ; 0 where nothing is selected, and all epochs are alike."""
         if self.strategy.select is None:
             return 0.0
-        usual = 0.0 if self.strategy.needs_importance else 0.5
-        return usual if self.selection.warm_start is None else float(self.selection.warm_start)
+        asked = self.selection.warm_start
+        return self.strategy.warm_start if asked is None else float(asked)
 
     @property
     def candidates(self) -> float:
