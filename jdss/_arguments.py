@@ -7,6 +7,7 @@ import sys
 import tomllib
 import zipfile
 import zlib
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from importlib import metadata
@@ -32,6 +33,11 @@ _KINDS = {"float": "Float", "int": "Int", "categorical": "Categorical"}
 
 def space(given: Any) -> Any:
     """A search space, read where it is a file: distributions by name."""
+    if isinstance(given, Mapping):
+        return {
+            name: one if isinstance(one, BaseDistribution) else distribution(name, one)
+            for name, one in given.items()
+        }
     if not isinstance(given, str) or not given.endswith((".json", ".toml")):
         return given
     text = Path(given).read_text(encoding="utf-8")

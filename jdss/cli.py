@@ -137,6 +137,8 @@ def tune(
         print(f"jdss: {result.failure}", file=sys.stderr)
     if out is not None:
         read.write_result(out, result, data)
+    if result.failure is not None:
+        raise SystemExit(1)
 
 
 def select(

@@ -33,8 +33,9 @@ class Selection:
         None means a half, and 0 for "milo".
       candidates: the share of the training examples that a selection chooses from, drawn anew each
         time, no less than the fraction; a share c costs c times the forward passes and solving. Not
-        in the paper: see docs/results.md. None means half; and all for a function of one's own,
-        which may know the examples by their places.
+        in the paper: see docs/results.md. None means half, or twice the fraction where that is
+        more; and all for a function of one's own, which may know the examples by their places, and
+        for methods that read no gradients, whatever is said.
       lifting: "all", "per_class" or "per_batch" (mini-batches of the training's size); None means
         the method's own.
       outer: "training", as in the paper, or "validation": the examples whose loss GLISTER lowers,
@@ -77,6 +78,11 @@ class Selection:
         if isinstance(self.method, str):
             check_choice("selection", self.method, _STRATEGIES)
         check_kind("options", self.options, isinstance(self.options, Mapping), "a mapping")
+        if self.gradients != "all" and self.projection_dimension != 512:
+            raise ValueError(
+                "projection_dimension must be left out but with gradients='all', the only ones "
+                f"that are projected; got {self.projection_dimension}"
+            )
         chosen = (self.lifting, self.outer, self.gradients, dict(self.options))
         if not isinstance(self.method, str) or chosen != (None, "training", "last_layer", {}):
             from jdss.selection.strategies import check_strategy
@@ -230,6 +236,12 @@ class Workers:
 
     def __post_init__(self) -> None:
         check_positive_int("workers", self.number)
+        asked = {name: getattr(self, name) for name in ("address", "cpus", "gpus")}
+        if self.number == 1 and any(value is not None for value in asked.values()):
+            raise ValueError(
+                "address, cpus and gpus must be left out with one worker, which is this process; "
+                f"got {asked}"
+            )
         for name in ("cpus", "gpus"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), "at least 0", lambda share: share >= 0)

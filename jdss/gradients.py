@@ -28,6 +28,7 @@ EXACT = jax.lax.Precision.HIGHEST
 _SKETCHED_AT_ONCE = 1 << 26  # numbers of gradients before they are projected: 256 MiB of float32
 
 _Params = TypeVar("_Params")
+_Tree = TypeVar("_Tree")
 _Example = TypeVar("_Example")
 
 
@@ -408,3 +409,13 @@ def row_shape(gradients: Gradients) -> tuple[int, ...]:
     """The shape of one row, and so of a target: (p,) or (c, d)."""
     ones = jax.ShapeDtypeStruct((gradients.num_examples,), jnp.float32)
     return jax.eval_shape(gradients.weighted_sum, ones).shape
+
+
+def cast(tree: _Tree, dtype: Any) -> _Tree:
+    """The tree with its arrays of floating-point numbers in `dtype`."""
+
+    def cast_leaf(leaf: Any) -> Any:
+        is_float = jnp.issubdtype(getattr(leaf, "dtype", bool), jnp.floating)
+        return leaf.astype(dtype) if is_float else leaf
+
+    return jax.tree.map(cast_leaf, tree)

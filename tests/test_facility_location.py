@@ -290,6 +290,16 @@ def test_bad_arguments_are_named(error, match, arguments):
         facility_location(**({"similarity": np.eye(3), "budget": 2} | arguments))
 
 
+def test_large_symmetric_entries_do_not_hide_that_the_others_are_not_symmetric():
+    generator = np.random.default_rng(0)
+    similarity = -generator.uniform(1, 100, (12, 12)).astype(np.float32)
+    apart = generator.random((12, 12)) < 0.3
+    similarity[apart | apart.T] = -1e7
+    exact = jax.jit(lambda s: facility_location(s, 4))
+    assert facility_location(similarity, 4).tolist() == exact(similarity).tolist()
+    assert exact(similarity).tolist() != exact(similarity.T).tolist()
+
+
 def test_a_matrix_that_is_not_symmetric_anywhere_is_seen_to_be_so():
     generator = np.random.default_rng(3)
     half = generator.random((200, 200)).astype(np.float32)

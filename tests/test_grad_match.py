@@ -95,6 +95,14 @@ def test_places_left_over_hold_weight_zero_without_a_key_and_one_with_a_key():
     assert drawn[0].indices.tolist() != drawn[2].indices.tolist()
 
 
+def test_an_example_that_fills_a_place_again_carries_no_weight_there():
+    subset = grad_match(
+        DenseGradients(jnp.eye(6)), 4, key=jax.random.key(0), mask=jnp.arange(6) < 2
+    )
+    assert subset.indices.tolist() == [0, 1, 0, 1]
+    assert subset.weights[2:].tolist() == [0.0, 0.0]
+
+
 def test_jit_and_vmap_select_the_same(gradients):
     jitted = jax.jit(lambda key, count: grad_match(gradients, BUDGET, key=key, count=count))
     keys = jax.random.split(jax.random.key(0), 2)

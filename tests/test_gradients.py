@@ -314,3 +314,13 @@ def test_gradients_are_compiled_once_for_equal_calls():
         with count_compilations() as count:
             gradients()
         assert count.compiled + count.read == 0
+
+
+@pytest.mark.parametrize("method", ["craig", "grad_match", "glister"])  # others draw at random
+def test_selections_are_the_same_with_64_bit_types(method):
+    rng = np.random.default_rng(0)
+    arrays = rng.normal(size=(60, 4)), rng.normal(size=(60, 9)), np.arange(60) % 4
+    plain = jdss.select(*arrays, method=method, budget=8)
+    with jax.enable_x64(True):
+        wide = jdss.select(*arrays, method=method, budget=8)
+    assert wide.indices.tolist() == plain.indices.tolist()

@@ -376,3 +376,32 @@ def test_what_goes_wrong_inside_a_model_says_what_it_was_called_with():
     with pytest.raises(TypeError) as caught:
         fit(model, (inputs, labels))
     assert caught.value.__notes__[-1] == "Linear was called with one example, float32[1, 11]"
+
+
+class Scaled(nn.Dense):
+    def __call__(self, x):
+        return super().__call__(x / jnp.linalg.norm(x, axis=-1, keepdims=True))
+
+
+class Named(nn.Dense):
+    pass
+
+
+def test_a_dense_layer_with_a_call_of_its_own_is_not_taken_for_a_plain_one(blobs):
+    with pytest.raises(ValueError, match="must be the output of its last"):
+        fit(nn.Sequential([nn.Dense(8), Scaled(3)]), blobs)
+    fit(nn.Sequential([nn.Dense(8), Named(3)]), blobs)  # does what its class does
+
+
+def test_one_output_tells_two_classes_apart_by_a_loss_that_takes_it_so(blobs):
+    def value(outputs, labels):
+        return jnp.logaddexp(0.0, (1 - 2 * labels) * outputs[:, 0])
+
+    inputs, labels = blobs
+    data = inputs, labels % 2
+    task = jdss.Task(loss=jdss.Loss("logistic", value, classes=True), metric="loss")
+    for method in ("glister", "craig", "grad_match"):
+        assert fit(nn.Dense(1), data, selection=method, task=task).subset is not None
+    own = jdss.Selection(gradients="own_class")
+    with pytest.raises(ValueError, match="an output for each of the 2 classes"):
+        fit(nn.Dense(1), data, selection=own, task=task)

@@ -323,6 +323,7 @@ def test_candidates_are_described_where_they_are_not_all():
             "gradients must be one of 'all', 'last_layer'",
         ),
         ("grad_match", {"projection_dimension": 0}, "projection_dimension must be at least 1"),
+        ("grad_match", {"projection_dimension": 7}, "projection_dimension must be left out"),
     ],
 )
 def test_choices_that_a_strategy_has_no_use_for_are_refused(selection, options, message):
@@ -370,3 +371,45 @@ def test_four_devices_select_what_one_does(tmp_path):
     assert one.keys() == four.keys()
     for name in one:
         np.testing.assert_allclose(one[name], four[name], rtol=1e-4, err_msg=name)
+
+
+def test_options_of_each_class_leave_the_validation_target_in_place(perceptron, blobs):
+    given = {"validation": 0.3, "fraction": 0.3}
+    classes = int(blobs[1].max()) + 1
+    ridge = {"class_options": {"ridge": np.full(classes, 0.5, np.float32)}}  # as by default
+    found = [
+        fit(perceptron, blobs, selection=jdss.Selection("grad_match", **more), **given)
+        for more in (
+            {"outer": "validation"},
+            {"outer": "validation", "options": ridge},
+            {"outer": "training"},
+        )
+    ]
+    first, second, other = (np.asarray(one.subset.indices).tolist() for one in found)
+    assert first == second != other
+    assert found[0].selections == found[1].selections
+    options = {"class_options": {"target": np.zeros((3, 2))}}
+    with pytest.raises(ValueError, match="options must leave out 'target'"):
+        jdss.Selection(outer="validation", options=options)
+
+
+def test_the_residual_is_that_of_the_callers_own_target(trained):
+    problem, state = trained
+    rows = dense_rows(trained, problem.train)
+    gradients = jdss.compute_gradients(state, problem.examples, problem.train)
+    options = {"target": gradients.weighted_sum(jnp.full(240, 0.2))}
+    schedule = schedule_of(lifting="all", options=options)
+    method, hyper = lift(schedule, problem, 16), jdss.hyperparameters()
+    subset, told = select_subset(
+        problem, state, schedule, method, BUDGET, hyper, jax.random.key(0), Ledger()
+    )
+    wanted = 0.2 * rows.sum(axis=0)
+    rest = np.asarray(subset.weights) @ rows[np.asarray(subset.indices)] - wanted
+    residual = np.linalg.norm(rest) / np.linalg.norm(wanted)
+    assert told["relative_residual"] == pytest.approx(residual, rel=1e-3)
+
+
+def test_of_large_fractions_there_are_twice_as_many_candidates():
+    assert make_schedule("craig", 0.05).candidates == 0.5
+    assert make_schedule("craig", 0.4).candidates == 0.8
+    assert make_schedule("craig", 0.7).candidates == 1.0

@@ -8,6 +8,7 @@ What was decoded is kept as memory-mapped arrays in `$XDG_CACHE_HOME/jdss/data`
 import hashlib
 import os
 import shutil
+import tempfile
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,7 +111,7 @@ def read_dataset(name: str, data_dir: str | os.PathLike[str] | None = None) -> D
     if name == "digits":
         return _load_digits()
     place = _data_dir(data_dir)
-    directory = _cache_of(place.expanduser() / name)  # by the files from before they are decoded
+    directory = _cache_of(place / name)  # by the files from before they are decoded
     found = _read_cached(name, directory)
     if found is None:
         found = _load_tfds(name, place)
@@ -136,7 +137,7 @@ def _load_tfds(name: str, place: Path) -> Dataset:
         # TFDS offers to generate what is missing only by importing TensorFlow: look before asking.
         if not is_prepared(name, place):
             raise FileNotFoundError(name)
-        builder = tfds.builder(name, data_dir=place.expanduser())
+        builder = tfds.builder(name, data_dir=place)
         held, features = builder.info.splits, builder.info.features
         if "train" not in held:
             got = ", ".join(map(repr, held)) or "none"
@@ -175,13 +176,13 @@ def is_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -> bo
     path = Path(name)
     if not path.parts or path.is_absolute() or ".." in path.parts:  # leads out of the directory
         return False
-    place = _data_dir(data_dir).expanduser() / name
+    place = _data_dir(data_dir) / name
     return any(any(place.glob(depth)) for depth in ("*/dataset_info.json", "*/*/dataset_info.json"))
 
 
 def _data_dir(data_dir: str | os.PathLike[str] | None) -> Path:
     usual = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(usual if data_dir is None else data_dir)
+    return Path(os.path.expanduser(usual if data_dir is None else data_dir))
 
 
 # What was decoded --------------------------------------------------------------------------------
@@ -192,8 +193,9 @@ def _cache_of(source: Path) -> Path:
     stats = [(path, path.stat()) for path in sorted(source.rglob("*")) if path.is_file()]
     files = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
     digest = hashlib.sha256(repr((_CACHE_FORMAT, str(source.resolve()), files)).encode())
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return home / "jdss" / "data" / f"{source.name}-{digest.hexdigest()[:12]}"
+    home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    home = tempfile.gettempdir() if home.startswith("~") else home  # a user without a home
+    return Path(home) / "jdss" / "data" / f"{source.name}-{digest.hexdigest()[:12]}"
 
 
 def _read_cached(name: str, directory: Path) -> Dataset | None:

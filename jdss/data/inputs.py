@@ -141,16 +141,16 @@ def _check_values(name: str, leaf: np.ndarray) -> None:
 
 
 def check_scale(inputs: Any, prefix: str = "") -> None:
-    """Refuses floats that are surely images on the scale 0..255: nothing normalises them.
+    """Refuses what are surely images on the scale 0..255 but no uint8: nothing normalises them.
 
     They are surely images where there are three or four axes, of which two are of at least 8
     pixels, of one, three or four channels if any, and all values are in 0..255, some beyond 20.
     Of tables whose columns are on very different scales it warns.
     """
     for name, leaf in named_leaves(inputs).items():
-        if leaf.dtype.kind != "f":
+        if leaf.dtype.kind not in "fiu" or leaf.dtype == np.uint8:
             continue
-        if leaf.ndim == 2 and not prefix:  # others are like those
+        if leaf.ndim == 2 and leaf.dtype.kind == "f" and not prefix:  # others are like those
             _warn_of_scales(name, leaf)
         channels = leaf.shape[3] if leaf.ndim == 4 else 1
         if leaf.ndim not in {3, 4} or min(leaf.shape[1:3]) < 8 or channels not in {1, 3, 4}:
@@ -158,9 +158,9 @@ def check_scale(inputs: Any, prefix: str = "") -> None:
         lows, highs = zip(*((part.min(), part.max()) for part in _in_parts(leaf)), strict=True)
         if min(lows) >= 0 and 20 < max(highs) <= 255:
             raise ValueError(
-                f"{prefix}{name} must be on a scale that a model learns from, but are floats in "
-                "0..255, as of images that were not normalised: give them as uint8, which is "
-                "normalised for you, or divide by 255 (or standardise) them; "
+                f"{prefix}{name} must be on a scale that a model learns from, but are "
+                f"{leaf.dtype} in 0..255, as of images that were not normalised: give them as "
+                "uint8 (x.astype(np.uint8)), which is normalised for you, or divide them by 255; "
                 "jdss.keep_on(data, as_is=True) says that they are meant so"
             )
 

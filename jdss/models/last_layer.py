@@ -48,7 +48,12 @@ def apply_last_layer(
     kind = "nnx.Linear" if holds_nnx(model) else "nn.Dense"
 
     def mark(layer: Any, call: Any, *arguments: Any, **keywords: Any) -> Any:
-        if not isinstance(layer, nn.Dense | nnx.Linear):
+        # A subclass with a call of its own may do anything to what the layer takes and gives.
+        kind: Any = type(layer) if isinstance(layer, nn.Module) else type(layer).__base__
+        if not any(
+            issubclass(kind, known) and kind.__call__ is known.__call__
+            for known in (nn.Dense, nnx.Linear)
+        ):
             return call(*arguments, **keywords)
         path: str = getattr(layer, "jdss_path", None) or "/".join(getattr(layer, "path", ()))
         layers[path] = None

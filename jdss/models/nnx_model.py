@@ -4,7 +4,9 @@ Unlike by Flax's own bridge, the module is put together for each call from its s
 variables, so that it can be told whether it trains, be given a key, and have its layers hooked.
 """
 
+import hashlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import field
@@ -80,6 +82,15 @@ class NnxModel(nn.Module):
             if keeps(collection):
                 for name, value in values.items():
                     self.put_variable(collection, name, value)
+
+
+def describe_nnx(model: NnxModel) -> str:
+    """Its class, and a digest of its structure and of the variables that it begins with."""
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr((model.graphdef, model.leaves)))
+    digest = hashlib.sha256(text.encode())
+    for leaf in jax.tree.leaves(model.start() if model.make is None else None):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return f"{model.class_name} {digest.hexdigest()[:16]}"
 
 
 def _variables_of(module: nnx.Module, leaves: tuple[_Leaf, ...]) -> dict[str, dict[str, Any]]:

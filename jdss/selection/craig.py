@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jdss import _checks
-from jdss.gradients import Gradients, check_gradients
+from jdss.gradients import Gradients, cast, check_gradients
 from jdss.solvers._similarities import METRICS
 from jdss.solvers.facility_location import check_greedy, cover_gradients
 from jdss.subset import Subset
@@ -71,7 +71,8 @@ def craig(
     sampling = epsilon if greedy == "stochastic" else None
     how = check_greedy(num_examples, budget, mask, count, key, sampling)
     stored = num_examples <= MAX_MATRIX_EXAMPLES if matrix is None else bool(matrix)
-    indices, nearest, num_selected = cover_gradients(gradients, how, metric, stored)
+    rows = cast(gradients, jnp.float32)
+    indices, nearest, num_selected = cover_gradients(rows, how, metric, stored)
     sizes = jnp.zeros(how.budget, jnp.float32).at[nearest].add(how.mask.astype(jnp.float32))
     weights = jnp.where(jnp.arange(how.budget) < num_selected, sizes, 0.0)
     return Subset(indices, weights, num_selected)

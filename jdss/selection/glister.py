@@ -22,7 +22,7 @@ import numpy as np
 
 from jdss import _checks
 from jdss.compilation import jit
-from jdss.gradients import EXACT, FactoredGradients, Gradients, check_gradients, row_shape
+from jdss.gradients import EXACT, FactoredGradients, Gradients, cast, check_gradients, row_shape
 from jdss.losses import CROSS_ENTROPY, Loss
 from jdss.solvers.facility_location import Greedy, check_greedy
 from jdss.subset import Subset, class_shares, fill_places
@@ -70,7 +70,7 @@ class LastLayerObjective:
         """The gradient [c, d] of the mean loss where a step has led to other logits [m, c]."""
         errors = self.loss.errors(logits, self.labels, self.label_smoothing)
         rows = FactoredGradients(errors, self.inputs)
-        return rows.weighted_sum(jnp.full(len(self.labels), 1 / len(self.labels)))
+        return rows.weighted_sum(jnp.full(len(errors), 1 / len(errors), errors.dtype))
 
     def move(self, logits: jax.Array, rows: Gradients, weights: jax.Array) -> jax.Array:
         """The logits [m, c] after adding `Σ_i weights[i] rows[i]` to the layer.
@@ -151,7 +151,8 @@ def glister(
         shares = _shares_of(groups, num_examples, how.budget)
     # In one dtype, however it was given, so that the picks are compiled once.
     rate = jnp.asarray(learning_rate, jnp.float32)
-    return _pick(gradients, objective, rate, how, shares, min(rounds, how.budget))
+    rows, outer = cast((gradients, objective), jnp.float32)
+    return _pick(rows, outer, rate, how, shares, min(rounds, how.budget))
 
 
 def _check_objective(objective: Any, row: tuple[int, ...]) -> None:
@@ -165,7 +166,7 @@ def _check_objective(objective: Any, row: tuple[int, ...]) -> None:
         _checks.check_ndim("objective.logits", logits, 2, "[m, c]")
         _checks.check_ndim("objective.inputs", inputs, 2, "[m, d]")
         _checks.check_same_length(**{"objective.logits": logits, "objective.inputs": inputs})
-        if objective.loss.classes:
+        if objective.loss == CROSS_ENTROPY:  # one output may tell two classes apart by another
             _checks.check_labels(labels, num_examples=len(logits), num_classes=logits.shape[1])
         _checks.check_same_length(**{"objective.logits": logits, "objective.labels": labels})
         _checks.check_finite("objective", objective)
@@ -231,7 +232,7 @@ def _pick(
     position, outer_gradient = jnp.zeros(row_shape(gradients), jnp.float32), objective.gradient
     move: Callable[..., jax.Array] = _add_to
     if type(objective) is LastLayerObjective:  # a subclass may have another gradient
-        position, outer_gradient = objective.logits.astype(jnp.float32), objective.gradient_at
+        position, outer_gradient = objective.logits, objective.gradient_at
         move = objective.move
 
     def pick(number: jax.Array, state: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -245,7 +246,7 @@ def _pick(
             drawn, candidates = jax.lax.top_k(priorities, min(how.num_candidates * picks, n))
             own = gradients.take(candidates).correlate(target)
             own = jnp.where(drawn >= 0, own, -jnp.inf)
-            gains = jnp.full(n, -jnp.inf).at[candidates].set(own)
+            gains = jnp.full(n, -jnp.inf, jnp.float32).at[candidates].set(own)
         gains = jnp.where(available, gains, -jnp.inf)
         if shares is not None:
             gains = shares.keep(gains, picks)

@@ -70,7 +70,7 @@ def grad_match(
     if key is None:
         return subset
     places, num_selected = jnp.arange(budget), subset.num_selected
-    is_left_over = (places >= num_selected) & (places < count)
+    is_left_over = (places >= num_selected) & (places < jnp.minimum(count, mask.sum()))
     return Subset(
         indices=fill_places(subset.indices, num_selected, mask, key),
         weights=jnp.where(is_left_over, jnp.float32(1.0), subset.weights),

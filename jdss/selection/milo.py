@@ -21,7 +21,7 @@ import numpy as np
 from jdss import _checks
 from jdss.compilation import jit
 from jdss.data.labels import encode_labels
-from jdss.gradients import Gradients, count_examples
+from jdss.gradients import EXACT, Gradients, count_examples
 from jdss.selection.uniform import draw
 from jdss.subset import Subset
 
@@ -122,6 +122,7 @@ def importance(features: Any, labels: Any = None) -> jax.Array:
 @partial(jit, static_argnames="picks")
 def _gains(rows: jax.Array, members: jax.Array, picks: int) -> jax.Array:
     """The gains float32[n] of directions [n, d] in classes int32[c, m] (n for no example)."""
+    product = partial(jnp.matmul, precision=EXACT)  # near 1, where little tells them apart
 
     def of_class(own: jax.Array) -> jax.Array:
         is_there = own < len(rows)
@@ -131,12 +132,14 @@ def _gains(rows: jax.Array, members: jax.Array, picks: int) -> jax.Array:
             distances, gains = state  # of those picked already: -1, and their gain
             best = jax.lax.argmax(distances, 0, jnp.int32)
             gains = gains.at[best].max(distances[best])
-            nearest = jnp.minimum(distances, 1 - mine @ mine[best])
+            nearest = jnp.minimum(distances, 1 - product(mine, mine[best]))
             return jnp.where(distances < 0, -1.0, nearest).at[best].set(-1.0), gains
 
         # The first is the one farthest from the others' sum; its gain is that of the second.
-        first = jax.lax.argmin(jnp.where(is_there, mine @ mine.sum(axis=0), jnp.inf), 0, jnp.int32)
-        distances = jnp.where(is_there, jnp.maximum(1 - mine @ mine[first], 0.0), -1.0)
+        first = jax.lax.argmin(
+            jnp.where(is_there, product(mine, mine.sum(axis=0)), jnp.inf), 0, jnp.int32
+        )
+        distances = jnp.where(is_there, jnp.maximum(1 - product(mine, mine[first]), 0.0), -1.0)
         gains = jnp.zeros(len(own)).at[first].set(distances.at[first].set(-1.0).max())
         start = distances.at[first].set(-1.0), gains
         distances, gains = jax.lax.fori_loop(0, picks, pick, start)

@@ -119,7 +119,8 @@ def check_strategy(
             f"outer must be 'training' with selection {name!r}, which is chosen for no outer loss "
             f"or gradient; got {outer!r}"
         )
-    if for_outer and (given := {"target", "objective"} & set(options)):
+    named = {*options, *(options.get("class_options") or {})}
+    if for_outer and (given := {"target", "objective"} & named):
         raise ValueError(f"options must leave out {given.pop()!r} with outer={outer!r}")
     if for_outer and gradients == "own_class":
         raise ValueError(f"outer must be 'training' with gradients='own_class', got {outer!r}")

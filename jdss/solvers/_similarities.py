@@ -90,7 +90,7 @@ def _sum(values: jax.Array) -> jax.Array:
     """The sum of float32[n], by slices that are added up first: XLA vectorises that on a CPU."""
     width = len(values) // _SLICES
     slices = [values[start : start + width] for start in range(0, _SLICES * width, max(width, 1))]
-    partial_sums = sum(slices, start=jnp.zeros(width))
+    partial_sums = sum(slices, start=jnp.zeros(width, values.dtype))
     return jax.lax.optimization_barrier(partial_sums).sum() + values[_SLICES * width :].sum()
 
 

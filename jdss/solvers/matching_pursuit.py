@@ -25,7 +25,7 @@ import numpy as np
 
 from jdss import _checks
 from jdss.compilation import jit
-from jdss.gradients import EXACT, FactoredGradients, Gradients, check_gradients, row_shape
+from jdss.gradients import EXACT, FactoredGradients, Gradients, cast, check_gradients, row_shape
 from jdss.solvers._similarities import in_blocks
 from jdss.subset import Subset, check_places, fill_places
 
@@ -168,7 +168,7 @@ class _Problem(NamedTuple):
 def _solve(budget: int, nonnegative: bool, *traced: Any) -> Subset:
     """The pursuit, in a context of 64-bit types."""
     gradients, target, ridge, tolerance, mask, count = traced
-    gradients = _cast(gradients, jnp.float32)
+    gradients = cast(gradients, jnp.float32)
     target = target.astype(jnp.float64)
     squared_norms = _squared_norms(gradients)
     problem = _Problem(
@@ -244,8 +244,8 @@ def _step(problem: _Problem, state: _State) -> _State:
     slot = jax.lax.argmin(state.entered >= 0, 0, jnp.int32)
     is_slot = slots == slot
     indices = jnp.where(is_slot, best, state.indices)
-    row = _cast(gradients.take(best[None]), jnp.float64)
-    rows = _cast(gradients.take(indices), jnp.float64)
+    row = cast(gradients.take(best[None]), jnp.float64)
+    rows = cast(gradients.take(indices), jnp.float64)
     correlation = row.correlate(state.residual)[0]
     products = rows.inner_products(row)[:, 0] + jnp.where(is_slot, shrinkage, 0.0)
     gram = state.gram.at[slot].set(products).at[:, slot].set(products)
@@ -363,13 +363,6 @@ def _squared_norms(gradients: Gradients) -> jax.Array:
     """`‖g_i‖²` in float64, which no scale of float32 gradients overflows; a few rows at a time."""
 
     def of_block(block: jax.Array) -> jax.Array:
-        return _cast(gradients.take(block), jnp.float64).squared_norms()
+        return cast(gradients.take(block), jnp.float64).squared_norms()
 
     return in_blocks(of_block, gradients.num_examples)[: gradients.num_examples]
-
-
-def _cast(tree: _Tree, dtype: Any) -> _Tree:
-    """The tree with its floating-point leaves in `dtype`."""
-    return jax.tree.map(
-        lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
-    )

@@ -1,5 +1,6 @@
 """Trained models: predicting with them, saving them, and loading them back."""
 
+import hashlib
 import os
 import pickle
 import shutil
@@ -136,6 +137,14 @@ def write_whole(path: Path, content: bytes) -> None:
 def is_saved(path: str | os.PathLike[str]) -> bool:
     """Whether there is a model to load."""
     return all((Path(path) / name).is_file() for name in (_ARRAYS, _ARCHITECTURE))
+
+
+def digest_of(path: str | os.PathLike[str]) -> str | None:
+    """By which a saved model is known again; None where there is none."""
+    if not is_saved(path):
+        return None
+    with open(Path(path) / _ARRAYS, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load(path: str | os.PathLike[str]) -> TrainedModel:

@@ -59,7 +59,7 @@ def check_together(
     of_numbers = metric.name in OF_NUMBERS and metric == METRICS[metric.name]
     variables = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(state.variables))
     asked = num_classes, needs_layer, of_numbers, metric.function is None
-    known = (state.model, variables, loss, *asked, kinds, structure)
+    known = (state.model, variables, loss, *asked, schedule.selection.gradients, kinds, structure)
     if known in _passed:
         return
     outputs = _output_shape(state, problem)
@@ -70,7 +70,8 @@ def check_together(
         )
     if loss.classes and num_classes is not None and len(outputs.shape) == 2:
         # One output may tell two classes apart, by a loss that takes it so.
-        fewest = num_classes if loss == CROSS_ENTROPY or outputs.shape[1] > 1 else 1
+        of_each = loss == CROSS_ENTROPY or schedule.selection.gradients == "own_class"
+        fewest = num_classes if of_each or outputs.shape[1] > 1 else 1
         if outputs.shape[1] < fewest:
             from_one = outputs.shape[1] == num_classes - 1 and np.asarray(labels).min() > 0
             raise ValueError(
@@ -117,6 +118,9 @@ def _check_evaluation(state: TrainState, problem: Problem) -> None:
     # A layer that begins with zeros, as some last ones do, would hide what comes before it.
     seen = replace(state, params=jax.tree.map(_without_zeros, state.params))
 
+    has_three = any(leaf.ndim == 3 for leaf in jax.tree.leaves(problem.examples.inputs))
+    axes = "; images have a last axis for their channels, images[..., None]" if has_three else ""
+
     def outputs_of(indices: np.ndarray) -> np.ndarray:
         return compute_outputs(seen, problem.examples, indices, chunk_size=problem.chunk_size)
 
@@ -125,7 +129,7 @@ def _check_evaluation(state: TrainState, problem: Problem) -> None:
         if np.abs(first - second).max() > _TOLERANCE * max(np.abs(first).max(), 1e-30):
             raise ValueError(
                 "model must give an example the same outputs whenever it is evaluated, but "
-                f"{class_name(state.model)} gives it others {where}: {_REMEDY}"
+                f"{class_name(state.model)} gives it others {where}: {_REMEDY}" + axes
             )
 
     batch = np.resize(few, problem.chunk_size)

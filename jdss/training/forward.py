@@ -205,7 +205,9 @@ def _assemble(passes: Iterator[tuple[Any, int, int]], num_rows: int) -> Any:
         if num_new == num_rows:  # the only chunk, perhaps filled up in front
             return jax.tree.map(lambda leaf: leaf[-num_rows:], rows)
         if result is None:
-            result = jax.tree.map(lambda leaf: jnp.zeros((num_rows, *leaf.shape[1:])), rows)
+            result = jax.tree.map(
+                lambda leaf: jnp.zeros((num_rows, *leaf.shape[1:]), leaf.dtype), rows
+            )
         result = _write(result, rows, start)
     return result
 

@@ -95,6 +95,9 @@ class Problem:
             whole.update(digest.digest())
         for array in (self.examples.labels, self.train, self.validation):
             whole.update(np.ascontiguousarray(array).tobytes())
+        if self.classes is not None or self.columns is not None:
+            classes = None if self.classes is None else self.classes.tolist()
+            whole.update(repr((classes, self.columns)).encode())
         return whole.hexdigest()[:16]
 
     def on_everything(self) -> "Problem":

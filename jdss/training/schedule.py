@@ -56,7 +56,9 @@ class Schedule:
             return 1.0
         share = self.selection.candidates
         if share is None:
-            share = 0.5 if isinstance(self.selection.method, str) else 1.0
+            # At least twice as many as are chosen: of as many there would be nothing to choose.
+            usual = min(max(0.5, 2 * self.fraction), 1.0)
+            share = usual if isinstance(self.selection.method, str) else 1.0
         return max(float(share), self.fraction)
 
     def budget(self, num_examples: int) -> int:

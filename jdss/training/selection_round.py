@@ -1,5 +1,6 @@
 """One selection round of a training run: candidates, gradients, selection, placing."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -136,16 +137,14 @@ def select_subset(
             drawn = draw_candidates(schedule, problem, jax.random.fold_in(key, 2**31 - 2))
             problem = replace(problem, train=problem.train[drawn])
             gradients, known = _compute(problem, state, schedule, hyper, key)
-            options = {**known, **options}
+            options = _with_known(options, known)
             finite = is_finite((gradients, known))
         if not finite:
             raise TrainingDivergedError("the per-example gradients are not finite")
     with ledger.measure("solving"):
         subset = jax.block_until_ready(select(gradients, budget, key=key, **options))
     with ledger.measure("other"):
-        target = known.get("target")
-        if "class_options" in known:  # of all classes together
-            target = known["class_options"]["target"].sum(axis=0)
+        target = _target_of_all(strategy, options, problem)
         # Parts of the own class are, in each class, of another row of the layer: no sum of all.
         of_one_kind = schedule.selection.gradients != "own_class"
         name = strategy.name if of_one_kind else "own_class"
@@ -153,6 +152,27 @@ def select_subset(
         if schedule.candidates < 1:
             subset = _among_all(subset, drawn, schedule, len(whole.train))
         return subset, told
+
+
+def _with_known(options: dict[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """The caller's options, and what is known beside them, also of each class."""
+    both = {**known, **options}
+    if classes := {**(known.get("class_options") or {}), **(options.get("class_options") or {})}:
+        both["class_options"] = classes
+    return both
+
+
+def _target_of_all(
+    strategy: Strategy, options: Mapping[str, Any], problem: Problem
+) -> jax.Array | None:
+    """What all weighted gradients together are to come to; None for the sum of all gradients."""
+    target = (options.get("class_options") or {}).get("target")
+    if target is not None:
+        return jnp.asarray(target).sum(axis=0)
+    target = options.get("target")
+    if target is None or strategy.lifting != "per_class":
+        return target
+    return len(np.unique(problem.labels_of(problem.train))) * jnp.asarray(target)  # each has it
 
 
 def _among_all(subset: Subset, drawn: np.ndarray, schedule: Schedule, size: int) -> Subset:

@@ -127,13 +127,13 @@ def train_on_subset(
             "hyperparameters must be made by jdss.hyperparameters(...), got "
             f"{type(hyperparameters).__name__}"
         )
-    check_visited(subset, len(data))
     # Of the same types whoever made it: others would compile the function again.
     subset = Subset(
         indices=_checks.check_integers("subset.indices", subset.indices),
         weights=jnp.asarray(subset.weights, jnp.float32),
         num_selected=jnp.asarray(subset.num_selected, jnp.int32),
     )
+    check_visited(subset, len(data))
     if num_steps is None:
         num_steps = steps_per_epoch((subset.weights > 0).sum(), hyperparameters.batch_size)
     num_steps = _checks.check_integers("num_steps", num_steps)

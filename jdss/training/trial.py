@@ -167,7 +167,8 @@ def train(
             checkpoint.save_if_due(state, subset, history, selections, ledger)
         if callback is not None:
             _, score = validate(problem, state, training.metric, ledger)
-            if callback(entry if score is None else {**entry, "validation_score": score}) is True:
+            answer = callback(entry if score is None else {**entry, "validation_score": score})
+            if isinstance(answer, (bool, np.bool_)) and answer:
                 break
     return _finish(training, state, history, subset, ledger, selections)
 

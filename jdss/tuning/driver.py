@@ -17,11 +17,14 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from jdss.ledger import Ledger
 from jdss.training.trial import Rung
 from jdss.tuning.objective import Attempt, Died, Objective, Order, Outcome, note_outcome
 from jdss.tuning.sampling import Cohorts, Grid, Samplers
 from jdss.tuning.storage import StorageError, explained
 from jdss.tuning.study import (
+    CHECKPOINTED,
+    DEATHS,
     WORKER,
     Lease,
     SearchStudy,
@@ -89,6 +92,7 @@ class Driver:
     samplers: Samplers
     place: Any  # where the study is kept, for what is said of it
     cohorts: Cohorts | None = None  # whose trials wait for each other; else the pruner is asked
+    ledger: Ledger = field(default_factory=Ledger)  # the sampler, the pruner and the storage
     _running: dict[int, _Running] = field(default_factory=dict)
     _cut_off: set[int] = field(default_factory=set)
 
@@ -103,8 +107,8 @@ class Driver:
         end = time.monotonic() + (search.timeout or math.inf)
         try:
             while True:
-                with explained(self.place):
-                    self.lease.renew()
+                with self.ledger.measure("other"), explained(self.place):
+                    self.lease.check()
                     trials = self.study.get_trials(deepcopy=False)
                     is_over = self.study.stopped or time.monotonic() >= end
                     for slot in pool.free():
@@ -118,7 +122,7 @@ class Driver:
                     self._halve(pool, trials, begun=following is None)
                 if (event := pool.next_event()) is None:
                     continue
-                with explained(self.place):
+                with self.ledger.measure("other"), explained(self.place):
                     self.lease.check()
                     if (ended := self._take(pool, *event)) is None:
                         continue
@@ -129,6 +133,7 @@ class Driver:
         except BaseException as error:
             if not isinstance(error, StorageError):
                 with suppress(Exception):  # of a storage that is away: the next call finds them
+                    self.lease.check()  # of another driver, the trials that run are no longer ours
                     release_running(self.study)
             raise
 
@@ -202,6 +207,7 @@ class Driver:
             trial = self.study.ask()
         self._cut_off.discard(number)
         order = self.objective.order(trial, self.study)
+        _forgive_deaths(trial, order)
         trial.set_user_attr(WORKER, dict(pool.start(slot, order)))
         self._running[slot] = _Running(trial, reported)
 
@@ -247,3 +253,12 @@ class Driver:
             return number
         self._cut_off.add(number)
         return None
+
+
+def _forgive_deaths(trial: optuna.Trial, order: Order) -> None:
+    """Forgets the deaths of a trial that has got further since, by its checkpoint."""
+    with suppress(OSError, TypeError):  # there is no file, or is to be none
+        saved = order.checkpoint["path"].stat().st_mtime  # type: ignore[index]
+        if saved != trial.user_attrs.get(CHECKPOINTED):
+            trial.set_user_attr(CHECKPOINTED, saved)
+            trial.set_user_attr(DEATHS, 0)

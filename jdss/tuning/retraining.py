@@ -1,6 +1,8 @@
 """Retraining the winner of a search on everything, testing it once, and saving it."""
 
 import os
+import shutil
+import uuid
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,7 +16,7 @@ from jdss import _checks
 from jdss.data.examples import Examples, HostExamples, store
 from jdss.ledger import Ledger
 from jdss.progress import progress_bar
-from jdss.training.checkpoint import TrainedModel, is_saved, load
+from jdss.training.checkpoint import TrainedModel, digest_of, load
 from jdss.training.failures import TrainingDivergedError, is_out_of_memory, shortage
 from jdss.training.metrics import measure
 from jdss.training.problem import Problem, check_like
@@ -82,10 +84,17 @@ def retrain_and_save(
     given = checkpoint_for(objective.search, study, "retraining", identity)
     checkpoint = None if given is None else TrialCheckpoint(**given)
     retraining, failure = None, None
+    note: dict[str, Any] = {**about, "saved_to": None, "digest": None}
     try:
         retraining = retrain(objective, values, test, checkpoint, progress=progress)
+        note |= {name: getattr(retraining, name) for name in ("test_accuracy", "test_score")}
+        note["ledger"] = retraining.ledger.as_dict()
         if save_to is not None:
-            retraining.save(save_to)
+            is_own = is_place_of(study, save_to)
+            note["saved_to"] = os.path.abspath(save_to)  # before it is there: whose it is
+            _set_note(study, note)
+            _save(retraining, save_to, anew=is_own)
+            note["digest"] = digest_of(save_to)
     except TrainingDivergedError as error:
         failure = f"retraining on everything diverged: {error}"
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -99,17 +108,33 @@ def retrain_and_save(
     if failure is not None:
         warnings.warn(failure, RuntimeWarning, stacklevel=3)
     elif retraining is not None:
-        found = {
-            "test_accuracy": retraining.test_accuracy,
-            "test_score": retraining.test_score,
-            "ledger": retraining.ledger.as_dict(),
-            "saved_to": None if save_to is None else os.path.abspath(save_to),
-        }
-        with suppress(Exception):  # then the next call does it again
-            study.set_user_attr(RETRAINING, {**about, **found})
+        _set_note(study, note)
     if checkpoint is not None and (retraining is None or failure is None):
         checkpoint.remove()  # one that could not be saved is trained again from there
     return retraining, failure
+
+
+def _set_note(study: SearchStudy, note: Mapping[str, Any]) -> None:
+    with suppress(Exception):  # then the next call does it again
+        study.set_user_attr(RETRAINING, dict(note))
+
+
+def _save(retraining: Retraining, place: str | os.PathLike[str], *, anew: bool) -> None:
+    """Saves a model, in the `place` of an earlier one of this search as soon as it is whole."""
+    if not (anew and os.path.exists(place)):
+        retraining.save(place)
+        return
+    new = retraining.save(f"{os.fspath(place)}.{uuid.uuid4().hex}")
+    shutil.rmtree(place)
+    new.rename(place)
+
+
+def is_place_of(study: SearchStudy, place: str | os.PathLike[str]) -> bool:
+    """Whether a model that lies there is one that this search has saved."""
+    kept = study.user_attrs.get(RETRAINING)
+    if not kept or kept["saved_to"] != os.path.abspath(place):
+        return False
+    return kept.get("digest") in (None, digest_of(place))  # None: cut off before it was noted
 
 
 def known_retraining(
@@ -123,7 +148,9 @@ def known_retraining(
     if not kept or any(kept[name] != value for name, value in about.items()):
         return None
     saved_to = kept["saved_to"]
-    if save_to is not None and not (saved_to == os.path.abspath(save_to) and is_saved(save_to)):
+    if saved_to is not None and digest_of(saved_to) != (kept.get("digest") or "cut off"):
+        saved_to = None  # removed, another's, or not whole
+    if save_to is not None and saved_to != os.path.abspath(save_to):
         return None
     ledger = Ledger()
     ledger.add(kept["ledger"])

@@ -84,7 +84,7 @@ def make_samplers(sampler: Any, *, seed: int, n_startup_trials: int, space: Spac
                 return _Sobol(known, seed, trial_seed)
             return getattr(samplers, _CLASSES[sampler])(**options)
 
-    made = make(seed)
+    made = make(seed % (2**31 - 1))
     if not isinstance(made, BaseSampler):
         raise TypeError(
             "sampler must be a function of a seed to an Optuna sampler, but it returned "

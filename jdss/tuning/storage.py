@@ -121,6 +121,8 @@ def explained(storage: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if storage is None:  # in memory, where nothing fails: it is the user's
+            raise
         kind = type(error)
         if isinstance(error, ValueError):  # a line of a journal
             known = kind is json.JSONDecodeError or "Invalid log format" in str(error)

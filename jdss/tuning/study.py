@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Mapping
@@ -28,6 +29,8 @@ SEARCH, DRIVER, RETRAINING = "jdss:search", "jdss:driver", "jdss:retraining"
 WORKER, DEATHS, FAILURE = "jdss:worker", "jdss:deaths", "jdss:failure"
 HYPERPARAMETERS, LEDGER, SELECTIONS = "jdss:hyperparameters", "jdss:ledger", "jdss:selections"
 SHARE = "jdss:share"
+# When its checkpoint was written that it went on from.
+CHECKPOINTED = "jdss:checkpointed"
 
 MOST_DEATHS = 3
 """How many processes a trial may take with it."""
@@ -164,7 +167,7 @@ def without_addresses(search: dict[str, Any]) -> dict[str, Any]:
 
 
 class Lease:
-    """That this process runs the search, written into the study and renewed from time to time.
+    """That this process runs the search, written into the study and renewed by a thread.
 
     Two that begin at the same moment may both believe it; the next look tells the one that wrote
     first, which stops.
@@ -181,26 +184,40 @@ class Lease:
         since = time.strftime("%Y-%m-%d %H:%M:%S %z")
         self._me = {**this_process(), "since": since, "token": uuid.uuid4().hex}
         self._held.add(self._me["token"])
+        self._released = threading.Event()
         self._write()
+        # Whatever this process is at: a stretch of training may take longer than others wait.
+        self._thread = threading.Thread(target=self._renew, name="jdss-lease", daemon=True)
+        self._thread.start()
 
-    def renew(self) -> None:
-        """Says that this process is there, if it is time to."""
-        if time.time() - self._seen > _REFRESH:
-            self.check()
-            self._write()
+    def _renew(self) -> None:
+        while not self._released.wait(_REFRESH):
+            try:
+                self.check()
+                self._write()
+            except StudyInUseError:
+                return  # the driver's own next look ends it
+            except Exception:  # a storage that is away may come back
+                continue
 
     def check(self) -> None:
         """Raises `StudyInUseError` where another process has taken the study over."""
         other = self._study.user_attrs.get(DRIVER)
-        if other and other["token"] != self._me["token"]:
+        if other is None:
+            raise StudyInUseError(
+                f"the study {self._study.study_name!r} was taken over from this process by another "
+                "one, which has ended: the same call goes on with it"
+            )
+        if other["token"] != self._me["token"]:
             raise _in_use(self._study, other)
 
     def _write(self) -> None:
-        self._seen = time.time()
-        self._study.set_user_attr(DRIVER, {**self._me, "seen": self._seen})
+        self._study.set_user_attr(DRIVER, {**self._me, "seen": time.time()})
 
     def release(self) -> None:
         """Lets go of the study, if it is still this process's."""
+        self._released.set()
+        self._thread.join(_REFRESH)  # or it might write once more
         self._held.discard(self._me["token"])
         with suppress(Exception):  # of a storage that is away; the process itself will be gone
             self.check()

@@ -21,7 +21,7 @@ from jdss.config import Search, Selection, Task, Workers, as_selection
 from jdss.data.datasets import Dataset, read_dataset
 from jdss.data.rows import Placed
 from jdss.ledger import Ledger, take_uncounted
-from jdss.models.nnx_model import NnxModel
+from jdss.models.nnx_model import NnxModel, describe_nnx
 from jdss.progress import progress_bar
 from jdss.subset import Select
 from jdss.training.ahead import Ahead, batch_sizes_of
@@ -34,7 +34,7 @@ from jdss.training.train_on_subset import STEP
 from jdss.tuning.driver import Driver, OwnProcess, Pool
 from jdss.tuning.objective import ModelFactory, Objective, attempt, check_problem
 from jdss.tuning.result import TuneResult
-from jdss.tuning.retraining import check_test, known_retraining, retrain_and_save
+from jdss.tuning.retraining import check_test, is_place_of, retrain_and_save
 from jdss.tuning.sampling import Cohorts, describe_pruner, make_pruner, make_samplers
 from jdss.tuning.space import check_enqueued, describe_space, stored_value, values_of
 from jdss.tuning.storage import explained, open_storage
@@ -172,6 +172,7 @@ def tune(
         with explained(storage):
             best = best_trial(study)
             finished = [*map(describe_trial, finished_trials(study.get_trials(deepcopy=False)))]
+        ledger.add(driver.ledger)
         for trial in finished:
             ledger.add(trial["ledger"] or {"seconds": {}})
         values = values_of(best, space)
@@ -268,7 +269,7 @@ def _run(driver: Driver, workers: Workers, *, progress: bool) -> None:
                 done, epochs = entry["epoch"], entry["epochs"]
                 inner.advance(done, epochs, phase=entry["phase"], loss=entry["loss"])
                 with explained(driver.place):
-                    driver.lease.renew()
+                    driver.lease.check()
 
             ahead = stack.enter_context(closing(Ahead(batch_sizes_of(objective.space))))
             slots, search = 1, objective.search
@@ -307,9 +308,8 @@ def _check_save_to(save_to: Any, storage: optuna.storages.BaseStorage, name: str
     """Refuses a place that is taken, but for the model of this very search."""
     if save_to is None or not os.path.exists(save_to):
         return
-    if name in optuna.get_all_study_names(storage) and known_retraining(
-        SearchStudy(name, storage), {}, save_to
-    ):
+    is_known = name in optuna.get_all_study_names(storage)
+    if is_known and is_place_of(SearchStudy(name, storage), save_to):
         return
     place = os.fspath(save_to)
     raise FileExistsError(f"save_to must not exist yet, but {place} does: name another")
@@ -331,7 +331,7 @@ def _describe(objective: Objective, task: Task) -> dict[str, Any]:
             "direction": training.metric.direction,
             "space": describe_space(objective.space),
             "seed": objective.seed,
-            "model": model.class_name if isinstance(model, NnxModel) else given,
+            "model": describe_nnx(model) if isinstance(model, NnxModel) else given,
             "optimizers": list(training.optimizers),
             "augmentation": task.augmentation,
             "learning_rate_schedule": DEFAULTS["learning_rate_schedule"],
