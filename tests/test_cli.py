@@ -17,6 +17,7 @@ import numpy as np
 import optuna
 import pytest
 from flax import nnx
+from optuna.distributions import FloatDistribution
 
 import jdss
 from jdss import _arguments, cli
@@ -390,7 +391,7 @@ def test_a_class_of_nnx_is_searched_as_the_function_does(files, blobs, tmp_path,
     shown = run("tune", model, files / "data.npz", *arguments, *more)
     assert shown.exit_code == 0, shown.output
     written = json.loads(out.read_text())
-    assert written["search"]["model"] == name
+    assert written["search"]["model"].startswith(f"{name} ")
     expected = jdss.tune(
         FixedNnx,
         blobs,
@@ -401,3 +402,10 @@ def test_a_class_of_nnx_is_searched_as_the_function_does(files, blobs, tmp_path,
         progress=False,
     )
     assert written["best"]["value"] == expected.best_value
+
+
+def test_a_space_on_the_command_line_reads_like_a_file():
+    described = {"learning_rate": {"type": "float", "low": 0.01, "high": 0.1}}
+    space = _arguments.space(described)
+    assert space == {"learning_rate": FloatDistribution(0.01, 0.1)}
+    assert _arguments.space(space) == space

@@ -86,7 +86,7 @@ def test_the_data_directory_is_the_one_that_tfds_users_know(tmp_path, monkeypatc
         load_dataset("mnist")
     monkeypatch.delenv("TFDS_DATA_DIR")
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(DatasetNotPreparedError, match="~/tensorflow_datasets"):
+    with pytest.raises(DatasetNotPreparedError, match=str(tmp_path / "tensorflow_datasets")):
         load_dataset("mnist")
 
 

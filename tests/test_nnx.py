@@ -13,7 +13,7 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 
 import jdss
 from jdss.models import to_nnx
-from jdss.models.nnx_model import check_model
+from jdss.models.nnx_model import check_model, describe_nnx
 from tests.searching import tune
 from tests.settings import fit
 from tests.simulated_devices import on_devices
@@ -219,3 +219,25 @@ def test_what_a_training_gives_is_shown_without_its_weights(blobs):
     result = fit(Twin, (X, LABELS))
     assert repr(result) == "<FitResult of Twin>"
     assert len(repr(result.trained)) < 200
+
+
+def test_another_width_or_other_variables_are_another_search(blobs, tmp_path):
+    class Net(nnx.Module):
+        def __init__(self, width, rngs):
+            self.first = nnx.Linear(blobs[0].shape[1], width, rngs=rngs)
+            self.last = nnx.Linear(width, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.last(nnx.relu(self.first(x)))
+
+    described = [
+        describe_nnx(check_model(model))
+        for model in (
+            lambda rngs: Net(8, rngs),
+            lambda rngs: Net(16, rngs),
+            Net(8, nnx.Rngs(0)),
+            Net(8, nnx.Rngs(1)),
+        )
+    ]
+    assert len(set(described)) == 4
+    assert describe_nnx(check_model(Net(8, nnx.Rngs(0)))) == described[2]

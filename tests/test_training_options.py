@@ -202,3 +202,17 @@ def test_training_within_a_program_of_ones_own_is_training(blobs, perceptron):
     alone, _ = jdss.train_on_subset(state, data, subset, hyper, key, num_steps=4)
     for ours, theirs in zip(jax.tree.leaves(within), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_callback_stops_a_training_by_numpys_true_too(perceptron, blobs):
+    for answer, stretches in ((np.True_, 1), (np.False_, 4), (None, 4)):
+        hyper = {"epochs": 4, "batch_size": 16}
+        found = jdss.fit(
+            perceptron,
+            blobs,
+            selection="full",
+            hyperparameters=hyper,
+            progress=False,
+            callback=lambda entry, answer=answer: answer,
+        )
+        assert len(found.history) == stretches

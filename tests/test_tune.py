@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 import jdss
 from jdss.ledger import before_a_search, take_uncounted
 from jdss.training.problem import make_problem
+from jdss.tuning.driver import _forgive_deaths
+from jdss.tuning.objective import Order
+from jdss.tuning.study import DEATHS
 from tests.searching import SPACE, environment, run_program, settings, tune, values
 
 
@@ -213,6 +217,46 @@ def test_a_second_driver_is_refused_and_may_take_over(perceptron, blobs, tmp_pat
     monkeypatch.delenv("JDSS_TAKE_OVER")
     study.set_user_attr("jdss:driver", {**elsewhere, "seen": time.time() - 200})
     tune(perceptron, blobs, selection=select, trials=1, **options)
+
+
+def test_a_driver_is_seen_while_it_trains_and_lets_go_of_what_was_taken_over(
+    perceptron, blobs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("jdss.tuning.study._REFRESH", 0.05)
+    options = {"storage": f"sqlite:///{tmp_path}/s.db", "study_name": "s", "retrain": False}
+    study, other = None, {"host": "elsewhere 1", "pid": 1, "started": "1", "token": "x"}
+
+    def take_over(gradients, budget, **more):
+        nonlocal study
+        study = optuna.load_study(study_name="s", storage=options["storage"])
+        first = study.user_attrs["jdss:driver"]["seen"]
+        time.sleep(0.5)  # in the middle of a stretch
+        assert study.user_attrs["jdss:driver"]["seen"] > first
+        study.set_user_attr("jdss:driver", {**other, "since": "now", "seen": time.time()})
+        time.sleep(0.2)
+        assert study.user_attrs["jdss:driver"]["token"] == "x"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(perceptron, blobs, selection=take_over, trials=1, **options)
+    # It is the other's by now, which may be at it.
+    assert [trial.state.name for trial in study.get_trials()] == ["RUNNING"]
+
+
+def test_deaths_are_forgotten_where_the_checkpoint_got_further(tmp_path):
+    study = optuna.create_study()
+    trial = study.ask()
+    order = Order(0, {}, checkpoint={"path": tmp_path / "trial.msgpack"})
+    for content, forgotten in ((None, False), ("2", True), (None, False), ("4", True)):
+        trial.set_user_attr(DEATHS, 2)
+        if content is not None:
+            order.checkpoint["path"].write_text(content)
+            os.utime(order.checkpoint["path"], (0, int(content)))
+        _forgive_deaths(trial, order)
+        assert trial.user_attrs[DEATHS] == (0 if forgotten else 2)
+    trial.set_user_attr(DEATHS, 2)
+    _forgive_deaths(trial, Order(0, {}))
+    assert trial.user_attrs[DEATHS] == 2
 
 
 def test_a_finished_search_shows_its_result_and_trains_nothing(
@@ -422,6 +466,29 @@ def test_the_retrained_model_is_saved_and_loads_back(perceptron, blobs, tmp_path
         tune(perceptron, blobs, save_to=tmp_path / "best")
 
 
+def test_a_saved_model_is_known_by_what_it_holds(perceptron, blobs, tmp_path):
+    place = tmp_path / "best"
+    options = {"storage": f"sqlite:///{tmp_path}/s.db", "study_name": "s", "save_to": place}
+    first = tune(perceptron, blobs, trials=1, **options)
+    before = (place / "arrays.msgpack").read_bytes()
+    again = tune(perceptron, blobs, trials=1, **options)  # the same call trains nothing
+    assert again.retraining.saved_to == str(place)
+    # More trials have another winner, whose model takes the place of this search's own.
+    more = {"search": jdss.Search(enqueue=({"learning_rate": 0.3},))}
+    better = tune(perceptron, blobs, trials=6, **options, **more)
+    assert better.failure is None
+    assert better.best_hyperparameters != first.best_hyperparameters
+    assert (place / "arrays.msgpack").read_bytes() != before
+    # Another's model in its place is not taken for it, nor is it overwritten.
+    shutil.rmtree(place)
+    tune(perceptron, blobs, trials=1, seed=7, save_to=place)
+    with pytest.raises(FileExistsError, match="save_to must not exist yet"):
+        tune(perceptron, blobs, trials=6, **options, **more)
+    alone = tune(perceptron, blobs, trials=6, **{**options, "save_to": None}, **more)
+    with pytest.raises(ValueError, match="by an earlier call, and not saved"):
+        alone.predict(blobs[0])
+
+
 def test_the_winner_is_retrained_with_the_statistics_of_all_its_images(perceptron):
     generator = np.random.default_rng(0)
     parts = [generator.integers(low, low + 50, (60, 4, 4, 1)).astype(np.uint8) for low in (0, 200)]
@@ -582,3 +649,11 @@ def test_a_search_warns_where_selecting_costs_more_than_it_saves(perceptron, blo
     selection = jdss.Selection(slow, lifting="all", every=1)
     with pytest.warns(RuntimeWarning, match="subsets do not pay here: without compiling, a trial"):
         tune(perceptron, blobs, selection=selection, trials=1, retrain=False)
+
+
+def test_other_names_of_classes_are_another_search(perceptron, blobs, tmp_path):
+    inputs, labels = blobs
+    options = {"storage": f"sqlite:///{tmp_path}/s.db", "study_name": "s", "retrain": False}
+    tune(perceptron, (inputs, np.array(["ash", "elm", "oak"])[labels]), trials=1, **options)
+    with pytest.raises(jdss.DifferentSearchError, match="fingerprint"):
+        tune(perceptron, (inputs, np.array(["bad", "fair", "good"])[labels]), trials=1, **options)

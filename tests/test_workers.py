@@ -280,3 +280,9 @@ def test_without_ray_it_says_what_to_install(perceptron, blobs, monkeypatch):
 def test_bad_workers_are_refused_by_name(perceptron, blobs, workers, error, message):
     with pytest.raises(error, match=f"workers must be .*{message}|workers {message}"):
         tune(perceptron, blobs, workers=workers)
+
+
+@pytest.mark.parametrize("given", [{"address": "auto"}, {"cpus": 1}, {"gpus": 1}])
+def test_what_one_worker_would_ignore_is_refused(given):
+    with pytest.raises(ValueError, match="must be left out with one worker"):
+        jdss.Workers(1, **given)

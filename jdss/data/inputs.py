@@ -157,10 +157,11 @@ def check_scale(inputs: Any, prefix: str = "") -> None:
             continue
         lows, highs = zip(*((part.min(), part.max()) for part in _in_parts(leaf)), strict=True)
         if min(lows) >= 0 and 20 < max(highs) <= 255:
+            kind = "floats" if leaf.dtype.kind == "f" else "integers"
             raise ValueError(
-                f"{prefix}{name} must be on a scale that a model learns from, but are "
-                f"{leaf.dtype} in 0..255, as of images that were not normalised: give them as "
-                "uint8 (x.astype(np.uint8)), which is normalised for you, or divide them by 255; "
+                f"{prefix}{name} must be on a scale that a model learns from, but are {kind} in "
+                "0..255, as of images that were not normalised: give them as uint8, which is "
+                "normalised for you, or divide by 255 (or standardise) them; "
                 "jdss.keep_on(data, as_is=True) says that they are meant so"
             )
 
