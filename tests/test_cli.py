@@ -391,7 +391,7 @@ def test_a_class_of_nnx_is_searched_as_the_function_does(files, blobs, tmp_path,
     shown = run("tune", model, files / "data.npz", *arguments, *more)
     assert shown.exit_code == 0, shown.output
     written = json.loads(out.read_text())
-    assert written["search"]["model"].startswith(f"{name} ")
+    assert re.fullmatch(rf"{name} [0-9a-f]{{16}}", written["search"]["model"])
     expected = jdss.tune(
         FixedNnx,
         blobs,
