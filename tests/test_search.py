@@ -96,6 +96,17 @@ def test_the_grid_is_tried_whole_once_each_then_the_search_ends(perceptron, blob
     ]
 
 
+def test_brute_force_tries_all_once_also_when_it_is_called_again(perceptron, blobs, tmp_path):
+    space = {"epochs": IntDistribution(1, 2), "batch_size": CategoricalDistribution((8, 16))}
+    storage = f"sqlite:///{tmp_path}/search.db"
+    options = {"space": space, "sampler": "brute_force", "storage": storage, "study_name": "all"}
+    for trials in (3, 9, 9):  # cut off, whole, and called again
+        result = tune(perceptron, blobs, trials=trials, **options)
+        assert len(result.trials) == min(trials, 4)
+    tried = sorted((values["epochs"], values["batch_size"]) for values in drawn(result))
+    assert tried == [(1, 8), (1, 16), (2, 8), (2, 16)]
+
+
 def test_grid_points_are_those_of_a_hand_written_grid():
     space = {
         "lr": FloatDistribution(0.01, 1.0, log=True),

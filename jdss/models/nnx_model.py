@@ -6,7 +6,6 @@ variables, so that it can be told whether it trains, be given a key, and have it
 
 import hashlib
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import field
@@ -20,7 +19,7 @@ from flax import linen as nn
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
-from jdss.models.calling import MODES, call_arguments, remade
+from jdss.models.calling import MODES, call_arguments, remade, without_addresses
 from jdss.models.layers import make_hookable
 
 
@@ -86,7 +85,7 @@ class NnxModel(nn.Module):
 
 def describe_nnx(model: NnxModel) -> str:
     """Its class, and a digest of its structure and of the variables that it begins with."""
-    text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr((model.graphdef, model.leaves)))
+    text = without_addresses(repr((model.graphdef, model.leaves)))
     digest = hashlib.sha256(text.encode())
     for leaf in jax.tree.leaves(model.start() if model.make is None else None):
         digest.update(np.ascontiguousarray(leaf).tobytes())

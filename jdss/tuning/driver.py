@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
+from optuna.samplers import BruteForceSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -105,6 +106,8 @@ class Driver:
         """
         search = self.objective.search
         end = time.monotonic() + (search.timeout or math.inf)
+        with explained(self.place):
+            self._ask_whether_all_is_tried()
         try:
             while True:
                 with self.ledger.measure("other"), explained(self.place):
@@ -145,6 +148,13 @@ class Driver:
         return min(
             self.trials, sampler.size + sum("fixed_params" in t.system_attrs for t in trials)
         )
+
+    def _ask_whether_all_is_tried(self) -> None:
+        """Optuna's brute force ends a search after its last trial, and never later."""
+        finished = finished_trials(self.study.get_trials(deepcopy=False))
+        if finished and isinstance(self.study.sampler, BruteForceSampler):
+            last = finished[-1]
+            self.study.sampler.after_trial(self.study, last, last.state, last.values)
 
     def _next(self, trials: Sequence[FrozenTrial], is_over: bool) -> int | None:
         """The trial that waits longest, or a new one; None if none may begin now.

@@ -1,7 +1,6 @@
 """Search spaces: a mapping from names to Optuna distributions, or a function of a trial."""
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from optuna.distributions import (
 )
 
 from jdss import _checks
+from jdss.models.calling import without_addresses
 from jdss.training.hyperparameters import (
     LARGEST_LEARNING_RATES,
     NAMES,
@@ -205,7 +205,7 @@ def stored_value(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
-    return name or re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+    return name or without_addresses(repr(value))
 
 
 def stored(distribution: Any) -> Any:

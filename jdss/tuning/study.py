@@ -7,7 +7,6 @@ cut off waits in the study, with its hyper-parameters and the scores at its rung
 import json
 import os
 import platform
-import re
 import threading
 import time
 import uuid
@@ -19,6 +18,7 @@ from typing import Any, ClassVar
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from jdss.models.calling import without_addresses
 from jdss.tuning.storage import StorageError
 
 # Attributes of a study: what is searched, and how; which process runs it; what came of retraining.
@@ -122,7 +122,7 @@ def open_study(
                 "name"
             )
         study.set_user_attr(SEARCH, search)
-    elif differences := _differences(without_addresses(known), search):
+    elif differences := _differences(as_stored(known), search):
         raise DifferentSearchError(
             f"the study {name!r} holds another search ({'; '.join(differences)}): give another "
             "study name, or the same arguments"
@@ -152,14 +152,9 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     return {place: leaf for part in parts for place, leaf in part.items()}
 
 
-def without_addresses(search: dict[str, Any]) -> dict[str, Any]:
-    """The description in JSON's types, without places in memory, which each process has anew.
-
-    Example:
-      >>> without_addresses({"model": "Net(act=<function relu at 0x7f3a5c0>)"})
-      {'model': 'Net(act=<function relu>)'}
-    """
-    found: dict[str, Any] = json.loads(re.sub(r" at 0x[0-9a-fA-F]+", "", json.dumps(search)))
+def as_stored(search: dict[str, Any]) -> dict[str, Any]:
+    """The description of a search in JSON's types, the same in every process."""
+    found: dict[str, Any] = json.loads(without_addresses(json.dumps(search)))
     return found
 
 

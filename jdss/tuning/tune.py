@@ -45,13 +45,13 @@ from jdss.tuning.study import (
     Lease,
     SearchInterrupted,
     SearchStudy,
+    as_stored,
     best_trial,
     describe_trial,
     estimate,
     finished_trials,
     open_study,
     release_running,
-    without_addresses,
 )
 from jdss.tuning.workers import import_ray, ray_pool
 
@@ -321,7 +321,7 @@ def _describe(objective: Objective, task: Task) -> dict[str, Any]:
     problem, sampler = training.problem, search.sampler
     own = getattr(sampler, "__qualname__", None) or type(sampler).__name__
     given = repr(model) if isinstance(model, nn.Module) else stored_value(model)
-    return without_addresses(
+    return as_stored(
         {
             "strategy": training.schedule.describe(),
             "sampler": sampler if isinstance(sampler, str) else own,

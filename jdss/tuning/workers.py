@@ -25,6 +25,7 @@ _WAIT = 5.0  # seconds for which `next_event` waits
 _PATIENCE = 60.0  # seconds without any worker after which a warning says what is missing
 
 _CONFIGURATION = (
+    "jax_enable_compilation_cache",
     "jax_compilation_cache_dir",
     "jax_persistent_cache_min_compile_time_secs",
     "jax_persistent_cache_min_entry_size_bytes",
