@@ -439,6 +439,18 @@ def test_a_squared_errors_picks_are_those_of_plain_greedy():
     plain.assert_follows(subset.indices)
 
 
+def test_labels_of_an_own_loss_are_classes_where_it_says_so():
+    def selected(labels):
+        loss = jdss.Loss("own", lambda outputs, labels: outputs[:, 0] * labels, classes=True)
+        rows = jnp.ones((3, 1)), jnp.ones((3, 2))
+        objective = jdss.LastLayerObjective(*rows, jnp.asarray(labels), loss=loss)
+        glister(FactoredGradients(*rows), 2, objective=objective, learning_rate=0.1)
+
+    selected([0, 1, 7])  # by one output it may tell many apart
+    with pytest.raises(ValueError, match="labels must be in"):
+        selected([0, 1, -1])
+
+
 def test_masks_and_counts_under_vmap_give_each_problem_its_own_picks():
     gradients, objective, _, plain = realistic(outer_size=150)
     masks = jnp.stack([jnp.arange(600) % 2 == 0, jnp.arange(600) % 3 == 0])

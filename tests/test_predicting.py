@@ -283,3 +283,15 @@ def test_a_table_is_of_the_columns_that_training_began_with():
     first = fit(Net(), (table, NAMES), **OPTIONS)
     with pytest.raises(ValueError, match="data must have the columns of initial"):
         fit(Net(), (table[["d", "c", "b", "a"]], NAMES), initial=first, **OPTIONS)
+
+
+def test_so_it_is_of_those_of_a_retraining_of_an_earlier_call(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(X, columns=["a", "b", "c", "d"])
+    options = {"storage": f"{tmp_path}/s.log", "study_name": "s", "save_to": tmp_path / "model"}
+    for _ in range(2):
+        found = jdss.tune(Net(), (table, NAMES), trials=1, progress=False, **options)
+    assert found.retraining.state is None
+    fit(Net(), (table, NAMES), initial=found.retraining, **OPTIONS)
+    with pytest.raises(ValueError, match="data must have the columns of initial"):
+        fit(Net(), (table[["d", "c", "b", "a"]], NAMES), initial=found.retraining, **OPTIONS)

@@ -96,10 +96,14 @@ def test_the_grid_is_tried_whole_once_each_then_the_search_ends(perceptron, blob
     ]
 
 
-def test_brute_force_tries_all_once_also_when_it_is_called_again(perceptron, blobs, tmp_path):
+@pytest.mark.parametrize("pruner", ["none", "asha"])  # whose trials all begin before one ends
+def test_brute_force_tries_all_once_also_when_it_is_called_again(
+    pruner, perceptron, blobs, tmp_path
+):
     space = {"epochs": IntDistribution(1, 2), "batch_size": CategoricalDistribution((8, 16))}
     storage = f"sqlite:///{tmp_path}/search.db"
     options = {"space": space, "sampler": "brute_force", "storage": storage, "study_name": "all"}
+    options["pruner"] = pruner
     for trials in (3, 9, 9):  # cut off, whole, and called again
         result = tune(perceptron, blobs, trials=trials, **options)
         assert len(result.trials) == min(trials, 4)

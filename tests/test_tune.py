@@ -18,14 +18,14 @@ import jax
 import numpy as np
 import optuna
 import pytest
+from flax import serialization
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 import jdss
 from jdss.ledger import before_a_search, take_uncounted
 from jdss.training.problem import make_problem
-from jdss.tuning.driver import _forgive_deaths
-from jdss.tuning.objective import Order
-from jdss.tuning.study import DEATHS
+from jdss.tuning import retraining
+from jdss.tuning.study import CHECKPOINT, failure_of, open_study, release, trial_id_of
 from tests.searching import SPACE, environment, run_program, settings, tune, values
 
 
@@ -245,20 +245,27 @@ def test_a_driver_is_seen_while_it_trains_and_lets_go_of_what_was_taken_over(
     assert [trial.state.name for trial in study.get_trials()] == ["RUNNING"]
 
 
-def test_deaths_are_forgotten_where_the_checkpoint_got_further(tmp_path):
-    study = optuna.create_study()
-    trial = study.ask()
-    order = Order(0, {}, checkpoint={"path": tmp_path / "trial.msgpack"})
-    for content, forgotten in ((None, False), ("2", True), (None, False), ("4", True)):
-        trial.set_user_attr(DEATHS, 2)
-        if content is not None:
-            order.checkpoint["path"].write_text(content)
-            os.utime(order.checkpoint["path"], (0, int(content)))
-        _forgive_deaths(trial, order)
-        assert trial.user_attrs[DEATHS] == (0 if forgotten else 2)
-    trial.set_user_attr(DEATHS, 2)
-    _forgive_deaths(trial, Order(0, {}))
-    assert trial.user_attrs[DEATHS] == 2
+def test_only_deaths_since_the_checkpoint_got_further_count(tmp_path):
+    study = open_study(jdss.open_storage(None), "s", {"direction": "maximize", "sampler": "x"}, 1)
+    path = tmp_path / "trial.msgpack"
+    study.enqueue_trial({})
+    study.storage.set_trial_user_attr(trial_id_of(study, 0), CHECKPOINT, str(path))
+
+    def dies(stretches):
+        """With a checkpoint of so many stretches; whether the trial is to be run again."""
+        if stretches is not None:
+            about = json.dumps({"history": [{}] * stretches})
+            path.write_bytes(serialization.msgpack_serialize({"about": about}))
+        study.ask()  # the trial, which waits between the calls
+        return release(study, study.trials[0], killed=True)
+
+    # Written anew, but no further; damaged; further, in the very attempt that would be the last.
+    assert [dies(stretches) for stretches in (None, None, 2, 2, 3, 3)] == [True] * 6
+    path.write_bytes(b"damaged")
+    study.ask()
+    assert not release(study, study.trials[0], killed=True)
+    assert failure_of(study.trials[0]).startswith("its worker died 3 times")
+    assert not path.exists()
 
 
 def test_a_finished_search_shows_its_result_and_trains_nothing(
@@ -451,6 +458,11 @@ def test_data_loaded_before_a_search_is_on_its_ledger_once(perceptron, blobs):
         time.sleep(0.4)
     first, second = (tune(perceptron, blobs, retrain=False).ledger.seconds for _ in range(2))
     assert first["loading"] > 0.4 > second["loading"]
+    with before_a_search("loading"):
+        time.sleep(0.4)
+    with pytest.raises(ValueError, match="labels"):  # a call that is refused does not count them
+        tune(perceptron, (blobs[0], blobs[1][:-1]))
+    assert tune(perceptron, blobs, retrain=False).ledger.seconds["loading"] > 0.4
     jdss.load_dataset("digits")
     assert take_uncounted()["loading"] > 0
     make_problem("digits")  # in a search, which counts it while it is read
@@ -489,6 +501,48 @@ def test_a_saved_model_is_known_by_what_it_holds(perceptron, blobs, tmp_path):
     alone = tune(perceptron, blobs, trials=6, **{**options, "save_to": None}, **more)
     with pytest.raises(ValueError, match="by an earlier call, and not saved"):
         alone.predict(blobs[0])
+
+
+def test_what_appears_where_a_model_is_to_be_saved_is_never_removed(
+    perceptron, blobs, tmp_path, monkeypatch
+):
+    place = tmp_path / "best"
+    options = {"storage": f"sqlite:///{tmp_path}/s.db", "study_name": "s", "save_to": place}
+    original = retraining.retrain
+
+    def slowly(*arguments, **more):
+        place.mkdir()
+        (place / "thesis.txt").write_text("mine")
+        return original(*arguments, **more)
+
+    monkeypatch.setattr(retraining, "retrain", slowly)
+    with pytest.warns(RuntimeWarning, match="is there already, and is not of this search"):
+        tune(perceptron, blobs, trials=1, **options)
+    monkeypatch.setattr(retraining, "retrain", original)
+    with pytest.raises(FileExistsError, match="save_to must not exist yet"):
+        tune(perceptron, blobs, trials=1, **options)
+    assert [path.name for path in place.iterdir()] == ["thesis.txt"]
+    assert [path.name for path in tmp_path.glob("best*")] == ["best"]
+
+
+def test_a_search_knows_every_model_that_it_saved(perceptron, blobs, tmp_path):
+    """Whatever was saved, or could not be, elsewhere or in between; also behind a link."""
+    disk, place = tmp_path / "disk", tmp_path / "best"
+    disk.mkdir()
+    place.symlink_to(disk / "model")
+    options = {"storage": f"sqlite:///{tmp_path}/s.db", "study_name": "s"}
+    tune(perceptron, blobs, trials=1, save_to=place, **options)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.warns(RuntimeWarning, match="could not be saved"):
+        tune(perceptron, blobs, trials=1, save_to=tmp_path / "file" / "model", **options)
+    more = {"search": jdss.Search(enqueue=({"learning_rate": 0.3},))}
+    assert tune(perceptron, blobs, trials=6, **options, **more).retraining.saved_to is None
+    better = tune(perceptron, blobs, trials=6, save_to=place, **options, **more)
+    assert better.failure is None
+    known = tune(perceptron, blobs, trials=6, save_to=place, **options, **more)
+    np.testing.assert_array_equal(known.predict(blobs[0]), better.predict(blobs[0]))
+    assert place.is_symlink()
+    assert [path.name for path in disk.iterdir()] == ["model"]
 
 
 def test_the_winner_is_retrained_with_the_statistics_of_all_its_images(perceptron):

@@ -145,7 +145,8 @@ def check_scale(inputs: Any, prefix: str = "") -> None:
 
     They are surely images where there are three or four axes, of which two are of at least 8
     pixels, of one, three or four channels if any, and all values are in 0..255, some beyond 20.
-    Of tables whose columns are on very different scales it warns.
+    Integers without channels may be indices, as of words: of these it warns, as of tables whose
+    columns are on very different scales.
     """
     for name, leaf in named_leaves(inputs).items():
         if leaf.dtype.kind not in "fiu" or leaf.dtype == np.uint8:
@@ -158,12 +159,15 @@ def check_scale(inputs: Any, prefix: str = "") -> None:
         lows, highs = zip(*((part.min(), part.max()) for part in _in_parts(leaf)), strict=True)
         if min(lows) >= 0 and 20 < max(highs) <= 255:
             kind = "floats" if leaf.dtype.kind == "f" else "integers"
-            raise ValueError(
+            sentence = (
                 f"{prefix}{name} must be on a scale that a model learns from, but are {kind} in "
                 "0..255, as of images that were not normalised: give them as uint8, which is "
                 "normalised for you, or divide by 255 (or standardise) them; "
                 "jdss.keep_on(data, as_is=True) says that they are meant so"
             )
+            if kind == "floats" or leaf.ndim == 4:
+                raise ValueError(sentence)
+            warnings.warn(sentence, UserWarning, stacklevel=3)  # they may be indices
 
 
 def _warn_of_scales(name: str, table: np.ndarray) -> None:

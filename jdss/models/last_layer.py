@@ -48,14 +48,14 @@ def apply_last_layer(
     kind = "nnx.Linear" if holds_nnx(model) else "nn.Dense"
 
     def mark(layer: Any, call: Any, *arguments: Any, **keywords: Any) -> Any:
-        # A subclass with a call of its own may do anything to what the layer takes and gives.
-        kind: Any = type(layer) if isinstance(layer, nn.Module) else type(layer).__base__
-        if not any(
-            issubclass(kind, known) and kind.__call__ is known.__call__
-            for known in (nn.Dense, nnx.Linear)
-        ):
+        made: Any = type(layer) if isinstance(layer, nn.Module) else type(layer).__base__
+        if not issubclass(made, nn.Dense | nnx.Linear):
             return call(*arguments, **keywords)
         path: str = getattr(layer, "jdss_path", None) or "/".join(getattr(layer, "path", ()))
+        if made.__call__ not in (nn.Dense.__call__, nnx.Linear.__call__):
+            # It may do anything to what the layer takes and gives.
+            layers[f"{path} (of {made.__name__}, with a call of its own)"] = None
+            return call(*arguments, **keywords)
         layers[path] = None
         name = f"{next(_numbers)} {'with' if layer.use_bias else 'without'} bias"
         taken, *others = arguments or (keywords.pop("inputs"),)

@@ -166,8 +166,9 @@ def _check_objective(objective: Any, row: tuple[int, ...]) -> None:
         _checks.check_ndim("objective.logits", logits, 2, "[m, c]")
         _checks.check_ndim("objective.inputs", inputs, 2, "[m, d]")
         _checks.check_same_length(**{"objective.logits": logits, "objective.inputs": inputs})
-        if objective.loss == CROSS_ENTROPY:  # one output may tell two classes apart by another
-            _checks.check_labels(labels, num_examples=len(logits), num_classes=logits.shape[1])
+        if objective.loss.classes:  # other losses may tell many classes apart by one output
+            classes = logits.shape[1] if objective.loss == CROSS_ENTROPY else 2**31 - 1
+            _checks.check_labels(labels, num_examples=len(logits), num_classes=classes)
         _checks.check_same_length(**{"objective.logits": logits, "objective.labels": labels})
         _checks.check_finite("objective", objective)
         shape: tuple[int, ...] = (logits.shape[1], inputs.shape[1])

@@ -81,9 +81,9 @@ def fit(
     _checks.check_seed(seed)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be a function, got {type(callback).__name__}")
-    columns = getattr(initial, "columns", None)
     if getattr(initial, "state", ...) is None:  # a retraining of an earlier call
         initial = initial.trained
+    columns = getattr(initial, "columns", None)
     initial = getattr(getattr(initial, "state", initial), "variables", initial)
     if not isinstance(initial, Mapping | None):
         raise TypeError(

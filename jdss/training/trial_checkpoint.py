@@ -106,7 +106,17 @@ class TrialCheckpoint:
         sentence = f"the checkpoint {self.path} cannot be {done} ({error}): {then}"
         warnings.warn(sentence, RuntimeWarning, stacklevel=4)
 
-    def remove(self) -> None:
-        """Removes the file of a trial that is finished."""
-        with suppress(OSError):  # nobody needs it, and the result is safe
-            self.path.unlink(missing_ok=True)
+
+def stretches_in(path: Path) -> int:
+    """How many stretches of training a checkpoint has behind it; 0 where none can be read."""
+    try:
+        saved = serialization.msgpack_restore(path.read_bytes())
+        return len(json.loads(saved["about"])["history"])
+    except Exception:  # whatever a damaged file brings about
+        return 0
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Removes the file of a trial that is finished."""
+    with suppress(OSError):  # nobody needs it, and the result is safe
+        path.unlink(missing_ok=True)

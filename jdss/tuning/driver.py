@@ -24,8 +24,7 @@ from jdss.tuning.objective import Attempt, Died, Objective, Order, Outcome, note
 from jdss.tuning.sampling import Cohorts, Grid, Samplers
 from jdss.tuning.storage import StorageError, explained
 from jdss.tuning.study import (
-    CHECKPOINTED,
-    DEATHS,
+    CHECKPOINT,
     WORKER,
     Lease,
     SearchStudy,
@@ -106,8 +105,6 @@ class Driver:
         """
         search = self.objective.search
         end = time.monotonic() + (search.timeout or math.inf)
-        with explained(self.place):
-            self._ask_whether_all_is_tried()
         try:
             while True:
                 with self.ledger.measure("other"), explained(self.place):
@@ -142,19 +139,23 @@ class Driver:
 
     def attainable(self, trials: Sequence[FrozenTrial]) -> int:
         """How many trials there are: no more than points on a grid, besides those enqueued."""
-        sampler = self.study.sampler
-        if not isinstance(sampler, Grid):
-            return self.trials
-        return min(
-            self.trials, sampler.size + sum("fixed_params" in t.system_attrs for t in trials)
-        )
+        sampler, there = self.study.sampler, math.inf
+        if isinstance(sampler, Grid):
+            there = sampler.size + sum("fixed_params" in t.system_attrs for t in trials)
+        elif isinstance(sampler, BruteForceSampler) and self._all_is_tried(sampler, trials):
+            there = len(finished_trials(trials)) + sum(not t.state.is_finished() for t in trials)
+        return int(min(self.trials, there))
 
-    def _ask_whether_all_is_tried(self) -> None:
-        """Optuna's brute force ends a search after its last trial, and never later."""
-        finished = finished_trials(self.study.get_trials(deepcopy=False))
-        if finished and isinstance(self.study.sampler, BruteForceSampler):
-            last = finished[-1]
-            self.study.sampler.after_trial(self.study, last, last.state, last.values)
+    def _all_is_tried(self, sampler: BruteForceSampler, trials: Sequence[FrozenTrial]) -> bool:
+        """Whether brute force has no point left: what Optuna asks after a trial, and then stops."""
+        drawn = [t for t in trials if t.params and t.state != TrialState.WAITING]
+        if not drawn:
+            return False
+        last = drawn[-1]
+        before, self.study.stopped = self.study.stopped, False
+        sampler.after_trial(self.study, last, last.state, last.values)
+        found, self.study.stopped = self.study.stopped, before
+        return found
 
     def _next(self, trials: Sequence[FrozenTrial], is_over: bool) -> int | None:
         """The trial that waits longest, or a new one; None if none may begin now.
@@ -217,7 +218,8 @@ class Driver:
             trial = self.study.ask()
         self._cut_off.discard(number)
         order = self.objective.order(trial, self.study)
-        _forgive_deaths(trial, order)
+        if order.checkpoint is not None:
+            trial.set_user_attr(CHECKPOINT, str(order.checkpoint["path"]))
         trial.set_user_attr(WORKER, dict(pool.start(slot, order)))
         self._running[slot] = _Running(trial, reported)
 
@@ -263,12 +265,3 @@ class Driver:
             return number
         self._cut_off.add(number)
         return None
-
-
-def _forgive_deaths(trial: optuna.Trial, order: Order) -> None:
-    """Forgets the deaths of a trial that has got further since, by its checkpoint."""
-    with suppress(OSError, TypeError):  # there is no file, or is to be none
-        saved = order.checkpoint["path"].stat().st_mtime  # type: ignore[index]
-        if saved != trial.user_attrs.get(CHECKPOINTED):
-            trial.set_user_attr(CHECKPOINTED, saved)
-            trial.set_user_attr(DEATHS, 0)

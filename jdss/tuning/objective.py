@@ -29,7 +29,7 @@ from jdss.training.problem import Data, Examined
 from jdss.training.proxy import with_importance
 from jdss.training.schedule import make_plan
 from jdss.training.trial import FitResult, Rung, Training, train
-from jdss.training.trial_checkpoint import TrialCheckpoint
+from jdss.training.trial_checkpoint import TrialCheckpoint, remove_checkpoint
 from jdss.tuning.sampling import rungs
 from jdss.tuning.space import Space, check_space, default_space, stored_value, suggest
 from jdss.tuning.study import FAILURE, HYPERPARAMETERS, LEDGER, SEARCH, SELECTIONS, SHARE
@@ -216,7 +216,7 @@ def attempt(objective: Objective, order: Order, **watching: Any) -> Attempt:
     running.close()
     if checkpoint is not None:
         outcome.ledger.add(checkpoint.past)
-        checkpoint.remove()
+        remove_checkpoint(checkpoint.path)
     yield outcome
 
 

@@ -23,7 +23,7 @@ from jdss.training.problem import Problem, check_like
 from jdss.training.schedule import make_schedule
 from jdss.training.state import TrainState
 from jdss.training.trial import FitResult
-from jdss.training.trial_checkpoint import TrialCheckpoint
+from jdss.training.trial_checkpoint import TrialCheckpoint, remove_checkpoint
 from jdss.tuning.objective import Objective, checkpoint_for
 from jdss.tuning.space import stored_value
 from jdss.tuning.study import RETRAINING, SearchStudy
@@ -84,17 +84,13 @@ def retrain_and_save(
     given = checkpoint_for(objective.search, study, "retraining", identity)
     checkpoint = None if given is None else TrialCheckpoint(**given)
     retraining, failure = None, None
-    note: dict[str, Any] = {**about, "saved_to": None, "digest": None}
+    note: dict[str, Any] = {**about, "saved_to": None, "saved": _saved(study)}
     try:
         retraining = retrain(objective, values, test, checkpoint, progress=progress)
         note |= {name: getattr(retraining, name) for name in ("test_accuracy", "test_score")}
         note["ledger"] = retraining.ledger.as_dict()
         if save_to is not None:
-            is_own = is_place_of(study, save_to)
-            note["saved_to"] = os.path.abspath(save_to)  # before it is there: whose it is
-            _set_note(study, note)
-            _save(retraining, save_to, anew=is_own)
-            note["digest"] = digest_of(save_to)
+            _save(retraining, study, note, os.path.realpath(save_to))
     except TrainingDivergedError as error:
         failure = f"retraining on everything diverged: {error}"
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -109,8 +105,9 @@ def retrain_and_save(
         warnings.warn(failure, RuntimeWarning, stacklevel=3)
     elif retraining is not None:
         _set_note(study, note)
+    # A model that could not be saved is trained again from its checkpoint.
     if checkpoint is not None and (retraining is None or failure is None):
-        checkpoint.remove()  # one that could not be saved is trained again from there
+        remove_checkpoint(checkpoint.path)
     return retraining, failure
 
 
@@ -119,22 +116,38 @@ def _set_note(study: SearchStudy, note: Mapping[str, Any]) -> None:
         study.set_user_attr(RETRAINING, dict(note))
 
 
-def _save(retraining: Retraining, place: str | os.PathLike[str], *, anew: bool) -> None:
-    """Saves a model, in the `place` of an earlier one of this search as soon as it is whole."""
-    if not (anew and os.path.exists(place)):
-        retraining.save(place)
-        return
-    new = retraining.save(f"{os.fspath(place)}.{uuid.uuid4().hex}")
-    shutil.rmtree(place)
-    new.rename(place)
+def _save(retraining: Retraining, study: SearchStudy, note: dict[str, Any], place: str) -> None:
+    """Saves a model whole, in place of an earlier one of this search; notes first whose it is."""
+    new, old = (f"{place}.{uuid.uuid4().hex}" for _ in range(2))
+    try:
+        retraining.save(new)
+        note |= {"saved_to": place, "saved": [*note["saved"], [place, digest_of(new)]]}
+        is_there = os.path.lexists(place)
+        if is_there and not is_place_of(study, place):
+            raise FileExistsError("it is there already, and is not of this search")
+        _set_note(study, note)
+        if is_there:
+            os.rename(place, old)
+        try:
+            os.rename(new, place)
+        except OSError:
+            if is_there:
+                os.rename(old, place)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def is_place_of(study: SearchStudy, place: str | os.PathLike[str]) -> bool:
-    """Whether a model that lies there is one that this search has saved."""
-    kept = study.user_attrs.get(RETRAINING)
-    if not kept or kept["saved_to"] != os.path.abspath(place):
-        return False
-    return kept.get("digest") in (None, digest_of(place))  # None: cut off before it was noted
+    """Whether what lies there is a model that this search has saved."""
+    return [os.path.realpath(place), digest_of(place)] in _saved(study)
+
+
+def _saved(study: SearchStudy) -> list[list[str]]:
+    """Every place where this search has saved a model, with the model's digest."""
+    found: list[list[str]] = (study.user_attrs.get(RETRAINING) or {}).get("saved", [])
+    return found
 
 
 def known_retraining(
@@ -148,9 +161,9 @@ def known_retraining(
     if not kept or any(kept[name] != value for name, value in about.items()):
         return None
     saved_to = kept["saved_to"]
-    if saved_to is not None and digest_of(saved_to) != (kept.get("digest") or "cut off"):
-        saved_to = None  # removed, another's, or not whole
-    if save_to is not None and saved_to != os.path.abspath(save_to):
+    if saved_to is not None and [[saved_to, digest_of(saved_to)]] != _saved(study)[-1:]:
+        saved_to = None  # removed, another's, or cut off before it was there
+    if save_to is not None and saved_to != os.path.realpath(save_to):
         return None
     ledger = Ledger()
     ledger.add(kept["ledger"])

@@ -13,12 +13,14 @@ import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from jdss.models.calling import without_addresses
+from jdss.training.trial_checkpoint import remove_checkpoint, stretches_in
 from jdss.tuning.storage import StorageError
 
 # Attributes of a study: what is searched, and how; which process runs it; what came of retraining.
@@ -29,8 +31,8 @@ SEARCH, DRIVER, RETRAINING = "jdss:search", "jdss:driver", "jdss:retraining"
 WORKER, DEATHS, FAILURE = "jdss:worker", "jdss:deaths", "jdss:failure"
 HYPERPARAMETERS, LEDGER, SELECTIONS = "jdss:hyperparameters", "jdss:ledger", "jdss:selections"
 SHARE = "jdss:share"
-# When its checkpoint was written that it went on from.
-CHECKPOINTED = "jdss:checkpointed"
+# Where its checkpoint is, and how far that had got when its process last died.
+CHECKPOINT, CHECKPOINTED = "jdss:checkpoint", "jdss:checkpointed"
 
 MOST_DEATHS = 3
 """How many processes a trial may take with it."""
@@ -180,6 +182,7 @@ class Lease:
         self._me = {**this_process(), "since": since, "token": uuid.uuid4().hex}
         self._held.add(self._me["token"])
         self._released = threading.Event()
+        self._lost: StudyInUseError | None = None
         self._write()
         # Whatever this process is at: a stretch of training may take longer than others wait.
         self._thread = threading.Thread(target=self._renew, name="jdss-lease", daemon=True)
@@ -190,10 +193,16 @@ class Lease:
             try:
                 self.check()
                 self._write()
-            except StudyInUseError:
-                return  # the driver's own next look ends it
+            except StudyInUseError as error:
+                self._lost = error
+                return
             except Exception:  # a storage that is away may come back
                 continue
+
+    def check_last_seen(self) -> None:
+        """As `check`, by what the thread saw last: a storage may be away while a trial trains."""
+        if self._lost is not None:
+            raise self._lost
 
     def check(self) -> None:
         """Raises `StudyInUseError` where another process has taken the study over."""
@@ -298,10 +307,15 @@ def release_running(study: SearchStudy, dead: Mapping[str, Any] | None = None) -
 def release(study: SearchStudy, trial: FrozenTrial, *, killed: bool) -> bool:
     """Lets a trial wait to be run again, and returns whether it does.
 
-    One whose process died `MOST_DEATHS` times has failed instead: it would kill the next, too.
+    One whose process died `MOST_DEATHS` times, and got no further by its checkpoint, has failed
+    instead: it would kill the next, too.
     """
     storage, trial_id = study.storage, trial_id_of(study, trial.number)
-    deaths = trial.user_attrs.get(DEATHS, 0) + killed
+    known = trial.user_attrs
+    deaths, place = known.get(DEATHS, 0) + killed, known.get(CHECKPOINT)
+    if killed and place and (got := stretches_in(Path(place))) > known.get(CHECKPOINTED, 0):
+        deaths = 1
+        storage.set_trial_user_attr(trial_id, CHECKPOINTED, got)
     if deaths < MOST_DEATHS:
         storage.set_trial_user_attr(trial_id, DEATHS, deaths)
         storage.set_trial_state_values(trial_id, TrialState.WAITING)
@@ -309,6 +323,8 @@ def release(study: SearchStudy, trial: FrozenTrial, *, killed: bool) -> bool:
     reason = f"its worker died {deaths} times without saying why, as it does when memory runs out"
     storage.set_trial_user_attr(trial_id, FAILURE, reason)
     study.tell(trial.number, state=TrialState.FAIL)
+    if place:
+        remove_checkpoint(Path(place))
     return False
 
 

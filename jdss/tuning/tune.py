@@ -149,7 +149,6 @@ def tune(
     _check_save_to(save_to, opened, name)
 
     ledger = Ledger()
-    ledger.add({"seconds": take_uncounted()})
     with ledger.measure("loading"):
         placed = data if isinstance(data, Placed) else Placed(data)
         if isinstance(placed.data, str):
@@ -164,6 +163,7 @@ def tune(
         objective = Objective(training, model, space, seed, search)
         described = _describe(objective, task)
     with _driving(opened, name, described, objective, trials, storage) as driver:
+        ledger.add({"seconds": take_uncounted()})  # now that nothing is refused any more
         study = driver.study
         with explained(storage):
             for values in enqueue:  # each once, however often a search is resumed
@@ -185,6 +185,7 @@ def tune(
         compiling = retraining.ledger.seconds["compiling"]
         ledger.seconds["compiling"] += compiling
         ledger.seconds["retraining"] += retraining.ledger.total_seconds - compiling
+    take_uncounted()  # what trials loaded is on their own ledgers
     assert best.value is not None
     return TuneResult(
         values, float(best.value), finished, retraining, failure, ledger, study, described
@@ -268,8 +269,7 @@ def _run(driver: Driver, workers: Workers, *, progress: bool) -> None:
             def on_epoch(entry: Mapping[str, Any]) -> None:
                 done, epochs = entry["epoch"], entry["epochs"]
                 inner.advance(done, epochs, phase=entry["phase"], loss=entry["loss"])
-                with explained(driver.place):
-                    driver.lease.check()
+                driver.lease.check_last_seen()
 
             ahead = stack.enter_context(closing(Ahead(batch_sizes_of(objective.space))))
             slots, search = 1, objective.search
