@@ -6,6 +6,9 @@ of subset. What is asked of a subset is not a good model, but that the configura
 on it is one of the best on all the data. This is what the method lives on, and unlike a search it
 does not depend on what TPE happened to draw.
 
+With `--condition label_noise` or `imbalance` (MNIST) the training data is made worse, as in
+`experiments.robustness`; validation and test sets stay as they are.
+
 Two ways show what the answers are worth. Full training is done twice, with different seeds: how
 well it agrees with itself is about the most that can be hoped for; everything else is compared with
 the mean of their validation accuracies. "cut short" is what a sceptic would do instead: training on
@@ -28,6 +31,7 @@ from experiments import cifar10, figures, mnist, trainings
 from experiments.comparison import DATASETS
 from experiments.recipe import Recipe
 from experiments.results import Result, read_results
+from experiments.robustness import CORRUPTION, corrupt
 from experiments.tables import Table, percent
 from experiments.trainings import BASIC, FULL, Way, subsets
 from jdss.training.hyperparameters import absolute_learning_rate
@@ -71,6 +75,7 @@ def train_all(
     run: trainings.Run,
     *,
     dataset: Literal["mnist", "cifar10"] = "mnist",
+    condition: Literal["clean", "label_noise", "imbalance"] = "clean",
     fractions: tuple[float, ...] = (0.05,),
     ways: tuple[str, ...] = (),
 ) -> Path:
@@ -78,9 +83,17 @@ def train_all(
     recipe, known = RECIPES[dataset], ways_at(fractions)
     scale = recipe.scales[run.scale]
     plan = configurations(recipe, run.scale)
-    problem, test = trainings.split(run.load(recipe), recipe.augmentation)
-    out = run.place(f"rank-fidelity-{dataset}")
+    if condition == "clean":
+        problem, test = trainings.split(run.load(recipe), recipe.augmentation)
+    elif dataset == "mnist":
+        made = corrupt(run.load(), condition, seed=0)
+        problem, test = made.problem, made.test
+    else:
+        raise ValueError(f"condition must be 'clean' for {dataset}, got {condition!r}")
+    out = run.place(f"rank-fidelity-{dataset}{'' if condition == 'clean' else f'-{condition}'}")
     about = run.about(problem, test, scale.budget, recipe=recipe)
+    if condition != "clean":
+        about["dataset"] |= {"condition": condition, "corruption": CORRUPTION[condition]}
     for name in ways or known:
         seed = 1 if name == AGAIN.name else 0
         settings = {**about, "seeds": {"configurations": 0, "split": 0, "training": seed}}
@@ -210,7 +223,8 @@ def table(results: Sequence[Result]) -> Table:
     trains, found = compare(results)
     result = found[0]["result"]
     scale = result["scale"]
-    data = DATASETS[result["dataset"]["name"]]
+    condition = result["dataset"].get("condition", "").replace("_", " ")
+    data = DATASETS[result["dataset"]["name"]] + (f" ({condition})" if condition else "")
 
     def text(interval: Interval | None, form: str = "{:.2f}", factor: float = 1.0) -> str:
         return "" if interval is None else interval.shown(form, factor)
