@@ -21,7 +21,7 @@ from typing import Any
 import jax
 
 import jdss
-from jdss._secrets import hide_passwords
+from jdss._texts import hide_passwords
 
 RESULTS = Path(__file__).parent / "results"
 """The committed ones."""

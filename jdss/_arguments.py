@@ -22,7 +22,7 @@ from flax import nnx
 from optuna.distributions import BaseDistribution, json_to_distribution
 
 import jdss
-from jdss._secrets import hide_passwords
+from jdss._texts import hide_passwords
 from jdss.data.datasets import DATASETS, is_prepared
 from jdss.data.labels import encode_labels
 from jdss.ledger import before_a_search

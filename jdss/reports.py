@@ -19,7 +19,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from jdss._secrets import hide_passwords
+from jdss._texts import hide_passwords
 from jdss.tuning.storage import open_storage
 from jdss.tuning.study import RETRAINING, SEARCH, describe_trial
 

@@ -10,7 +10,6 @@ Modules are of linen; one of NNX is inside of such a one (see `jdss.models.nnx_m
 """
 
 import inspect
-import re
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import Any
@@ -43,16 +42,6 @@ def holds_nnx(model: Any) -> bool:
 def class_name(model: Any) -> str:
     """What people call the model."""
     return model.class_name if holds_nnx(model) else type(model).__name__
-
-
-def without_addresses(text: str) -> str:
-    """A text without places in memory, which each process has anew.
-
-    Example:
-      >>> without_addresses("Net(act=<function relu at 0x7f3a5c0>)")
-      'Net(act=<function relu>)'
-    """
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
 def init_model(model: nn.Module, key: jax.Array, inputs: Any) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from flax import linen as nn
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
-from jdss.models.calling import MODES, call_arguments, remade, without_addresses
+from jdss._texts import without_addresses
+from jdss.models.calling import MODES, call_arguments, remade
 from jdss.models.layers import make_hookable
 
 

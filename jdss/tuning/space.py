@@ -14,7 +14,7 @@ from optuna.distributions import (
 )
 
 from jdss import _checks
-from jdss.models.calling import without_addresses
+from jdss._texts import without_addresses
 from jdss.training.hyperparameters import (
     LARGEST_LEARNING_RATES,
     NAMES,

@@ -16,7 +16,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
-from jdss._secrets import hide_passwords
+from jdss._texts import hide_passwords
 
 _JOURNAL = "journal://"
 _KINDS = "'sqlite:///search.db', 'journal:///search.log' or 'postgresql://user@host/database'"

@@ -19,8 +19,7 @@ from typing import Any, ClassVar
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from jdss.models.calling import without_addresses
-from jdss.training.trial_checkpoint import remove_checkpoint, stretches_in
+from jdss._texts import without_addresses
 from jdss.tuning.storage import StorageError
 
 # Attributes of a study: what is searched, and how; which process runs it; what came of retraining.
@@ -310,6 +309,8 @@ def release(study: SearchStudy, trial: FrozenTrial, *, killed: bool) -> bool:
     One whose process died `MOST_DEATHS` times, and got no further by its checkpoint, has failed
     instead: it would kill the next, too.
     """
+    from jdss.training.trial_checkpoint import remove_checkpoint, stretches_in  # reports need none
+
     storage, trial_id = study.storage, trial_id_of(study, trial.number)
     known = trial.user_attrs
     deaths, place = known.get(DEATHS, 0) + killed, known.get(CHECKPOINT)
