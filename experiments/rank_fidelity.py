@@ -209,7 +209,9 @@ def compare(results: Sequence[Result]) -> tuple[np.ndarray, list[dict[str, Any]]
             "order": (way != "full", strategy["fraction"], -(spearman or [0])[0]),
         }
         # What it is to be better than, of its fraction.
-        rivals = {"over_random": f"uniform-{fraction}", "over_cut_short": f"cut_short-{fraction}"}
+        random = f"uniform-{fraction}"
+        random = random if random in accuracy else f"uniform-fresh-{fraction}"
+        rivals = {"over_random": random, "over_cut_short": f"cut_short-{fraction}"}
         for name, rival in rivals.items():
             itself = strategy["name"] == "uniform" and name == "over_random"
             if rival in accuracy and not itself and not way.startswith("cut_short"):

@@ -71,7 +71,7 @@ def table(directory: str) -> Table:
 def benchmark(file: str, *keys: str) -> Table:
     """What a benchmark's file holds: the rows of a section, or a row for each case."""
     content = json.loads((RESULTS / "benchmarks" / f"{file}.json").read_text())
-    if file in ("search", "search-before"):
+    if file in ("search", "search-before", "search-one-core"):
         return search.table(content)
     if file == "versions":
         frame = pd.DataFrame(content["rows"])
