@@ -543,6 +543,17 @@ def test_a_search_knows_every_model_that_it_saved(perceptron, blobs, tmp_path):
     np.testing.assert_array_equal(known.predict(blobs[0]), better.predict(blobs[0]))
     assert place.is_symlink()
     assert [path.name for path in disk.iterdir()] == ["model"]
+    # One winner in two places is known in both, and trained for each once.
+    tune(perceptron, blobs, trials=6, save_to=tmp_path / "other", **options, **more)
+    for where in (place, tmp_path / "other"):
+        known = tune(perceptron, blobs, trials=6, save_to=where, **options, **more)
+        assert known.retraining.state is None
+    # What its user has put beside a model is not removed with it.
+    (place / "notes.txt").write_text("mine")
+    options["test"] = blobs  # which asks for a retraining
+    with pytest.warns(RuntimeWarning, match="is not of this search alone"):
+        tune(perceptron, blobs, trials=6, save_to=place, **options, **more)
+    assert (place / "notes.txt").read_text() == "mine"
 
 
 def test_the_winner_is_retrained_with_the_statistics_of_all_its_images(perceptron):

@@ -26,6 +26,8 @@ from jdss.training.forward import compute_outputs
 from jdss.training.state import TrainState
 
 _ARRAYS, _ARCHITECTURE = "arrays.msgpack", "architecture.pkl"
+SAVED_FILES = {_ARRAYS, _ARCHITECTURE}
+"""What the directory of a saved model holds."""
 
 
 @dataclass(frozen=True, repr=False)

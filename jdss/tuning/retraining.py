@@ -16,7 +16,7 @@ from jdss import _checks
 from jdss.data.examples import Examples, HostExamples, store
 from jdss.ledger import Ledger
 from jdss.progress import progress_bar
-from jdss.training.checkpoint import TrainedModel, digest_of, load
+from jdss.training.checkpoint import SAVED_FILES, TrainedModel, digest_of, load
 from jdss.training.failures import TrainingDivergedError, is_out_of_memory, shortage
 from jdss.training.metrics import measure
 from jdss.training.problem import Problem, check_like
@@ -85,6 +85,7 @@ def retrain_and_save(
     checkpoint = None if given is None else TrialCheckpoint(**given)
     retraining, failure = None, None
     note: dict[str, Any] = {**about, "saved_to": None, "saved": _saved(study)}
+    note["alike"] = _saved(study, "alike") if _is_of(study, about) else []
     try:
         retraining = retrain(objective, values, test, checkpoint, progress=progress)
         note |= {name: getattr(retraining, name) for name in ("test_accuracy", "test_score")}
@@ -121,10 +122,11 @@ def _save(retraining: Retraining, study: SearchStudy, note: dict[str, Any], plac
     new, old = (f"{place}.{uuid.uuid4().hex}" for _ in range(2))
     try:
         retraining.save(new)
-        note |= {"saved_to": place, "saved": [*note["saved"], [place, digest_of(new)]]}
+        note["saved_to"], model = place, [place, digest_of(new)]
+        note |= {kind: [*note[kind], model] for kind in ("saved", "alike")}
         is_there = os.path.lexists(place)
-        if is_there and not is_place_of(study, place):
-            raise FileExistsError("it is there already, and is not of this search")
+        if is_there and not (is_place_of(study, place) and set(os.listdir(place)) <= SAVED_FILES):
+            raise FileExistsError("it is there already, and is not of this search alone")
         _set_note(study, note)
         if is_there:
             os.rename(place, old)
@@ -144,10 +146,16 @@ def is_place_of(study: SearchStudy, place: str | os.PathLike[str]) -> bool:
     return [os.path.realpath(place), digest_of(place)] in _saved(study)
 
 
-def _saved(study: SearchStudy) -> list[list[str]]:
-    """Every place where this search has saved a model, with the model's digest."""
-    found: list[list[str]] = (study.user_attrs.get(RETRAINING) or {}).get("saved", [])
+def _saved(study: SearchStudy, kind: str = "saved") -> list[list[str]]:
+    """Every place where this search has saved a model, or an "alike" one, with its digest."""
+    found: list[list[str]] = (study.user_attrs.get(RETRAINING) or {}).get(kind, [])
     return found
+
+
+def _is_of(study: SearchStudy, about: Mapping[str, Any]) -> bool:
+    """Whether the last retraining was of these hyper-parameters, and tested on this test set."""
+    kept = study.user_attrs.get(RETRAINING)
+    return kept is not None and all(kept[name] == value for name, value in about.items())
 
 
 def known_retraining(
@@ -158,13 +166,13 @@ def known_retraining(
     A model that is to be saved must be there already, where that call saved it.
     """
     kept = study.user_attrs.get(RETRAINING)
-    if not kept or any(kept[name] != value for name, value in about.items()):
+    if not kept or not _is_of(study, about):
         return None
-    saved_to = kept["saved_to"]
-    if saved_to is not None and [[saved_to, digest_of(saved_to)]] != _saved(study)[-1:]:
+    saved_to = kept["saved_to"] if save_to is None else os.path.realpath(save_to)
+    if saved_to is not None and [saved_to, digest_of(saved_to)] not in _saved(study, "alike"):
+        if save_to is not None:
+            return None
         saved_to = None  # removed, another's, or cut off before it was there
-    if save_to is not None and saved_to != os.path.realpath(save_to):
-        return None
     ledger = Ledger()
     ledger.add(kept["ledger"])
     scores = {name: kept[name] for name in ("test_accuracy", "test_score")}
