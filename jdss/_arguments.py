@@ -33,21 +33,26 @@ _KINDS = {"float": "Float", "int": "Int", "categorical": "Categorical"}
 
 def space(given: Any) -> Any:
     """A search space, read where it is a file: distributions by name."""
-    if isinstance(given, Mapping):
-        return {
-            name: one if isinstance(one, BaseDistribution) else distribution(name, one)
-            for name, one in given.items()
-        }
-    if not isinstance(given, str) or not given.endswith((".json", ".toml")):
+    if isinstance(given, str) and given.endswith((".json", ".toml")):
+        given = _read_space(given)
+    if not isinstance(given, Mapping):
         return given
+    return {
+        name: one if isinstance(one, BaseDistribution) else distribution(name, one)
+        for name, one in given.items()
+    }
+
+
+def _read_space(given: str) -> dict[str, Any]:
+    """What a file says of a space."""
     text = Path(given).read_text(encoding="utf-8")
     try:
-        described = tomllib.loads(text) if given.endswith(".toml") else json.loads(text)
+        described: Any = tomllib.loads(text) if given.endswith(".toml") else json.loads(text)
     except ValueError as error:
         raise ValueError(f"--space {given} cannot be read: {error}") from None
     if not isinstance(described, dict):
         raise ValueError(f"--space must map names to distributions, got {described!r}")
-    return {name: distribution(name, one) for name, one in described.items()}
+    return described
 
 
 def distribution(name: str, described: Any) -> BaseDistribution:

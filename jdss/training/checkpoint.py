@@ -138,7 +138,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def is_saved(path: str | os.PathLike[str]) -> bool:
     """Whether there is a model to load."""
-    return all((Path(path) / name).is_file() for name in (_ARRAYS, _ARCHITECTURE))
+    return all((Path(path) / name).is_file() for name in SAVED_FILES)
 
 
 def digest_of(path: str | os.PathLike[str]) -> str | None:

@@ -90,7 +90,9 @@ def retrain_and_save(
         retraining = retrain(objective, values, test, checkpoint, progress=progress)
         note |= {name: getattr(retraining, name) for name in ("test_accuracy", "test_score")}
         note["ledger"] = retraining.ledger.as_dict()
-        if save_to is not None:
+        if save_to is None:
+            _set_note(study, note)
+        else:
             _save(retraining, study, note, os.path.realpath(save_to))
     except TrainingDivergedError as error:
         failure = f"retraining on everything diverged: {error}"
@@ -104,8 +106,6 @@ def retrain_and_save(
         failure = f"the retrained model could not be saved in {os.fspath(save_to or '')}: {error}"
     if failure is not None:
         warnings.warn(failure, RuntimeWarning, stacklevel=3)
-    elif retraining is not None:
-        _set_note(study, note)
     # A model that could not be saved is trained again from its checkpoint.
     if checkpoint is not None and (retraining is None or failure is None):
         remove_checkpoint(checkpoint.path)
