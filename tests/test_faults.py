@@ -283,7 +283,8 @@ def test_a_trial_goes_on_from_its_checkpoint_to_the_same_result(
         """
     )
     assert run_program(program, check=False).returncode == -signal.SIGKILL
-    assert [path.name for path in (tmp_path / "saved").iterdir()] == ["cut-0.msgpack"]
+    (path,) = (tmp_path / "saved").iterdir()
+    assert re.fullmatch(r"cut-[0-9a-f]{8}-0\.msgpack", path.name)
 
     train_on_subset, calls = count_stretches(None, None)
     monkeypatch.setattr("jdss.training.trial.train_on_subset", train_on_subset)
@@ -309,12 +310,36 @@ def test_retraining_goes_on_from_its_checkpoint(perceptron, blobs, tmp_path, mon
     monkeypatch.setattr("jdss.training.trial.train_on_subset", train_on_subset)
     with pytest.raises(KeyboardInterrupt):
         tune(perceptron, blobs, test=blobs, **options, **saved)
-    assert [path.name for path in (tmp_path / "saved").iterdir()] == ["s-retraining.msgpack"]
+    (path,) = (tmp_path / "saved").iterdir()
+    assert re.fullmatch(r"s-[0-9a-f]{8}-retraining\.msgpack", path.name)
     result = tune(perceptron, blobs, test=blobs, **options, **saved)
     assert len(calls) == 12 + 5 + 8
     assert list((tmp_path / "saved").iterdir()) == []
     whole = tune(perceptron, blobs, test=blobs, **options)
     assert result.retraining.test_accuracy == whole.retraining.test_accuracy
+
+
+def test_searches_of_one_name_have_checkpoints_of_their_own(
+    perceptron, blobs, tmp_path, monkeypatch
+):
+    options = {"trials": 1, "selection": "full", "space": LONG, "retrain": False}
+    saved = {"study_name": "s", "checkpoints": tmp_path / "saved", "checkpoint_every": 0.0}
+    first = {**options, **saved, "storage": f"{tmp_path}/first.log"}
+
+    def stop():
+        raise KeyboardInterrupt
+
+    train_on_subset, _ = count_stretches(6, stop)
+    monkeypatch.setattr("jdss.training.trial.train_on_subset", train_on_subset)
+    with pytest.raises(KeyboardInterrupt):
+        tune(perceptron, blobs, **first)
+    (path,) = (tmp_path / "saved").iterdir()
+    tune(perceptron, blobs, seed=1, storage=f"{tmp_path}/second.log", **options, **saved)
+    assert [*(tmp_path / "saved").iterdir()] == [path]
+    train_on_subset, calls = count_stretches(None, None)
+    monkeypatch.setattr("jdss.training.trial.train_on_subset", train_on_subset)
+    tune(perceptron, blobs, **first)
+    assert len(calls) == 12 - 5
 
 
 def train(checkpoint, problem, perceptron, on_epoch=lambda entry: None):

@@ -40,11 +40,13 @@ def value_and_gradients(convolve, images, kernel):
 
 
 def lowered_text(platform, images, kernel, **options):
-    """The program of a convolution and its gradients, lowered for a platform."""
-    options = {"dimension_numbers": CHANNELS_LAST, **options}
-    padding = ((1, 1), (1, 1))
-    convolve = partial(conv_general_dilated, window_strides=(1, 1), padding=padding, **options)
-    traced = jax.jit(partial(value_and_gradients, convolve)).trace(images, kernel)
+    """The program of a convolution and its gradients, traced and lowered for a platform."""
+    options = {"dimension_numbers": CHANNELS_LAST, "padding": ((1, 1), (1, 1)), **options}
+    convolve = partial(conv_general_dilated, window_strides=(1, 1), **options)
+    backend = "cpu" if platform == "cpu" else "gpu"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(jax, "default_backend", lambda: backend)
+        traced = jax.jit(partial(value_and_gradients, convolve)).trace(images, kernel)
     return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
@@ -128,15 +130,12 @@ def test_pooled_convolution_equals_flaxs_pooling_of_xlas_convolution(
 
 
 def test_pooled_convolutions_elsewhere_are_xlas_own():
-    options = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": CHANNELS_LAST}
-    traced = jax.jit(partial(max_pooled_convolution, **options)).trace(
-        normal(2, 8, 8, 3), normal(3, 3, 3, 6)
-    )
     on_cpu, on_gpu = (
-        traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "cuda")
+        lowered_text(platform, normal(2, 8, 8, 3), normal(3, 3, 3, 6), padding="SAME", pooled=True)
+        for platform in ("cpu", "cuda")
     )
     assert on_cpu.count("stablehlo.convolution") == 0
-    assert on_gpu.count("stablehlo.convolution") == 1
+    assert on_gpu.count("stablehlo.convolution") == 3  # one forward, two gradients
 
 
 @pytest.mark.parametrize(

@@ -37,11 +37,11 @@ _Pads = Sequence[tuple[int, int]]
 
 
 class _Way(NamedTuple):
-    """How a convolution is to be computed, by whichever method."""
+    """How a convolution is to be computed, by whichever method; static."""
 
-    strides: Sequence[int]
-    pads: _Pads
-    outputs: Sequence[int]  # rows and columns, before pooling
+    strides: tuple[int, ...]
+    pads: tuple[tuple[int, int], ...]
+    outputs: tuple[int, ...]  # rows and columns, before pooling
     precision: Any
     pooled: bool
 
@@ -55,31 +55,33 @@ def conv_general_dilated(
     pooled: bool = False,
     **more: Any,
 ) -> jax.Array:
-    """`lax.conv_general_dilated`, as patches × matrix where it is lowered for the CPU.
+    """`lax.conv_general_dilated`, as patches × matrix where JAX computes on the CPU.
 
     A drop-in for `flax.linen.Conv` of images, with the same values and gradients, up to rounding.
     Other backends, dilation and groups get `lax.conv_general_dilated` itself. Where it is `pooled`,
     `max_pool` follows: before a bias that is the same over the image, to the same bits as after it.
     """
-
-    def library(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        convolved = lax.conv_general_dilated(lhs, rhs, window_strides, padding, **more)
-        return max_pool(convolved) if pooled else convolved
-
-    dilations = *(more.get("lhs_dilation") or ()), *(more.get("rhs_dilation") or ())
-    if max(*dilations, more.get("feature_group_count", 1), 1) > 1 or not lhs.size:
-        return library(lhs, rhs)
     size, kernel_size, pads = lhs.shape[1:3], rhs.shape[:2], padding
     if isinstance(pads, str):
         pads = lax.padtype_to_pads(size, kernel_size, window_strides, pads)
     ways = zip(size, kernel_size, pads, window_strides, strict=True)
-    outputs = [(n + sum(pad) - k) // stride + 1 for n, k, pad, stride in ways]
-    if min(outputs) < 1:  # the library has the words for a kernel that does not fit
-        return library(lhs, rhs)
+    outputs = tuple((n + sum(pad) - k) // stride + 1 for n, k, pad, stride in ways)
+    dilations = *(more.get("lhs_dilation") or ()), *(more.get("rhs_dilation") or ())
+    is_plain = max(*dilations, more.get("feature_group_count", 1), 1) == 1
+    # Asked here, and not by `lax.platform_dependent`, which traces both: a ResNet-50 has 53 of
+    # them. A kernel that does not fit is left to the library, which has the words for it.
+    if jax.default_backend() != "cpu" or not is_plain or not lhs.size or min(outputs) < 1:
+        convolved = lax.conv_general_dilated(lhs, rhs, window_strides, padding, **more)
+        return max_pool(convolved) if pooled else convolved
     compute = _rows_times_matrices if lhs.shape[3] >= _MANY_CHANNELS else _patches_times_matrix
-    product = partial(compute, _Way(window_strides, pads, outputs, more.get("precision"), pooled))
-    # Decided when the program is lowered, so that no program contains both.
-    return lax.platform_dependent(lhs, rhs, cpu=product, default=library)
+    way = _Way(
+        strides=tuple(window_strides),
+        pads=tuple((low, high) for low, high in pads),
+        outputs=outputs,
+        precision=more.get("precision"),
+        pooled=pooled,
+    )
+    return compute(way, lhs, rhs)  # traced once for all convolutions of the same shapes
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -99,6 +101,7 @@ def _padded(images: jax.Array, pads: _Pads) -> jax.Array:
     return lax.pad(images, jnp.zeros((), images.dtype), around)
 
 
+@partial(jax.jit, static_argnames="way")
 def _rows_times_matrices(way: _Way, images: jax.Array, kernel: jax.Array) -> jax.Array:
     """The convolution ``[b, rows, columns, features]``, one row of the kernel after another."""
     kh, kw, c, features = kernel.shape
@@ -120,6 +123,7 @@ def _rows_times_matrices(way: _Way, images: jax.Array, kernel: jax.Array) -> jax
     return max_pool(convolved) if way.pooled else convolved
 
 
+@partial(jax.jit, static_argnames="way")
 def _patches_times_matrix(way: _Way, images: jax.Array, kernel: jax.Array) -> jax.Array:
     """The convolution ``[b, rows, columns, features]``, computed, and pooled, block by block."""
     features = kernel.shape[-1]

@@ -1,5 +1,7 @@
 """A trial of a search: a model trained on adaptively selected subsets, scored on validation."""
 
+import hashlib
+import json
 import math
 import re
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -303,8 +305,11 @@ def checkpoint_for(
     """What a `TrialCheckpoint` of a training of a search is made of, if it is to have one."""
     if search.checkpoints is None:
         return None
-    file = re.sub(r"[^\w.-]", "_", f"{study.study_name}-{name}.msgpack")
     identity = {"search": study.user_attrs.get(SEARCH), **about}
+    # Another search of that name, in another storage, has files of its own.
+    told = json.dumps(identity["search"], sort_keys=True)
+    digest = hashlib.sha256(told.encode()).hexdigest()[:8]
+    file = re.sub(r"[^\w.-]", "_", f"{study.study_name}-{digest}-{name}.msgpack")
     path, every = Path(search.checkpoints) / file, search.checkpoint_every
     return {"path": path, "identity": identity, "every": every}
 

@@ -85,7 +85,6 @@ def retrain_and_save(
     checkpoint = None if given is None else TrialCheckpoint(**given)
     retraining, failure = None, None
     note: dict[str, Any] = {**about, "saved_to": None, "saved": _saved(study)}
-    note["alike"] = _saved(study, "alike") if _is_of(study, about) else []
     try:
         retraining = retrain(objective, values, test, checkpoint, progress=progress)
         note |= {name: getattr(retraining, name) for name in ("test_accuracy", "test_score")}
@@ -93,7 +92,7 @@ def retrain_and_save(
         if save_to is None:
             _set_note(study, note)
         else:
-            _save(retraining, study, note, os.path.realpath(save_to))
+            _save(retraining, study, note, about, os.path.realpath(save_to))
     except TrainingDivergedError as error:
         failure = f"retraining on everything diverged: {error}"
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -117,13 +116,18 @@ def _set_note(study: SearchStudy, note: Mapping[str, Any]) -> None:
         study.set_user_attr(RETRAINING, dict(note))
 
 
-def _save(retraining: Retraining, study: SearchStudy, note: dict[str, Any], place: str) -> None:
+def _save(
+    retraining: Retraining,
+    study: SearchStudy,
+    note: dict[str, Any],
+    about: Mapping[str, Any],
+    place: str,
+) -> None:
     """Saves a model whole, in place of an earlier one of this search; notes first whose it is."""
     new, old = (f"{place}.{uuid.uuid4().hex}" for _ in range(2))
     try:
         retraining.save(new)
-        note["saved_to"], model = place, [place, digest_of(new)]
-        note |= {kind: [*note[kind], model] for kind in ("saved", "alike")}
+        note |= {"saved_to": place, "saved": [*note["saved"], [place, digest_of(new), about]]}
         is_there = os.path.lexists(place)
         if is_there and not (is_place_of(study, place) and set(os.listdir(place)) <= SAVED_FILES):
             raise FileExistsError("it is there already, and is not of this search alone")
@@ -143,19 +147,13 @@ def _save(retraining: Retraining, study: SearchStudy, note: dict[str, Any], plac
 
 def is_place_of(study: SearchStudy, place: str | os.PathLike[str]) -> bool:
     """Whether what lies there is a model that this search has saved."""
-    return [os.path.realpath(place), digest_of(place)] in _saved(study)
+    return [os.path.realpath(place), digest_of(place)] in [one[:2] for one in _saved(study)]
 
 
-def _saved(study: SearchStudy, kind: str = "saved") -> list[list[str]]:
-    """Every place where this search has saved a model, or an "alike" one, with its digest."""
-    found: list[list[str]] = (study.user_attrs.get(RETRAINING) or {}).get(kind, [])
+def _saved(study: SearchStudy) -> list[list[Any]]:
+    """Every place where this search has saved a model, its digest, and what it is a model of."""
+    found: list[list[Any]] = (study.user_attrs.get(RETRAINING) or {}).get("saved", [])
     return found
-
-
-def _is_of(study: SearchStudy, about: Mapping[str, Any]) -> bool:
-    """Whether the last retraining was of these hyper-parameters, and tested on this test set."""
-    kept = study.user_attrs.get(RETRAINING)
-    return kept is not None and all(kept[name] == value for name, value in about.items())
 
 
 def known_retraining(
@@ -166,10 +164,10 @@ def known_retraining(
     A model that is to be saved must be there already, where that call saved it.
     """
     kept = study.user_attrs.get(RETRAINING)
-    if not kept or not _is_of(study, about):
+    if not kept or any(kept[name] != value for name, value in about.items()):
         return None
     saved_to = kept["saved_to"] if save_to is None else os.path.realpath(save_to)
-    if saved_to is not None and [saved_to, digest_of(saved_to)] not in _saved(study, "alike"):
+    if saved_to is not None and [saved_to, digest_of(saved_to), about] not in _saved(study):
         if save_to is not None:
             return None
         saved_to = None  # removed, another's, or cut off before it was there
