@@ -193,12 +193,12 @@ def _solve(budget: int, nonnegative: bool, *traced: Any) -> Subset:
 
     def steps(state: _State) -> _State:
         """Steps until the inverse has to be computed anew, which is rarely before the end."""
-        inverse = _inverse(state.gram, state.entered >= 0, state.inverse)
-        return jax.lax.while_loop(
-            lambda state: is_unfinished(state) & ~state.drifted,
-            partial(_step, problem),
-            state._replace(inverse=inverse, drifted=jnp.bool(False)),
+        state = jax.lax.while_loop(
+            lambda state: is_unfinished(state) & ~state.drifted, partial(_step, problem), state
         )
+        # Only then: the threads of LAPACK's BLAS go on spinning for a while, and on a CPU keep the
+        # steps that follow from the second core.
+        return jax.lax.cond(state.drifted, _with_new_inverse, lambda state: state, state)
 
     empty = jnp.zeros(budget, jnp.float64)
     start = _State(
@@ -357,6 +357,11 @@ def _inverse(gram: jax.Array, in_support: jax.Array, otherwise: jax.Array) -> ja
     root = jax.lax.linalg.triangular_solve(factor, identity, left_side=True, lower=True)
     inverse = jnp.where(both, root.T @ root, 0.0)
     return jnp.where(jnp.all(jnp.isfinite(inverse)), inverse, otherwise)
+
+
+def _with_new_inverse(state: _State) -> _State:
+    inverse = _inverse(state.gram, state.entered >= 0, state.inverse)
+    return state._replace(inverse=inverse, drifted=jnp.bool(False))
 
 
 def _squared_norms(gradients: Gradients) -> jax.Array:
