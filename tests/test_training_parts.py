@@ -683,3 +683,17 @@ def test_steps_are_compiled_ahead_after_training_has_given_up_the_state():
     known = parallel._program.cache_info().currsize
     jdss.train_on_subset(trained, problem.examples, everyone, other, key, num_steps=1)
     assert parallel._program.cache_info().currsize == known
+
+
+@pytest.mark.parametrize("selects_late", [False, True])
+def test_what_is_needed_first_is_compiled_first(monkeypatch, selects_late):
+    images, labels = np.zeros((16, 16, 16, 1), np.uint8), np.arange(16) % 4
+    problem, begun = make_problem((images, labels)), []
+    state = jdss.init_state(jdss.models.LeNet(4), problem.examples.inputs, jax.random.key(0))
+    monkeypatch.setattr("jdss.training.ahead._prepare", lambda *args: begun.append("step"))
+    monkeypatch.setattr("jdss.training.ahead._try_selection", lambda *args: begun.append("select"))
+    hyper, schedule = jdss.hyperparameters(batch_size=7), make_schedule("grad_match", 0.5)
+    with closing(Ahead((5, 7), selects_late=selects_late)) as ahead:
+        ahead.start(problem, schedule, state, everything(problem), hyper, jdss.grad_match)
+        ahead._pool.shutdown(wait=True)
+    assert begun == (["step", "select"] if selects_late else ["select", "step"])

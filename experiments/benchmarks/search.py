@@ -4,7 +4,8 @@
 its ledger: in a first process, which finds no compiled programs, and in a second, which finds those
 of the first; beside it the searches that a user would make instead. What all are compared with is
 ten full trainings of 15 epochs, of which one for each batch size of the space is made here and
-their mean taken. The decoded data set is on disk for all. All in one run, one after the other.
+their mean taken. The decoded data set is on disk for all. One after the other, in several rounds,
+of which the medians are told: what else a machine does changes a time by a tenth and more.
 """
 
 import itertools
@@ -13,10 +14,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import tyro
 
 from experiments.benchmarks.timing import load_average
@@ -68,36 +70,37 @@ def search(name: str, programs: str) -> dict[str, Any]:
 
 
 def table(result: Mapping[str, Any]) -> Table:
-    """One row a search: cold and warm, times faster, and the lines of its ledger."""
+    """One row a search: cold and warm, times faster, and the lines of its ledger; medians."""
+    rounds = result.get("rounds", [result])  # earlier files hold one
+    full = pd.Series([one["full_trainings_seconds"] for one in rounds])
     rows = []
-    for one in result["searches"]:
-        seconds = one["seconds"]
-        faster = result["full_trainings_seconds"] / one["total_seconds"]
+    for same in zip(*(one["searches"] for one in rounds), strict=True):
+        total = pd.Series([one["total_seconds"] for one in same])
+        faster, several = full / total, len(rounds) > 1
         row = {
-            "search": one["name"],
-            "process": one["process"],
-            "completed": str(one["trials"].get("complete", 0)),
-            "in all (s)": f"{one['total_seconds']:.1f}",
-            "times faster": f"{faster:.1f}×",
+            "search": same[0]["name"],
+            "process": same[0]["process"],
+            "completed": str(same[0]["trials"].get("complete", 0)),
+            "in all (s)": f"{total.median():.1f}",
+            "times faster": f"{faster.median():.1f}×",
+            "from – to": f"{faster.min():.1f} – {faster.max():.1f}" if several else "",
         }
-        row |= {line: f"{value:.1f}" for line, value in seconds.items() if line != "retraining"}
-        rows.append(row)
-    full = result["full_trainings_seconds"]
+        lines = pd.DataFrame([one["seconds"] for one in same]).median().drop("retraining")
+        rows.append(row | {line: f"{value:.1f}" for line, value in lines.items()})
     return Table.of(
         rows,
         "MNIST, LeNet, 5%: ten trials, from the start of the process",
-        f"Times faster than {TRAININGS} full trainings of {EPOCHS} epochs, {full:.0f} s without "
-        f"loading and compiling ({TRAININGS} times the mean of one for each batch size).",
+        f"Times faster than {TRAININGS} full trainings of {EPOCHS} epochs, {full.median():.0f} s "
+        f"without loading and compiling ({TRAININGS} times the mean of one for each batch size)."
+        + f" Medians of {len(rounds)} rounds; a round's searches over its own trainings."
+        * several,
     )
 
 
-def main(
-    searches: tuple[str, ...] = tuple(SEARCHES)[:3], out: Path = Path("runs/search.json")
-) -> None:
-    """Times searches, of those by name, in a first and in a second process."""
-    before, found = load_average(), []
+def make_round(searches: Sequence[str]) -> dict[str, Any]:
+    """A full training of each batch size, without compiling and loading, and the searches."""
+    found = []
     with tempfile.TemporaryDirectory() as directory:
-        # Without compiling and loading.
         trainings = [
             float(run(f"{directory}/full", "-c", _TRAINING, str(EPOCHS), str(size)))
             for size in BATCH_SIZES
@@ -106,15 +109,25 @@ def main(
             one = search(name, f"{directory}/{name}")
             found.append({"name": name, "process": process, **one})
             print(name, process, one["total_seconds"], flush=True)
-    result = {
-        **environment(),
-        "load_average": [*before, *load_average()],
+    return {
         "full_training_seconds": dict(zip(map(str, BATCH_SIZES), trainings, strict=True)),
         "full_trainings_seconds": TRAININGS * sum(trainings) / len(trainings),
         "searches": found,
     }
-    write_json(out, result)
-    print(table(result).markdown())
+
+
+def main(
+    searches: tuple[str, ...] = tuple(SEARCHES)[:3],
+    rounds: int = 3,
+    out: Path = Path("runs/search.json"),
+) -> None:
+    """Times searches, of those by name, in a first and in a second process."""
+    before, found = load_average(), []
+    for _ in range(rounds):
+        found.append(make_round(searches))
+        told = {**environment(), "load_average": [*before, *load_average()], "rounds": found}
+        write_json(out, told)
+    print(table(told).markdown())
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ no lock of the interpreter) compile the selection and the steps of the other bat
 search may draw. Who needs a program that is not ready waits, on the ledger's line "compiling".
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -31,10 +31,13 @@ from jdss.training.train_on_subset import prepare_training
 
 
 class Ahead:
-    """The programs of one search, with these batch sizes, or of one training."""
+    """The programs of one search, with these batch sizes, or of one training.
 
-    def __init__(self, batch_sizes: Sequence[int] = ()) -> None:
-        self._batch_sizes = tuple(batch_sizes)
+    `selects_late` says that several trials begin before one selects, and so need the steps first.
+    """
+
+    def __init__(self, batch_sizes: Sequence[int] = (), *, selects_late: bool = False) -> None:
+        self._batch_sizes, self._selects_late = tuple(batch_sizes), selects_late
         self._pool = ThreadPoolExecutor(1, "jdss-compiles")
         self._started: set[Any] = set()
         self._futures: dict[Any, Future[Any]] = {}
@@ -54,13 +57,16 @@ class Ahead:
         # In a search over architectures most models are trained once, with one batch size.
         sizes = () if self._started else self._batch_sizes
         self._started.add(state.model)
+        steps: dict[Any, Callable[[], None]] = {
+            size: partial(_prepare, problem, state, everyone, replace(hyper, batch_size=size))
+            for size in sizes
+            if size != hyper.batch_size  # which the training compiles itself
+        }
+        selection: dict[Any, Callable[[], None]] = {}
         if select is not None and _can_be_tried(schedule):
-            arguments = problem, schedule, state, select
-            self._futures["select"] = self._pool.submit(_try_selection, *arguments)
-        for size in sizes:
-            if size != hyper.batch_size:  # which the training compiles itself
-                other = replace(hyper, batch_size=size)
-                self._futures[size] = self._pool.submit(_prepare, problem, state, everyone, other)
+            selection["select"] = partial(_try_selection, problem, schedule, state, select)
+        tasks = steps | selection if self._selects_late else selection | steps
+        self._futures |= {name: self._pool.submit(task) for name, task in tasks.items()}
 
     def wait(self, name: Any, ledger: Ledger) -> None:
         """Waits for "select", or the step of a batch size, where it is being compiled."""

@@ -271,11 +271,12 @@ def _run(driver: Driver, workers: Workers, *, progress: bool) -> None:
                 inner.advance(done, epochs, phase=entry["phase"], loss=entry["loss"])
                 driver.lease.check_last_seen()
 
-            ahead = stack.enter_context(closing(Ahead(batch_sizes_of(objective.space))))
             slots, search = 1, objective.search
             if search.pruner == "asha":
                 driver.cohorts = Cohorts(total, search.first_rung, search.reduction_factor)
                 slots = total
+            sizes, late = batch_sizes_of(objective.space), driver.cohorts is not None
+            ahead = stack.enter_context(closing(Ahead(sizes, selects_late=late)))
             pool = OwnProcess(partial(attempt, objective, on_epoch=on_epoch, ahead=ahead), slots)
         driver.run(pool, show)
 
