@@ -41,7 +41,13 @@ def parallel(
 
     def call(*arguments: Any) -> Any:
         placed = _placed(arguments)
-        return compiled_for(placed)(*placed)
+        result = compiled_for(placed)(*placed)
+        # Devices that are simulated on a CPU share its threads: two programs at once may each hold
+        # those that the other's collectives wait for, for ever.
+        is_simulated = jax.default_backend() == "cpu" and jax.local_device_count() > 1
+        if is_simulated and _checks.is_concrete(placed):
+            jax.block_until_ready(result)
+        return result
 
     def compiled_for(placed: tuple[Any, ...]) -> Callable[..., Any]:
         mapped = _pmapped(function, len(placed) - 1, donate)

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 import jdss
+from jdss import parallel
+from jdss.training.ahead import _can_be_tried
 from jdss.training.hyperparameters import OPTIMIZERS
-from tests.simulated_devices import read, start
+from jdss.training.schedule import make_schedule
+from tests.simulated_devices import on_devices, read, start
 
 N, C = 30, 3
 
@@ -89,3 +92,20 @@ def test_two_processes_compute_what_one_does_and_both_have_it_all(runs):
     for process in (first, second):
         assert (process["devices"], process["processes"]) == (2, 2)
         assert_same(here, process)
+
+
+def one_at_a_time():
+    def take_long(device, x):
+        return jax.lax.psum(jax.lax.fori_loop(0, 200, lambda _, y: y @ x, x), parallel.AXIS)
+
+    result = parallel.parallel(take_long)(np.eye(500, dtype=np.float32))
+    tried = _can_be_tried(make_schedule("grad_match", 0.5))
+    return {"ready": result.is_ready(), "tried": tried}
+
+
+def test_no_two_programs_with_collectives_are_run_at_once(tmp_path):
+    """Each may hold threads, or devices, that the other waits for: a search hung on two."""
+    one, four = on_devices(one_at_a_time, (1, 4), tmp_path)
+    assert four["ready"]
+    assert not four["tried"]
+    assert one["tried"]

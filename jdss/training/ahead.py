@@ -94,10 +94,15 @@ def _prepare(problem: Problem, state: TrainState, everyone: Subset, hyper: Hyper
 
 
 def _can_be_tried(schedule: Schedule) -> bool:
-    """Whether a selection can be made of gradients that are all zero: one's own may refuse."""
+    """Whether a selection can be made of gradients that are all zero: one's own may refuse.
+
+    On several devices it would be run beside a training: each device may begin with another of the
+    two programs, and then they wait for one another's collectives for ever.
+    """
     strategy, selection = schedule.strategy, schedule.selection
     exact = (selection.gradients, selection.outer) == ("last_layer", "training")
-    return strategy.needs_gradients and strategy.name in STRATEGIES and exact
+    known = strategy.needs_gradients and strategy.name in STRATEGIES and exact
+    return known and jax.device_count() == 1
 
 
 def _try_selection(problem: Problem, schedule: Schedule, state: TrainState, select: Select) -> None:
