@@ -337,10 +337,9 @@ def test_an_outer_validation_set_must_be_there(perceptron, blobs):
 
 
 def selected():
-    """What each method selects here, class by class, on as many devices as there are.
+    """What each method selects here, class by class and from all, on as many devices as there are.
 
-    Six classes do not divide by four devices, and one of them is tiny. Of all at once nothing is
-    divided.
+    Six classes do not divide by four devices, and one of them is tiny.
     """
     generator = np.random.default_rng(0)
     labels = np.repeat(np.arange(6), [60, 45, 30, 3, 1, 40]).astype(np.int32)
@@ -358,9 +357,11 @@ def selected():
     }
     found = {"devices": jax.device_count()}
     for name, method in methods.items():
-        subset = jdss.per_class(method, labels, 6)(gradients, 40, key=jax.random.key(0))
-        found[f"{name}, indices"] = np.asarray(subset.indices)
-        found[f"{name}, weights"] = np.asarray(subset.weights)
+        for lifting in ("per_class", "all"):
+            lifted = jdss.per_class(method, labels, 6) if lifting == "per_class" else method
+            subset = lifted(gradients, 40, key=jax.random.key(0))
+            found[f"{name}, {lifting}, indices"] = np.asarray(subset.indices)
+            found[f"{name}, {lifting}, weights"] = np.asarray(subset.weights)
     return found
 
 
